@@ -1,0 +1,154 @@
+"""Text to token ids and back.
+
+Every method may be called from several threads at once: nothing changes after construction but a
+cache. Knows nothing of prompts, requests or models; where a vocabulary comes from is told by
+`folder.py` and `gguf.py` (which also says where transformers' conversion, which we follow,
+differs from llama.cpp's).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from octavo.errors import CheckpointError, InvalidRequestError
+from octavo.text.chat import ChatTemplate
+from octavo.text.codec import read_codec
+from octavo.text.folder import parts_from_folder
+from octavo.text.gguf import parts_from_gguf
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from octavo.text.parts import TokenizerParts
+
+
+class Tokenizer:
+    """A model's tokenizer and chat template.
+
+    Attributes:
+        vocab_size: every id that `encode` gives is below it. The model's output may be wider: ids
+            from here on have no text.
+        bos_token_id, eos_token_id: the named tokens' ids, or None.
+        special_token_ids: what `skip_special_tokens` leaves out.
+        eos_token_ids: every id that ends generation.
+        chat_template: None where the model has none.
+        codec: how tokens become bytes, or None for a decoder whose tokens have no bytes.
+    """
+
+    def __init__(self, parts: TokenizerParts) -> None:
+        backend = parts.backend
+        self._backend = backend
+        self._bytes: dict[int, bytes] = {}
+        self.codec = read_codec(backend)
+        added = backend.get_added_tokens_decoder()
+        self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
+        # Ids may have holes, so that the count of tokens is too small.
+        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        named = parts.special_tokens
+        self.bos_token_id = (
+            backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
+        )
+        self.eos_token_id = (
+            backend.token_to_id(named["eos_token"]) if "eos_token" in named else None
+        )
+        self.eos_token_ids = parts.eos_token_ids
+        self.chat_template = (
+            ChatTemplate(
+                parts.chat_template or parts.tool_template or "",
+                tool_source=parts.tool_template,
+                special_tokens=named,
+            )
+            if parts.chat_template or parts.tool_template
+            else None
+        )
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. Special tokens written in the text become their ids.
+
+        Args:
+            text: any text.
+            add_special_tokens: put what the model expects around a text, such as its
+                beginning-of-sequence token. False for what a chat template rendered.
+
+        Raises:
+            InvalidRequestError: the text holds half of a surrogate pair, which is not Unicode.
+        """
+        try:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError:
+            if isinstance(text, str):
+                raise InvalidRequestError("the text holds a lone surrogate") from None
+            raise
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD, unknown ids nothing.
+
+        A broken character never changes its neighbours: here we part from the library, which
+        replaces a whole run of byte tokens when one of them is broken.
+        """
+        if self.codec is None:
+            return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        hidden = self.special_token_ids if skip_special_tokens else frozenset()
+        data = b"".join([self.token_bytes(i) for i in ids if i not in hidden])
+        return self.codec.strip_start(data.decode("utf-8", self.codec.errors))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The exact bytes of one token, which may be a piece of a character; unknown ids: none."""
+        try:
+            return self._bytes[token_id]
+        except KeyError:
+            pass
+        if not 0 <= token_id < self.vocab_size:
+            return b""
+        piece = self._backend.id_to_token(token_id)
+        if piece is None:
+            data = b""
+        elif self.codec is not None:
+            data = self.codec.encode_piece(piece)
+        else:
+            data = self._backend.decode([token_id], skip_special_tokens=False).encode()
+        self._bytes[token_id] = data
+        return data
+
+    def token_text(self, token_id: int) -> str:
+        """The token alone, as in OpenAI's logprobs: with its leading space, with U+FFFD for pieces
+        of a character, with the name of a special token.
+        """
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def require_chat_template(self) -> ChatTemplate:
+        """The chat template.
+
+        Raises:
+            InvalidRequestError: the model has none.
+        """
+        if self.chat_template is None:
+            raise InvalidRequestError(
+                "this model has no chat template: use /v1/completions with a plain prompt",
+                param="messages",
+            )
+        return self.chat_template
+
+
+def load_folder(path: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder (see `folder.parts_from_folder`)."""
+    return Tokenizer(parts_from_folder(path))
+
+
+def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a GGUF file's metadata describe (see `gguf.parts_from_gguf`)."""
+    return Tokenizer(parts_from_gguf(metadata))
+
+
+def load_tokenizer(checkpoint_path: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The tokenizer of a checkpoint: a folder's files, or the metadata of a GGUF file.
+
+    Raises:
+        CheckpointError: files or keys are missing or make no sense.
+    """
+    if checkpoint_path.is_dir():
+        return load_folder(checkpoint_path)
+    if metadata is None:
+        raise CheckpointError(f"{checkpoint_path} is not a folder, and brings no GGUF metadata")
+    return from_gguf(metadata)
