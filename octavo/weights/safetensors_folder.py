@@ -1,0 +1,305 @@
+"""Hugging Face folders: config.json, and safetensors in one file or in shards with an index.
+
+Knows the container, not models. Reads no pickle and runs no code from the folder. Opening imports
+no torch. The file format is specified in safetensors' README ("Format").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from octavo.errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import torch
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_HEADER_LEN = 100_000_000
+"""Bytes of a safetensors header; the reference implementation refuses larger ones too."""
+
+
+class _StoredType(NamedTuple):
+    dtype: str
+    item_bytes: int
+
+
+# By the name in the header: torch's name and bytes per element.
+_TYPES = {
+    "F64": _StoredType("float64", 8),
+    "F32": _StoredType("float32", 4),
+    "F16": _StoredType("float16", 2),
+    "BF16": _StoredType("bfloat16", 2),
+    "F8_E4M3": _StoredType("float8_e4m3fn", 1),
+    "F8_E5M2": _StoredType("float8_e5m2", 1),
+    "I64": _StoredType("int64", 8),
+    "I32": _StoredType("int32", 4),
+    "I16": _StoredType("int16", 2),
+    "I8": _StoredType("int8", 1),
+    "U64": _StoredType("uint64", 8),
+    "U32": _StoredType("uint32", 4),
+    "U16": _StoredType("uint16", 2),
+    "U8": _StoredType("uint8", 1),
+    "BOOL": _StoredType("bool", 1),
+}
+
+
+class FolderTensor:
+    """One tensor of a safetensors file (`StoredTensor`).
+
+    Attributes:
+        name: as the file spells it.
+        shape: as the file has it, which is torch's order.
+        dtype: torch's name of the stored type.
+        num_bytes: in the file.
+        offset: of the first byte, from the file's start.
+    """
+
+    __slots__ = ("_shard", "dtype", "name", "num_bytes", "offset", "shape")
+
+    def __init__(
+        self, shard: _Shard, name: str, shape: tuple[int, ...], dtype: str, offset: int, end: int
+    ) -> None:
+        self._shard = shard
+        self.name = name
+        self.shape = shape
+        self.dtype = dtype
+        self.offset = offset
+        self.num_bytes = end - offset
+
+    def __repr__(self) -> str:
+        return f"FolderTensor({self.name!r}, shape={self.shape}, dtype={self.dtype})"
+
+    def load(self, dtype: torch.dtype) -> torch.Tensor:
+        """The tensor in `dtype`, owned by the caller; safe to call from several threads.
+
+        Raises:
+            CheckpointError: the file has become shorter since it was opened.
+        """
+        import torch
+
+        stored = torch.empty(self.shape, dtype=getattr(torch, self.dtype))
+        if self.num_bytes:
+            # read(2) into the tensor's own memory: no copy, and a file that is cut off meanwhile
+            # gives an error, where a mapping would kill the process.
+            raw: Any = stored.view(-1).view(torch.uint8).numpy()
+            self._shard.read_into(memoryview(raw), self.offset)
+        return stored.to(dtype)
+
+
+class FolderCheckpoint:
+    """A Hugging Face folder (`Checkpoint`). Every shard's header is read and checked at once.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, corrupt or contradicts another.
+        UnsupportedModelError: the weights are pickles only.
+    """
+
+    format: Literal["safetensors", "gguf"] = "safetensors"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / "config.json").exists():
+            raise CheckpointError(
+                f"{path}: neither a Hugging Face folder (no config.json) nor a folder with one "
+                "GGUF file"
+            )
+        self.config: Mapping[str, Any] = _read_json(path / "config.json")
+        generation = path / "generation_config.json"
+        self.generation_config: Mapping[str, Any] = (
+            _read_json(generation) if generation.exists() else {}
+        )
+        self.architecture = _architecture(path, self.config)
+        self._shards: list[_Shard] = []
+        self._tensors: list[FolderTensor] = []
+        try:
+            for file, expected in _weight_files(path).items():
+                self._add_shard(path / file, expected)
+        except BaseException:
+            self.close()
+            raise
+        self.num_bytes = sum(tensor.num_bytes for tensor in self._tensors)
+
+    def _add_shard(self, path: Path, expected: set[str] | None) -> None:
+        shard = _Shard(path)
+        self._shards.append(shard)
+        tensors = shard.tensors()
+        if expected is not None:
+            missing = expected - {tensor.name for tensor in tensors}
+            if missing:
+                raise CheckpointError(
+                    f"{path}: has no tensor {min(missing)!r}, which {INDEX_FILE} places in it"
+                )
+            tensors = [tensor for tensor in tensors if tensor.name in expected]
+        self._tensors += tensors
+
+    def tensors(self) -> Iterator[FolderTensor]:
+        """Every tensor once, shard by shard, in the order of their data."""
+        return iter(self._tensors)
+
+    def close(self) -> None:
+        """Close the files. Tensors already loaded stay valid."""
+        for shard in self._shards:
+            shard.close()
+
+
+class _Shard:
+    """One open safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            self._file = FileIO(path, "rb")
+            self._size = path.stat().st_size
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: is missing") from error
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read_into(self, target: memoryview, offset: int) -> None:
+        """Fill `target` with the bytes from `offset` on."""
+        done = 0
+        with self._lock:
+            self._file.seek(offset)
+            while done < len(target):
+                try:
+                    num_read = self._file.readinto(target[done:])
+                except OSError as error:
+                    raise self._error(f"cannot be read: {error.strerror or error}") from error
+                if not num_read:
+                    raise self._error(f"truncated: ends at byte {offset + done}")
+                done += num_read
+
+    def tensors(self) -> list[FolderTensor]:
+        """Every tensor, in the order of their data, which must lie without holes."""
+        if self._size < 8:
+            raise self._error("truncated: shorter than its own header's length field")
+        field = bytearray(8)
+        self.read_into(memoryview(field), 0)
+        header_len = int.from_bytes(field, "little")
+        if header_len > MAX_HEADER_LEN:
+            raise self._error("not a safetensors file (a header of impossible length)")
+        data_start = 8 + header_len
+        if data_start > self._size:
+            raise self._error(
+                f"truncated: the header ends at byte {data_start}, the file at {self._size}"
+            )
+        header = bytearray(header_len)
+        self.read_into(memoryview(header), 8)
+        tensors = [
+            self._tensor(name, entry, data_start)
+            for name, entry in _parse_object(self.path, header, "header").items()
+            if name != "__metadata__"
+        ]
+        tensors.sort(key=lambda tensor: (tensor.offset, tensor.num_bytes))
+        end = data_start
+        for tensor in tensors:
+            if tensor.offset != end:
+                raise self._error(
+                    f"tensor {tensor.name!r} starts at byte {tensor.offset}, not at {end}"
+                )
+            end += tensor.num_bytes
+        if end > self._size:
+            raise self._error(f"truncated: its tensors end at byte {end}, the file at {self._size}")
+        if end < self._size:
+            raise self._error(f"holds {self._size - end} bytes beyond its last tensor")
+        return tensors
+
+    def _tensor(self, name: str, entry: Any, data_start: int) -> FolderTensor:
+        try:
+            stored, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            sound = all(type(value) is int and 0 <= value < 2**63 for value in (*shape, begin, end))
+        except (TypeError, KeyError, ValueError):
+            sound = False
+        if not sound:
+            raise self._error(f"the header's entry for tensor {name!r} is malformed")
+        kind = _TYPES.get(stored) if isinstance(stored, str) else None
+        if kind is None:
+            raise UnsupportedModelError(
+                f"{self.path}: tensor {name!r} has type {stored!r}, which is not supported"
+            )
+        if end - begin != math.prod(shape) * kind.item_bytes:
+            raise self._error(
+                f"tensor {name!r} of shape {shape} and type {stored} cannot take "
+                f"{end - begin} bytes"
+            )
+        if end == begin and any(extent > self._size for extent in shape):
+            raise self._error(f"tensor {name!r}: shape {shape} makes no sense")
+        return FolderTensor(
+            self, name, tuple(shape), kind.dtype, data_start + begin, data_start + end
+        )
+
+    def _error(self, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self.path}: {problem}")
+
+
+def _weight_files(path: Path) -> dict[str, set[str] | None]:
+    """Files with weights, and which tensors the index expects in each (None: there is no index)."""
+    if (path / SINGLE_FILE).exists():
+        return {SINGLE_FILE: None}
+    index_path = path / INDEX_FILE
+    if index_path.exists():
+        weight_map = _read_json(index_path).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index_path}: has no weight_map")
+        files: dict[str, set[str] | None] = {}
+        for name, file in sorted(weight_map.items(), key=lambda item: str(item[1])):
+            # a plain name, so that an index cannot point outside its folder
+            if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+                raise CheckpointError(f"{index_path}: {file!r} is no name of a file")
+            expected = files.setdefault(file, set())
+            assert expected is not None
+            expected.add(name)
+        return files
+    if any(path.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{path}: has safetensors, but neither {SINGLE_FILE} nor {INDEX_FILE}"
+        )
+    if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
+        raise UnsupportedModelError(
+            f"{path}: holds its weights as pickles, which Octavo never reads; convert the model "
+            "to safetensors"
+        )
+    raise CheckpointError(f"{path}: has no {SINGLE_FILE}")
+
+
+def _architecture(path: Path, config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise CheckpointError(f"{path / 'config.json'}: names no architectures")
+    return names[0]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return _parse_object(path, data, "file")
+
+
+def _parse_object(path: Path, data: bytes | bytearray, what: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return result
+
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the {what} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: the {what} is not a JSON object")
+    return value
