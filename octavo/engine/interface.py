@@ -1,0 +1,61 @@
+"""What the API server asks of an engine. Knows nothing of processes, sockets, text or HTTP.
+
+The server is written against this protocol; `engine/client.py` implements it, and tests use fakes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from octavo.types import Delta, EngineInfo, EngineStats, SamplingParams
+
+
+class EngineClient(Protocol):
+    """A running engine, seen from the API server's event loop.
+
+    Attributes:
+        info: what the engine reported when it was ready.
+    """
+
+    info: EngineInfo
+
+    @property
+    def stats(self) -> EngineStats:
+        """The newest snapshot that the engine sent."""
+        ...
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the engine has died; it does not come back."""
+        ...
+
+    def generate(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, request_id: str
+    ) -> AsyncIterator[Delta]:
+        """Generate from a prompt: an async generator of increments, one or more tokens each.
+
+        The last delta has `finish_reason` set, `error` included. Closing the generator (`aclose()`
+        or cancellation) aborts the request and frees its blocks within one step.
+
+        Args:
+            prompt_token_ids: at least one id, each below `info.vocab_size`.
+            params: how to sample; `max_tokens` None means up to the context's end.
+            request_id: unique among the requests in flight.
+
+        Raises:
+            InvalidRequestError: before the first delta: the prompt is empty, too long for the
+                context (code `context_length_exceeded`), or has ids out of the vocabulary.
+            EngineUnavailableError: the engine is dead.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """End a request: its last delta says `abort`. Unknown ids are ignored."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the engine and wait for its end. Requests in flight end with `abort` or `error`."""
+        ...

@@ -1,0 +1,193 @@
+"""What completion and chat requests have in common: sampling fields, and fields not served yet.
+
+A field of a request either changes what the engine is asked for or what the answer holds, or is
+in `HARMLESS_FIELDS`, or is refused by name unless it has one of its neutral values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from octavo.errors import InvalidRequestError
+from octavo.protocol.decode import Int32, Int64
+from octavo.types import SamplingParams
+
+DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p")
+"""Sampling fields whose default may come from a model's generation_config."""
+
+HARMLESS_FIELDS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "safety_identifier",
+        "service_tier",
+        "user",
+    }
+)
+"""Accepted without effect: who asks, labels, and hints that never change an answer's content."""
+
+Neutral = Mapping[str, tuple[Any, ...]]
+"""Per field that is not served: the values that ask for nothing."""
+
+NEUTRAL_VALUES: Neutral = {
+    "n": (None, 1),
+    "best_of": (None, 1),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "length_penalty": (None, 1),
+    "logit_bias": (None, {}),
+    "use_beam_search": (None, False),
+    "include_stop_str_in_output": (None, False),
+    "spaces_between_special_tokens": (None, True),
+    "prompt_logprobs": (None,),
+    "truncate_prompt_tokens": (None,),
+    "echo": (None, False),
+    "priority": (None, 0),
+    "store": (None, False),
+    "response_format": (None, {"type": "text"}),
+}
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """What a stream carries beside the text.
+
+    Attributes:
+        include_usage: a last chunk without choices has the usage.
+        continuous_usage_stats: with `include_usage`, every chunk has the usage so far.
+        include_obfuscation: padding against traffic analysis; not served, so never true.
+    """
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Fields of both APIs: OpenAI's, and vLLM's extras. Null is the same as leaving a field out."""
+
+    model: str
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Int32 | None = None
+    min_p: float | None = None
+    seed: Int64 | None = None
+    min_tokens: Int32 | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[Int32] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+
+    # Harmless.
+    metadata: dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    user: str | None = None
+
+    # Not served: only neutral values pass.
+    n: int | None = None
+    best_of: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    length_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    use_beam_search: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    echo: bool | None = None
+    priority: int | None = None
+    store: bool | None = None
+    response_format: dict[str, Any] | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        """True when a stream ends with a usage chunk."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """True when every chunk of a stream carries the usage so far."""
+        options = self.stream_options
+        return self.include_usage and bool(options and options.continuous_usage_stats)
+
+
+def check_neutral(request: msgspec.Struct, neutral: Neutral) -> None:
+    """Refuse fields that are not served.
+
+    Raises:
+        InvalidRequestError: a field of `neutral` has a value that asks for something.
+    """
+    for name, values in neutral.items():
+        value = getattr(request, name)
+        if value not in values:
+            allowed = " or ".join(msgspec.json.encode(v).decode() for v in values if v is not None)
+            only = f", or set it to {allowed}" if allowed else ""
+            raise InvalidRequestError(
+                f"{name} is not supported by this server: leave it out{only}", param=name
+            )
+
+
+def check_stream_options(request: GenerationRequest) -> None:
+    """Refuse stream options without a stream, and padding.
+
+    Raises:
+        InvalidRequestError: `stream_options` asks for something that does not happen.
+    """
+    options = request.stream_options
+    if options is None:
+        return
+    if not request.stream:
+        raise InvalidRequestError(
+            "stream_options is only allowed when stream is true", param="stream_options"
+        )
+    if options.include_obfuscation:
+        raise InvalidRequestError(
+            "stream_options.include_obfuscation is not supported by this server: "
+            "leave it out, or set it to false",
+            param="stream_options.include_obfuscation",
+        )
+
+
+def sampling_params(
+    request: GenerationRequest,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    defaults: Mapping[str, Any],
+) -> SamplingParams:
+    """How the engine shall sample for this request.
+
+    Args:
+        request: explicit values win.
+        max_tokens: most tokens to generate; None: up to the context's end.
+        logprobs: alternatives per position, None: no logprobs.
+        defaults: values for those of `DEFAULTED_FIELDS` that the request leaves out.
+
+    Raises:
+        InvalidRequestError: a value is out of range; `param` is SamplingParams' name for it.
+    """
+    given: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": logprobs}
+    for name in DEFAULTED_FIELDS:
+        given[name] = defaults.get(name)
+    for name in (
+        *DEFAULTED_FIELDS,
+        *("seed", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "skip_special_tokens"),
+    ):
+        value = getattr(request, name)
+        if value is not None:
+            given[name] = value
+    optional = ("max_tokens", "logprobs")
+    return SamplingParams(**{k: v for k, v in given.items() if v is not None or k in optional})

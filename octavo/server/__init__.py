@@ -1,0 +1,1 @@
+"""The OpenAI HTTP application over an engine. Knows tokens, never tensors."""

@@ -1,0 +1,70 @@
+"""API keys: pure ASGI middleware in front of every route but `/health`, also of none.
+
+Keys are kept as SHA-256 only. The presented key is compared with all of them in constant time, so
+that the time of an answer tells neither how much of a key is right nor which one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import TYPE_CHECKING
+
+from octavo.errors import AuthenticationError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+OPEN_PATHS = frozenset({"/health"})
+"""Paths that need no key."""
+
+
+class Authentication:
+    """Refuses requests without a valid `Authorization: Bearer` header.
+
+    Args:
+        app: what is protected.
+        keys: valid keys; none: everybody passes.
+
+    Raises:
+        ConfigError: a key is empty or has characters that no header carries.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+        self._app = app
+        self._digests = [hashlib.sha256(_checked(key)).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it.
+
+        Raises:
+            AuthenticationError: no key, or not one of ours.
+        """
+        if self._digests and scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if self._digests and scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            self._authenticate(scope)
+        await self._app(scope, receive, send)
+
+    def _authenticate(self, scope: Scope) -> None:
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        if scheme.lower() != b"bearer" or not key.strip():
+            raise AuthenticationError(
+                "Give an API key in the header: Authorization: Bearer KEY", code="missing_api_key"
+            )
+        digest = hashlib.sha256(key.strip()).digest()
+        is_valid = False
+        for known in self._digests:
+            is_valid |= hmac.compare_digest(digest, known)
+        if not is_valid:
+            raise AuthenticationError("The API key is not valid", code="invalid_api_key")
+
+
+def _checked(key: str) -> bytes:
+    if not key or not key.isascii() or not key.isprintable() or key != key.strip():
+        raise ConfigError("an API key must be printable ASCII, not empty, without outer spaces")
+    return key.encode("ascii")

@@ -1,0 +1,161 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from msgspec import UNSET
+
+from octavo.errors import InvalidRequestError
+from octavo.protocol import sse
+from octavo.protocol.chat import (
+    AssistantAnswer,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    ChatDelta,
+)
+from octavo.server.answers import UsageCounter, chat_logprobs, collect
+from octavo.server.context import ServerContext, context_of
+from octavo.server.generation import Job, run_jobs
+from octavo.server.http import json_response, until_disconnect
+from octavo.server.stream import EventStream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp
+
+    from octavo.types import Delta
+
+
+async def create_chat_completion(request: Request) -> ASGIApp:
+    """Answer a conversation, as one answer or as a stream.
+
+    Raises:
+        RequestError: the request cannot be served; nothing was generated.
+    """
+    arrived = time.perf_counter()
+    context = context_of(request)
+    body = await context.read(request, ChatCompletionRequest)
+    context.check_model(body.model)
+    body.check()
+    answer = _Answer(context, body, await _job(context, body, arrived))
+    if body.stream:
+        return EventStream(answer.events())
+    return json_response(await until_disconnect(request.receive, answer.complete()))
+
+
+async def _job(context: ServerContext, body: ChatCompletionRequest, arrived: float) -> Job:
+    """The conversation rendered, encoded, checked, and with its parameters."""
+    params = body.sampling_params(context.defaults)
+    encoder = context.prompts
+    encoder.check_ids(params.stop_token_ids, param="stop_token_ids")
+    ids = await encoder.encode_chat(
+        body.messages,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        template_kwargs=body.chat_template_kwargs,
+        add_special_tokens=bool(body.add_special_tokens),
+    )
+    try:
+        params = encoder.fit(params, len(ids), prompt="messages", max_tokens=body.max_tokens_field)
+    except InvalidRequestError as exc:
+        raise body.in_own_names(exc) from None
+    return Job(f"chatcmpl-{uuid4().hex}", ids, params, arrived)
+
+
+class _Answer:
+    """Makes the answer, whole or in chunks, out of the deltas of its job."""
+
+    def __init__(self, context: ServerContext, body: ChatCompletionRequest, job: Job) -> None:
+        self._context = context
+        self._body = body
+        self._job = job
+        self._created = int(time.time())
+        self._usage = UsageCounter([len(job.prompt_token_ids)])
+
+    def _run(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        return run_jobs(self._context.engine, self._context.metrics, [self._job])
+
+    async def complete(self) -> ChatCompletion:
+        """The whole answer."""
+        async with aclosing(self._run()) as deltas:
+            (output,) = await collect(deltas, self._usage, 1)
+        choice = ChatChoice(
+            message=AssistantAnswer(content=output.text),
+            finish_reason=output.finish_reason,
+            stop_reason=output.stop_reason,
+        )
+        if self._body.logprobs:
+            choice.logprobs = chat_logprobs(self._context.tokenizer, output.logprobs)
+        answer = ChatCompletion(
+            id=self._job.request_id,
+            created=self._created,
+            model=self._context.model_name,
+            choices=[choice],
+            usage=self._usage.usage,
+        )
+        if self._body.return_token_ids:
+            choice.token_ids = output.token_ids
+            answer.prompt_token_ids = self._job.prompt_token_ids
+        return answer
+
+    def _chunk(self, *choices: ChatChunkChoice) -> ChatCompletionChunk:
+        chunk = ChatCompletionChunk(
+            id=self._job.request_id,
+            created=self._created,
+            model=self._context.model_name,
+            choices=list(choices),
+        )
+        if self._body.continuous_usage:
+            chunk.usage = self._usage.usage
+        elif self._body.include_usage:
+            chunk.usage = None
+        return chunk
+
+    def _first_event(self) -> bytes:
+        chunk = self._chunk(ChatChunkChoice(delta=ChatDelta(role="assistant", content="")))
+        if self._body.return_token_ids:
+            chunk.prompt_token_ids = self._job.prompt_token_ids
+        return sse.event(chunk)
+
+    def _delta_events(self, delta: Delta) -> bytes:
+        """What a delta adds, and the chunk with the reason if it is the last; may be nothing."""
+        has_ids = bool(self._body.return_token_ids and delta.token_ids)
+        events = b""
+        if delta.text or delta.logprobs or has_ids:
+            choice = ChatChunkChoice(delta=ChatDelta(content=delta.text))
+            if self._body.logprobs and delta.logprobs:
+                choice.logprobs = chat_logprobs(self._context.tokenizer, delta.logprobs)
+            choice.token_ids = delta.token_ids if has_ids else UNSET
+            events = sse.event(self._chunk(choice))
+        if delta.finish_reason is not None:
+            end = ChatChunkChoice(
+                delta=ChatDelta(), finish_reason=delta.finish_reason, stop_reason=delta.stop_reason
+            )
+            events += sse.event(self._chunk(end))
+        return events
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The answer as events, without the end."""
+        first = True
+        async with aclosing(self._run()) as deltas:
+            async for index, delta in deltas:
+                self._usage.add(index, delta)
+                events = self._delta_events(delta)
+                if first:
+                    events = self._first_event() + events
+                    first = False
+                if events:
+                    yield events
+        if self._body.include_usage:
+            chunk = self._chunk()
+            chunk.usage = self._usage.usage
+            yield sse.event(chunk)

@@ -1,0 +1,75 @@
+"""What the handlers share: the engine, the encoder, names, metrics. Made once, then read only."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from octavo.errors import ModelNotServedError
+from octavo.protocol.decode import decode
+from octavo.server.http import read_body
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import msgspec
+    from starlette.requests import Request
+
+    from octavo.config import ServerConfig
+    from octavo.engine.interface import EngineClient
+    from octavo.observability.metrics import Metrics
+    from octavo.server.prompts import PromptEncoder, TokenizerLike
+
+_T = TypeVar("_T", bound="msgspec.Struct")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerContext:
+    """One server's parts.
+
+    Attributes:
+        defaults: sampling defaults of the model, checked.
+        started: when the server was made, seconds since the epoch.
+    """
+
+    engine: EngineClient
+    tokenizer: TokenizerLike
+    prompts: PromptEncoder
+    config: ServerConfig
+    metrics: Metrics
+    defaults: Mapping[str, Any]
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def model_name(self) -> str:
+        """The name that answers carry."""
+        return self.config.served_model_names[0]
+
+    def check_model(self, name: str) -> None:
+        """Refuse other models' names.
+
+        Raises:
+            ModelNotServedError: this server does not serve it.
+        """
+        if name not in self.config.served_model_names:
+            served = ", ".join(self.config.served_model_names)
+            raise ModelNotServedError(
+                f"The model {name[:200]!r} is not served here, use one of: {served}",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def read(self, request: Request, kind: type[_T]) -> _T:
+        """The request's body as a `kind`.
+
+        Raises:
+            RequestError: too large, malformed, or of another shape.
+        """
+        return decode(await read_body(request, self.config.max_body_bytes), kind)
+
+
+def context_of(request: Request) -> ServerContext:
+    """The context of the application that got this request."""
+    context: ServerContext = request.app.state.context
+    return context

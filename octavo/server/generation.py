@@ -1,0 +1,107 @@
+"""Runs prompts on the engine and measures them; the one place where a request's end is counted.
+
+Every generator here closes what it opened when it is closed, so the engine aborts at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from octavo.errors import EngineError, RequestError
+from octavo.types import Delta, SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from octavo.engine.interface import EngineClient
+    from octavo.observability.metrics import Metrics
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One prompt to run.
+
+    Attributes:
+        request_id: unique in the engine.
+        prompt_token_ids: checked against the vocabulary and the context.
+        params: how to sample.
+        arrived: when the HTTP request came, `time.perf_counter()`.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    arrived: float
+
+
+async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGenerator[Delta, None]:
+    """The job's deltas; exactly the last one has a `finish_reason`, and never `error`.
+
+    Raises:
+        RequestError: before the first delta: the engine refuses the request.
+        EngineError: the engine failed.
+    """
+    timer = metrics.start_request(job.arrived)
+    is_admitted = False
+    stream = engine.generate(job.prompt_token_ids, job.params, request_id=job.request_id)
+    try:
+        async with aclosing(cast("AsyncGenerator[Delta, None]", stream)) as deltas:
+            async for delta in deltas:
+                is_admitted = True
+                timer.on_delta(delta)
+                if delta.finish_reason == "error":
+                    raise EngineError(delta.error or "no reason given")
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+        raise EngineError("the output ended without a reason")
+    except (GeneratorExit, asyncio.CancelledError):
+        timer.finish("abort")
+        raise
+    except Exception as exc:
+        if is_admitted or not isinstance(exc, RequestError):
+            timer.finish("error")
+        raise
+
+
+async def run_jobs(
+    engine: EngineClient, metrics: Metrics, jobs: Sequence[Job]
+) -> AsyncGenerator[tuple[int, Delta], None]:
+    """The deltas of all jobs, run at the same time, each with its job's index, as they come.
+
+    Raises:
+        RequestError: the engine refuses one of them; the others are aborted.
+        EngineError: the engine failed.
+    """
+    if len(jobs) == 1:
+        async with aclosing(run_job(engine, metrics, jobs[0])) as deltas:
+            async for delta in deltas:
+                yield 0, delta
+        return
+
+    queue: asyncio.Queue[tuple[int, Delta] | Exception] = asyncio.Queue()
+
+    async def pump(index: int, job: Job) -> None:
+        try:
+            async with aclosing(run_job(engine, metrics, job)) as deltas:
+                async for delta in deltas:
+                    queue.put_nowait((index, delta))
+        except Exception as exc:  # Raised where the deltas are read.
+            queue.put_nowait(exc)
+
+    tasks = [asyncio.create_task(pump(index, job)) for index, job in enumerate(jobs)]
+    try:
+        num_open = len(jobs)
+        while num_open:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            num_open -= item[1].finish_reason is not None
+            yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,38 @@
+"""`GET /health`, `GET /version` and `GET /metrics`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+import octavo
+from octavo.errors import EngineUnavailableError
+from octavo.server.context import context_of
+from octavo.server.http import json_response
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+
+async def health(request: Request) -> Response:
+    """200 while the engine lives.
+
+    Raises:
+        EngineUnavailableError: it does not.
+    """
+    if not context_of(request).engine.is_alive:
+        raise EngineUnavailableError("The engine is not running", code="engine_dead")
+    return json_response({"status": "ok"})
+
+
+async def version(request: Request) -> Response:
+    """Octavo's version."""
+    return json_response({"version": octavo.__version__})
+
+
+async def metrics(request: Request) -> Response:
+    """All metrics in Prometheus' format."""
+    accept = request.headers.get("accept", "")
+    body, content_type = context_of(request).metrics.exposition(accept)
+    return Response(body, headers={"content-type": content_type})

@@ -1,0 +1,82 @@
+"""The seams between ASGI and the handlers: bodies in, JSON out, and clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from octavo.errors import RequestTooLargeError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from starlette.requests import Request
+    from starlette.types import Receive
+
+_T = TypeVar("_T")
+_encoder = msgspec.json.Encoder()
+
+
+def json_response(value: Any) -> Response:
+    """A 200 with the value (structs included) as JSON."""
+    return Response(_encoder.encode(value), media_type="application/json")
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The request's body, never more than `limit` bytes of it in memory.
+
+    Raises:
+        RequestTooLargeError: it is longer, by its announcement or as it turns out.
+        ClientDisconnect: the client went away before its end.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _too_large(limit: int) -> RequestTooLargeError:
+    return RequestTooLargeError(
+        f"The request body is larger than the {limit} bytes that this server accepts",
+        code="request_too_large",
+    )
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
+    """Run `work` while the client stays. The request's body must have been read.
+
+    When the client goes, or this call is cancelled, `work` is cancelled and its end awaited, so
+    that its generators are closed.
+
+    Raises:
+        ClientDisconnect: the client went before `work` was done.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        watch.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

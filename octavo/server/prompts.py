@@ -1,0 +1,217 @@
+"""From texts, messages or token ids to prompts that fit the model. Knows no HTTP and no engine.
+
+Long texts are encoded in a thread, so that one caller's book does not hold up everybody's tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from octavo.errors import InvalidRequestError
+from octavo.protocol.messages import check_final_message, template_messages
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from octavo.protocol.messages import Message
+    from octavo.types import SamplingParams
+
+MAX_CHARS_PER_TOKEN = 256
+"""No vocabulary in use has a longer token (the longest are runs of 128 spaces)."""
+
+MAX_INLINE_CHARS = 2048
+"""Longer texts are encoded in a thread; this many take about a millisecond."""
+
+
+class ChatTemplateLike(Protocol):
+    """What the server asks of a chat template."""
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt's text.
+
+        Raises:
+            InvalidRequestError: the template refuses the messages.
+        """
+        ...
+
+
+class TokenizerLike(Protocol):
+    """What the server asks of a tokenizer. `encode` must be safe to call from several threads."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Every id that `decode` takes is below it."""
+        ...
+
+    @property
+    def chat_template(self) -> ChatTemplateLike | None:
+        """The model's template, or None."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The text's token ids."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The ids' text."""
+        ...
+
+    def token_text(self, token_id: int, /) -> str:
+        """One token's text, its leading space included."""
+        ...
+
+    def token_bytes(self, token_id: int, /) -> bytes:
+        """One token's UTF-8 bytes; they may be a piece of a character."""
+        ...
+
+
+class PromptEncoder:
+    """Encodes and checks prompts for one model.
+
+    Args:
+        tokenizer: the model's.
+        vocab_size: rows of the model's output layer, which every id must be below.
+        max_model_len: most tokens of prompt and output together.
+    """
+
+    def __init__(self, tokenizer: TokenizerLike, *, vocab_size: int, max_model_len: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_model_len = max_model_len
+        self._vocab_size = vocab_size
+
+    async def encode(self, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
+        """A text's token ids, at least one.
+
+        Raises:
+            InvalidRequestError: no text can be that long and fit, or it has no tokens; `param`
+                is the name of its field.
+        """
+        longest = self.max_model_len * MAX_CHARS_PER_TOKEN
+        if len(text) > longest:
+            raise InvalidRequestError(
+                f"{param} has {len(text)} characters, which cannot fit the maximum context length "
+                f"of {self.max_model_len} tokens: shorten it",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+        def encode() -> list[int]:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+        is_short = len(text) <= MAX_INLINE_CHARS
+        ids = encode() if is_short else await asyncio.to_thread(encode)
+        if not ids:
+            raise InvalidRequestError(f"{param} has no tokens", param=param)
+        return ids
+
+    async def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool | None,
+        continue_final_message: bool | None,
+        template_kwargs: Mapping[str, Any] | None,
+        add_special_tokens: bool = False,
+    ) -> list[int]:
+        """The token ids of messages rendered by the model's chat template.
+
+        Raises:
+            InvalidRequestError: the model has no template, the template refuses the messages, or
+                they are too long.
+        """
+        add_prompt, continues = check_final_message(
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        template = self.tokenizer.chat_template
+        if template is None:
+            raise InvalidRequestError(
+                "This model has no chat template: use /v1/completions", param="messages"
+            )
+        dicts = template_messages(messages)
+
+        def render() -> str:
+            return template.render(
+                dicts,
+                add_generation_prompt=add_prompt,
+                continue_final_message=continues,
+                **(template_kwargs or {}),
+            )
+
+        is_short = sum(_num_chars(message) for message in messages) <= MAX_INLINE_CHARS
+        text = render() if is_short else await asyncio.to_thread(render)
+        return await self.encode(text, add_special_tokens=add_special_tokens, param="messages")
+
+    def check_ids(self, ids: Sequence[int], *, param: str) -> None:
+        """Refuse token ids that the model does not have.
+
+        Raises:
+            InvalidRequestError: names the first of them: `prompt[3]`.
+        """
+        check_token_ids(ids, self._vocab_size, param=param)
+
+    def fit(
+        self, params: SamplingParams, num_prompt_tokens: int, *, prompt: str, max_tokens: str
+    ) -> SamplingParams:
+        """The parameters with `max_tokens` set to what is left of the context if it was None.
+
+        Args:
+            params: as the request asks.
+            num_prompt_tokens: length of the prompt, tokens.
+            prompt: the caller's name for the prompt's field.
+            max_tokens: the caller's name for the bound's field.
+
+        Raises:
+            InvalidRequestError: they do not fit (code `context_length_exceeded`), or `min_tokens`
+                is more than what is left.
+        """
+        room = self.max_model_len - num_prompt_tokens
+        wanted = params.max_tokens
+        if room >= 1 and wanted is None:
+            return msgspec.structs.replace(params, max_tokens=room)
+        if room >= 1 and wanted is not None and wanted <= room:
+            return params
+        context = f"the maximum context length is {self.max_model_len} tokens"
+        has = f"{prompt} has {num_prompt_tokens} tokens"
+        if room < 1:
+            raise InvalidRequestError(
+                f"{context} and {has}, which leaves no room for an answer: shorten {prompt}",
+                param=prompt,
+                code="context_length_exceeded",
+            )
+        raise InvalidRequestError(
+            f"{context}, but {has} and {max_tokens} is {wanted}: "
+            f"shorten {prompt}, or ask for at most {room}",
+            param=max_tokens,
+            code="context_length_exceeded",
+        )
+
+
+def _num_chars(message: Message) -> int:
+    content = message.content or ""
+    return len(content) if isinstance(content, str) else sum(len(part.text) for part in content)
+
+
+def check_token_ids(ids: Sequence[int], vocab_size: int, *, param: str) -> None:
+    """Refuse ids outside 0..vocab_size - 1.
+
+    Raises:
+        InvalidRequestError: names the first of them: `tokens[3]`.
+    """
+    if not ids or (min(ids) >= 0 and max(ids) < vocab_size):
+        return
+    index = next(i for i, token_id in enumerate(ids) if not 0 <= token_id < vocab_size)
+    raise InvalidRequestError(
+        f"{param}[{index}] is {ids[index]}, but token ids go from 0 to {vocab_size - 1}",
+        param=f"{param}[{index}]",
+    )

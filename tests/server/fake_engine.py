@@ -1,0 +1,209 @@
+"""An engine without a model, and a tokenizer without a vocabulary file, for tests of the server.
+
+The tokenizer's tokens are bytes: id = byte + 3; 0 is `<unk>`, 1 `<s>`, 2 `</s>`. The engine answers
+with a text that depends on the prompt and the seed only, one token per delta unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any
+
+from octavo.errors import EngineUnavailableError, InvalidRequestError
+from octavo.types import (
+    Delta,
+    EngineInfo,
+    EngineStats,
+    KVCacheLayout,
+    PositionLogprobs,
+    SamplingParams,
+    TokenLogprob,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+SPECIAL = ("<unk>", "<s>", "</s>")
+NUM_SPECIAL = len(SPECIAL)
+EOS = 2
+VOCAB_SIZE = 256 + NUM_SPECIAL
+WORDS = "The quick brown fox — naïve, 世界, 🙂 — jumps over the lazy dog. "
+
+
+class FakeTemplate:
+    """Roles in angle brackets; refuses a conversation that does not end with the user."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        **kwargs: Any,
+    ) -> str:
+        self.calls.append(
+            {
+                "messages": messages,
+                "add_generation_prompt": add_generation_prompt,
+                "continue_final_message": continue_final_message,
+                **kwargs,
+            }
+        )
+        if messages[0]["content"] == "refuse me":
+            raise InvalidRequestError("the template refuses", param="messages")
+        text = "".join(f"<{m['role']}>{m['content']}\n" for m in messages)
+        if continue_final_message:
+            return text[:-1]
+        return text + ("<assistant>" if add_generation_prompt else "")
+
+
+class FakeTokenizer:
+    def __init__(self, *, has_template: bool = True) -> None:
+        self.vocab_size = VOCAB_SIZE
+        self.chat_template = FakeTemplate() if has_template else None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        ids = [byte + NUM_SPECIAL for byte in text.encode()]
+        return [1, *ids] if add_special_tokens else ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        kept = [i for i in ids if i >= NUM_SPECIAL or not skip_special_tokens]
+        return b"".join(self.token_bytes(i) for i in kept).decode(errors="replace")
+
+    def token_text(self, token_id: int) -> str:
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id < NUM_SPECIAL:
+            return SPECIAL[token_id].encode()
+        return bytes([token_id - NUM_SPECIAL])
+
+
+class FakeEngine:
+    """See the module. What reached it is in `prompts`, `params`, `aborted`, `finished`.
+
+    Attributes:
+        delay: seconds before each delta.
+        first_delay: seconds before the first one.
+        tokens_per_delta: how many tokens come at a time.
+        fail_at: number of tokens after which `failure` happens.
+        failure: an exception to raise, or a message for a last delta with `error`.
+        dies: raise EngineUnavailableError from every request.
+        num_open: generators that are neither at their end nor closed.
+    """
+
+    def __init__(self, *, max_model_len: int = 2048) -> None:
+        self.info = EngineInfo(
+            architecture="FakeForCausalLM",
+            dtype="float32",
+            device="cpu",
+            vocab_size=VOCAB_SIZE,
+            max_model_len=max_model_len,
+            kv_cache=KVCacheLayout(num_blocks=1, block_size=1, bytes_per_block=1),
+            startup_s={},
+        )
+        self.stats = EngineStats()
+        self.is_alive = True
+        self.delay = 0.0
+        self.first_delay = 0.0
+        self.tokens_per_delta = 1
+        self.fail_at: int | None = None
+        self.failure: Exception | str = "boom at /secret/path"
+        self.num_open = 0
+        self.most_open = 0
+        self.requests: dict[str, tuple[list[int], SamplingParams]] = {}
+        self.aborted: list[str] = []
+        self.finished: list[str] = []
+
+    def answer(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> list[int]:
+        """The tokens of the answer, without end."""
+        shift = (sum(prompt_token_ids) * 31 + (params.seed or 0)) % len(WORDS)
+        text = WORDS[shift:] + WORDS[:shift]
+        return [byte + NUM_SPECIAL for byte in (text * (1 + 1024 // len(text))).encode()]
+
+    async def generate(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, request_id: str
+    ) -> AsyncIterator[Delta]:
+        if not self.is_alive:
+            raise EngineUnavailableError("the engine is dead")
+        assert request_id not in self.requests
+        assert prompt_token_ids
+        assert all(0 <= i < VOCAB_SIZE for i in prompt_token_ids)
+        self.requests[request_id] = (list(prompt_token_ids), params)
+        self.num_open += 1
+        self.most_open = max(self.most_open, self.num_open)
+        try:
+            async for delta in self._deltas(list(prompt_token_ids), params):
+                if delta.finish_reason is not None:
+                    self.finished.append(request_id)
+                yield delta
+        finally:
+            self.num_open -= 1
+            if request_id not in self.finished:
+                self.aborted.append(request_id)
+
+    async def _deltas(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Delta]:
+        limit = params.max_tokens or 1
+        tokens = (self.answer(prompt, params) * (1 + limit // 1024))[:limit]
+        stop: str | int | None = None
+        reason: Any = "length"
+        for index, token_id in enumerate(tokens):
+            so_far = bytes(t - NUM_SPECIAL for t in tokens[: index + 1]).decode(errors="ignore")
+            hit = [s for s in params.stop_strings if s in so_far]
+            if hit or token_id in params.stop_token_ids:
+                tokens, reason = tokens[: index + 1], "stop"
+                stop = hit[0] if hit else token_id
+                break
+        data = bytes(t - NUM_SPECIAL for t in tokens)
+        whole = data.decode(errors="ignore")
+        if isinstance(stop, str):
+            whole = whole[: whole.index(stop)]
+        num_sent = 0
+        await asyncio.sleep(self.first_delay)
+        for start in range(0, len(tokens), self.tokens_per_delta):
+            await asyncio.sleep(self.delay)
+            if self.fail_at is not None and start >= self.fail_at:
+                if isinstance(self.failure, Exception):
+                    raise self.failure
+                yield Delta(finish_reason="error", error=self.failure)
+                return
+            end = start + self.tokens_per_delta
+            is_last = end >= len(tokens)
+            known = data[:end].decode(errors="ignore")
+            text = whole if is_last else known[: max(0, len(whole) - 8)]
+            yield Delta(
+                text=text[num_sent:],
+                token_ids=tokens[start:end],
+                logprobs=self._logprobs(tokens[start:end], params),
+                finish_reason=reason if is_last else None,
+                stop_reason=stop if is_last else None,
+                num_prompt_tokens=len(prompt),
+                num_output_tokens=min(end, len(tokens)),
+                num_cached_tokens=len(prompt) // 2,
+            )
+            num_sent = max(num_sent, len(text))
+
+    @staticmethod
+    def _logprobs(tokens: Sequence[int], params: SamplingParams) -> list[PositionLogprobs]:
+        if params.logprobs is None:
+            return []
+        return [
+            PositionLogprobs(
+                sampled=TokenLogprob(t, -0.25, 1),
+                top=[
+                    TokenLogprob((t + k) % VOCAB_SIZE, -0.25 - k if k < 2 else -math.inf, k + 1)
+                    for k in range(params.logprobs)
+                ],
+            )
+            for t in tokens
+        ]
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+
+    async def close(self) -> None:
+        self.is_alive = False
