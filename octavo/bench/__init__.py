@@ -1,0 +1,1 @@
+"""Load generator and reports, against any OpenAI-compatible URL or an engine in this process."""
