@@ -73,6 +73,8 @@ def parts_from_folder(path: Path) -> TokenizerParts:
     templates = _templates(path, config.get("chat_template"))
     return TokenizerParts(
         backend=backend,
+        # Ids may have holes: the number of tokens is too small.
+        vocab_size=1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1),
         special_tokens=named,
         eos_token_ids=_end_ids(path, backend, named.get("eos_token")),
         chat_template=templates.get("default"),

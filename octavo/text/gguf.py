@@ -109,20 +109,21 @@ def parts_from_gguf(metadata: Mapping[str, Any]) -> TokenizerParts:
             raise UnsupportedModelError(
                 f"tokenizer.ggml.model is {model!r}; Octavo builds 'gpt2' and 'llama' vocabularies"
             )
-        named = {name: tokens[metadata[key]] for name, key in _NAMED_IDS.items() if key in metadata}
+        named = {name: tokens[index] for name, index in _named_ids(metadata, tokens).items()}
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the GGUF tokenizer metadata make no sense: {error}") from error
     if metadata.get("general.architecture") in _GEMMA and "<mask>" in tokens:
         named["mask_token"] = "<mask>"
     _add_special_tokens(backend, named.values())
     _set_bos_and_eos(backend, metadata, named)
-    template = metadata.get("tokenizer.chat_template")
+    template = _optional_str(metadata, "tokenizer.chat_template")
     return TokenizerParts(
         backend=backend,
+        vocab_size=len(tokens),
         special_tokens=named,
         eos_token_ids=_end_ids(metadata, tokens, template or ""),
         chat_template=template,
-        tool_template=metadata.get("tokenizer.chat_template.tool_use"),
+        tool_template=_optional_str(metadata, "tokenizer.chat_template.tool_use"),
     )
 
 
@@ -133,11 +134,26 @@ def _list(metadata: Mapping[str, Any], key: str) -> list[Any]:
     return value if isinstance(value, list) else list(value)
 
 
+def _optional_str(metadata: Mapping[str, Any], key: str) -> str | None:
+    value = metadata.get(key)
+    if value is not None and not isinstance(value, str):
+        raise CheckpointError(f"{key} in the GGUF file is not a text")
+    return value or None
+
+
+def _named_ids(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, int]:
+    named = {name: metadata[key] for name, key in _NAMED_IDS.items() if key in metadata}
+    for name, token_id in named.items():
+        if not 0 <= token_id < len(tokens):
+            raise ValueError(f"the id of {name}, {token_id}, is not one of {len(tokens)} tokens")
+    return named
+
+
 def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Tokenizer:
     alphabet = byte_alphabet()
     chars = set(alphabet.values())
     types = metadata.get("tokenizer.ggml.token_type", ())
-    named_ids = {metadata[key] for key in _NAMED_IDS.values() if key in metadata}
+    named_ids = set(_named_ids(metadata, tokens).values())
     keeps_plain = any(not chars.issuperset(tokens[token_id]) for token_id in named_ids)
     plain_ids = named_ids if keeps_plain else set()
     if keeps_plain:
@@ -148,7 +164,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Tokenizer
         else "".join(map(alphabet.__getitem__, token.encode())): index
         for index, token in enumerate(tokens)
     }
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=_file_merges(metadata), fuse_unk=False))
+    backend = Tokenizer(_bpe(vocab=vocab, merges=_file_merges(metadata), fuse_unk=False))
     split = _SPLIT_OF_PRE.get(metadata.get("tokenizer.ggml.pre", ""))
     backend.pre_tokenizer = (
         pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -174,13 +190,13 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Tokeni
     if "tokenizer.ggml.merges" in metadata:
         merges = _file_merges(metadata)
     elif is_gemma:  # its scores do not follow its merge order; the order of the file does
-        merges = _derived_merges(vocab, {token: -index for token, index in vocab.items()})
+        merges = _derived_merges(vocab)
     else:
         scores = _list(metadata, "tokenizer.ggml.scores")
         merges = _derived_merges(vocab, dict(zip(tokens, scores, strict=True)))
     unknown = "<unk>" if is_gemma and "<unk>" in vocab else None
     backend = Tokenizer(
-        models.BPE(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True, unk_token=unknown)
+        _bpe(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True, unk_token=unknown)
     )
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     defaults = ["<unk>", "<s>", "</s>"]
@@ -204,6 +220,13 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Tokeni
     return backend
 
 
+def _bpe(**settings: Any) -> models.BPE:
+    try:
+        return models.BPE(**settings)
+    except Exception as error:  # the library raises bare Exception for merges it cannot use
+        raise ValueError(error) from error
+
+
 def _file_merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     merges = []
     for merge in _list(metadata, "tokenizer.ggml.merges"):
@@ -212,20 +235,27 @@ def _file_merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     return merges
 
 
-def _derived_merges(vocab: Mapping[str, int], scores: Mapping[str, float]) -> list[tuple[str, str]]:
+def _derived_merges(
+    vocab: Mapping[str, int], scores: Mapping[str, float] | None = None
+) -> list[tuple[str, str]]:
     """Every way to make a token of two others, the best token first, then the longest left part.
 
-    A SentencePiece file ranks tokens, not pairs. Python's sort is stable, so that equal ranks stay
-    in the order of the vocabulary.
+    A SentencePiece file ranks tokens, not pairs. The best token has the highest score, or, without
+    scores, the lowest id. Python's sort is stable: equals stay in the order of the vocabulary.
     """
-    ranked = sorted(scores, key=scores.__getitem__, reverse=True)
+    if scores is None:
+        ranked = sorted(vocab, key=vocab.__getitem__)
+    else:
+        ranked = sorted(scores, key=scores.__getitem__, reverse=True)
+    ends = [range(length - 1, 0, -1) for length in range(max(map(len, ranked), default=0) + 1)]
     merges = [
         (left, right)
         for token in ranked
-        for end in range(len(token) - 1, 0, -1)
+        for end in ends[len(token)]
         if (left := token[:end]) in vocab and (right := token[end:]) in vocab
     ]
-    if len(set(scores.values())) < len(scores):  # tokens that share a score mix their merges
+    if scores is not None and len(set(scores.values())) < len(scores):
+        # Tokens that share a score mix their merges.
         merges.sort(
             key=lambda pair: (scores[pair[0] + pair[1]], len(pair[0]), len(pair[1])), reverse=True
         )
@@ -244,7 +274,8 @@ def _add_typed_tokens(
     Only tokens that the vocabulary holds under this spelling: the others would get ids beyond it.
     """
     _add_special_tokens(backend, (token for token in defaults if token in vocab))
-    typed = [(token, kind) for token, kind in zip(tokens, types, strict=False) if token in vocab]
+    whole = [index for index, kind in enumerate(types) if kind in (_CONTROL, _USER_DEFINED)]
+    typed = [(tokens[index], types[index]) for index in whole if tokens[index] in vocab]
     _add_special_tokens(backend, (token for token, kind in typed if kind == _CONTROL))
     backend.add_tokens(
         [AddedToken(token, normalized=False) for token, kind in typed if kind == _USER_DEFINED]

@@ -20,6 +20,7 @@ class TokenizerParts:
 
     Attributes:
         backend: the fast tokenizer, complete; nobody changes it after this.
+        vocab_size: every id of a token is below it.
         special_tokens: `bos_token`, `eos_token`, ... and their texts, where the file names them.
         eos_token_ids: every id that ends generation.
         chat_template: Jinja source, or None.
@@ -27,6 +28,7 @@ class TokenizerParts:
     """
 
     backend: tokenizers.Tokenizer
+    vocab_size: int
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     eos_token_ids: frozenset[int] = frozenset()
     chat_template: str | None = None

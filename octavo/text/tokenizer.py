@@ -43,8 +43,7 @@ class Tokenizer:
         self.codec = read_codec(backend)
         added = backend.get_added_tokens_decoder()
         self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
-        # Ids may have holes, so that the count of tokens is too small.
-        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.vocab_size = parts.vocab_size
         named = parts.special_tokens
         self.bos_token_id = (
             backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
