@@ -66,10 +66,17 @@ def _print_table(models: list[StoredModel]) -> None:
     from octavo.weights.catalog import CATALOG
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 400  # a pipe has no width: one line per model, for grep and cut
     if models:
         table = Table(box=None, pad_edge=False)
         for heading in ("NAME", "FORMAT", "ARCHITECTURE", "SIZE", "LICENSE", "PULLED", "PATH"):
-            table.add_column(heading, justify="right" if heading == "SIZE" else "left")
+            table.add_column(
+                heading,
+                justify="right" if heading == "SIZE" else "left",
+                overflow="fold",
+                no_wrap=heading in ("NAME", "SIZE", "PULLED"),
+            )
         for model in models:
             table.add_row(
                 model.name,
@@ -80,7 +87,7 @@ def _print_table(models: list[StoredModel]) -> None:
                 model.pulled_at.partition("T")[0],
                 model.path if model.is_present else f"{model.path} (gone)",
             )
-        console.print(table, soft_wrap=not console.is_terminal)
+        console.print(table)
     else:
         console.print("No models yet.")
     names = {model.name for model in models}

@@ -1,4 +1,4 @@
-"""`octavo pull`: fetch models, with progress bars. Knows the terminal; `weights.fetch` does the rest.
+"""`octavo pull`: fetch models, with progress bars. Knows the terminal; `fetch` does the work.
 
 Sentences and bars go to standard error, the path of each model to standard output.
 """
@@ -70,20 +70,21 @@ class _Bars:
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
+        from rich.table import Column
 
         self._console: Console = Console(stderr=True)
+        line = Column(no_wrap=True)
         self._bars: Bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
+            BarColumn(20),
+            DownloadColumn(binary_units=True, table_column=line),
+            TransferSpeedColumn(table_column=line),
+            TimeRemainingColumn(table_column=line),
             console=self._console,
         )
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,6 +96,7 @@ class _Bars:
 
     def begin(self, what: str, total: int | None, done: int = 0) -> None:
         """Start a bar; a transfer that begins again goes on in its old one."""
+        self._bars.start()  # with the first bar, so that a pull of a present model draws none
         for task in self._bars.tasks:
             if task.description == what:
                 self._task = task.id

@@ -68,7 +68,9 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
-def download(url: str, target: Path, sha256: str | None, progress: Progress) -> None:
+def download(
+    url: str, target: Path, sha256: str | None, progress: Progress, what: str | None = None
+) -> None:
     """Fetch `url` into `target`, through `target` + `.partial`, which a later call resumes.
 
     Args:
@@ -76,25 +78,27 @@ def download(url: str, target: Path, sha256: str | None, progress: Progress) -> 
         target: replaced in one step when everything has come and matches.
         sha256: expected, hexadecimal; None: the caller checks in another way.
         progress: told of every chunk.
+        what: name of the transfer in messages; None: the file's.
 
     Raises:
         RefusedError: credentials or certificates; nothing was fetched.
         DownloadError: the network failed (what came is kept for the next call), or the checksum is
             wrong (what came is deleted).
     """
+    what = what or target.name
     partial = target.with_name(target.name + ".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     idle_attempts = 0
     with _client() as client:
         while True:
             before = _size(partial)
-            problem = _fetch_rest(client, url, partial, target.name, progress)
+            problem = _fetch_rest(client, url, partial, what, progress)
             if problem is None:
                 break
             idle_attempts = 0 if _size(partial) > before else idle_attempts + 1
             if idle_attempts >= MAX_ATTEMPTS:
                 raise DownloadError(
-                    f"{target.name}: {problem}; {_size(partial)} bytes have come, run the command "
+                    f"{what}: {problem}; {_size(partial)} bytes have come, run the command "
                     "again to resume"
                 )
             time.sleep(min(0.2 * 2**idle_attempts, 5))
@@ -103,8 +107,7 @@ def download(url: str, target: Path, sha256: str | None, progress: Progress) -> 
         if found != sha256:
             partial.unlink()
             raise DownloadError(
-                f"{target.name}: wrong checksum, deleted what came (SHA-256 {found}, expected "
-                f"{sha256})"
+                f"{what}: wrong checksum, deleted what came (SHA-256 {found}, expected {sha256})"
             )
     partial.replace(target)
 
@@ -142,7 +145,8 @@ def _fetch_rest(
             total = done + int(length) if length and length.isdigit() else None
             progress.begin(what, total, done)
             with partial.open("ab" if resumes else "wb") as file:
-                for chunk in response.iter_raw(CHUNK_BYTES):
+                # as they come: a chunk size would hold bytes back that a broken connection loses
+                for chunk in response.iter_raw():
                     file.write(chunk)
                     done += len(chunk)
                     progress.advance(len(chunk))

