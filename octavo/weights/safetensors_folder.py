@@ -275,7 +275,9 @@ def _weight_files(path: Path) -> dict[str, set[str] | None]:
             f"{path}: holds its weights as pickles, which Octavo never reads; convert the model "
             "to safetensors"
         )
-    raise CheckpointError(f"{path}: has no {SINGLE_FILE}")
+    raise CheckpointError(
+        f"{path}: has no {SINGLE_FILE} (Octavo reads safetensors and GGUF, never pickles)"
+    )
 
 
 def _architecture(path: Path, config: Mapping[str, Any]) -> str:

@@ -79,8 +79,10 @@ class FileServer:
 
     Attributes:
         files: by path, such as `/files/x.whl`.
+        refuses: only paths that begin so take part in `breaks` and `statuses`.
         breaks: the connection ends after so many bytes of a body, once per entry, in order.
         statuses: answered instead of a body, once per entry, in order.
+        types, headers: content type and further headers, by path.
         ranges: whether Range is honoured.
         requests: (path, Range header) of each request so far.
     """
@@ -88,9 +90,11 @@ class FileServer:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.types: dict[str, str] = {}
+        self.headers: dict[str, dict[str, str]] = {}
         self.breaks: list[int] = []
         self.statuses: list[int] = []
         self.ranges = True
+        self.refuses = "/files/"
         self.requests: list[tuple[str, str | None]] = []
         outer = self
 
@@ -98,6 +102,9 @@ class FileServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                outer._answer(self)
+
+            def do_HEAD(self) -> None:
                 outer._answer(self)
 
             def log_message(self, *_: object) -> None:
@@ -113,9 +120,11 @@ class FileServer:
         wanted = handler.headers.get("Range")
         self.requests.append((path, wanted))
         data = self.files.get(path)
-        is_file = path.startswith("/files/") and not path.endswith(".metadata")
+        is_file = path.startswith(self.refuses) and not path.endswith(".metadata")
         if data is None or (is_file and self.statuses):
             handler.send_response(404 if data is None else self.statuses.pop(0))
+            for header, value in self.headers.get(path, {}).items():
+                handler.send_header(header, value)
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
@@ -135,11 +144,15 @@ class FileServer:
         body = data[start:]
         handler.send_header("Content-Type", self.types.get(path, "application/octet-stream"))
         handler.send_header("Content-Length", str(len(body)))
+        for header, value in self.headers.get(path, {}).items():
+            handler.send_header(header, value)
         if is_file and self.breaks:
             body = body[: self.breaks.pop(0)]
             handler.close_connection = True
             handler.send_header("Connection", "close")
         handler.end_headers()
+        if handler.command == "HEAD":
+            return
         with contextlib.suppress(ConnectionError):  # the client may have gone
             handler.wfile.write(body)
 
