@@ -144,7 +144,7 @@ class _Answer:
         return events
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """The answer as events, without the end."""
+        """The answer as events, without the end; empty where a delta has nothing to show."""
         first = True
         async with aclosing(self._run()) as deltas:
             async for index, delta in deltas:
@@ -153,8 +153,7 @@ class _Answer:
                 if first:
                     events = self._first_event() + events
                     first = False
-                if events:
-                    yield events
+                yield events
         if self._body.include_usage:
             chunk = self._chunk()
             chunk.usage = self._usage.usage

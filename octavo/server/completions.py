@@ -111,7 +111,7 @@ class _Answer:
         return self._wrap(choices, self._usage.usage)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """The answer as events, without the end."""
+        """The answer as events, without the end; empty where a delta has nothing to show."""
         body = self._body
         offsets = [0] * len(self._jobs)
         is_new = [True] * len(self._jobs)
@@ -121,6 +121,7 @@ class _Answer:
                 self._usage.add(index, delta)
                 has_ids = bool(body.return_token_ids and delta.token_ids)
                 if not (delta.text or delta.logprobs or has_ids or delta.finish_reason):
+                    yield b""
                     continue
                 choice = CompletionChoice(
                     index=index,

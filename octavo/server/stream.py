@@ -26,11 +26,11 @@ class EventStream:
     """Sends what a generator yields, as it comes, then `[DONE]`.
 
     The generator is closed when it is exhausted, fails, or the client goes. If it fails before its
-    first event, the exception leaves this call and nothing was sent; later, an event with
-    OpenAI's error body comes before `[DONE]`.
+    first item, the exception leaves this call and nothing was sent; later, an event with OpenAI's
+    error body comes before `[DONE]`.
 
     Args:
-        events: complete events; an item may hold several.
+        events: complete events; an item may hold several or none.
     """
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
@@ -42,12 +42,13 @@ class EventStream:
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
         async with aclosing(self._events) as events:
-            chunk = await anext(events)
+            chunk: bytes | None = await anext(events)
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             try:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                async for chunk in events:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                while chunk is not None:
+                    if chunk:
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    chunk = await anext(events, None)
                 end = sse.DONE
             except Exception as exc:
                 error = as_request_error(exc, request_id_of(scope))

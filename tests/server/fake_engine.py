@@ -168,7 +168,7 @@ class FakeEngine:
             await asyncio.sleep(self.delay)
             if self.fail_at is not None and start >= self.fail_at:
                 if isinstance(self.failure, Exception):
-                    raise self.failure
+                    raise type(self.failure)(*self.failure.args)
                 yield Delta(finish_reason="error", error=self.failure)
                 return
             end = start + self.tokens_per_delta
