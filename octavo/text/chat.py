@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 _PROBE = "Octavo probes"
+_PROBE_SECONDS = 1.0
 _CONTINUE = "OCTAVO_CONTINUES_HERE "
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
@@ -110,12 +111,14 @@ class ChatTemplate:
         final = _mark_end(chat[-1])
         return _cut_at_mark(self._render(variables, has_tools=tools is not None), final)
 
-    def _render(self, variables: Mapping[str, Any], *, has_tools: bool) -> str:
+    def _render(
+        self, variables: Mapping[str, Any], *, has_tools: bool, max_seconds: float | None = None
+    ) -> str:
         template = self._tool_template if has_tools else self._template
         if template is None:
             raise InvalidRequestError(f"{self.error}; use /v1/completions", param="messages")
         try:
-            return self._environment.render(template, variables)
+            return self._environment.render(template, variables, max_seconds)
         except (RefusedByTemplateError, BoundExceededError) as error:
             raise InvalidRequestError(str(error), param="messages") from None
         except (RecursionError, MemoryError) as error:
@@ -170,7 +173,7 @@ class ChatTemplate:
             "add_generation_prompt": False,
         }
         try:
-            text = self._render(variables, has_tools=False)
+            text = self._render(variables, has_tools=False, max_seconds=_PROBE_SECONDS)
         except InvalidRequestError:
             return False
         # A template that takes strings may write a list as Python spells it.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import string
 import threading
 import time
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ MAX_WIDTH = 10_000
 _MAX_INT_BITS = 4096
 
 _WIDE_PERCENT = re.compile(r"%[^%a-zA-Z]*(?:\*|\d{5,})")
-_WIDE_BRACES = re.compile(r"\{[^{}]*\d{5,}")
+_WIDE_BRACES = re.compile(r"\{|\d{5,}")
 _PADDING_METHODS = frozenset({"ljust", "rjust", "center", "zfill", "expandtabs"})
 
 
@@ -61,14 +62,17 @@ class BoundExceededError(TemplateRuntimeError):
 class _Budget:
     """What one rendering has left."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_seconds: float) -> None:
         self.num_turns = MAX_TURNS
         self.num_chars = MAX_TOTAL_CHARS
-        self.deadline = time.monotonic() + MAX_SECONDS
+        self.max_seconds = max_seconds
+        self.deadline = time.monotonic() + max_seconds
 
     def check_clock(self) -> None:
         if time.monotonic() > self.deadline:
-            raise BoundExceededError(f"rendering the chat took more than {MAX_SECONDS:g} seconds")
+            raise BoundExceededError(
+                f"rendering the chat took more than {self.max_seconds:g} seconds"
+            )
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
@@ -100,7 +104,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         tree = self.parse(source)
         return self.from_string(_Counting(self).visit(tree))
 
-    def render(self, template: Template, variables: Mapping[str, Any]) -> str:
+    def render(
+        self, template: Template, variables: Mapping[str, Any], max_seconds: float | None = None
+    ) -> str:
         """The template's output.
 
         Raises:
@@ -108,7 +114,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             BoundExceededError: too long or too large.
             Exception: whatever else a template or an operation in it raises.
         """
-        with self._budget() as budget:
+        with self._budget(MAX_SECONDS if max_seconds is None else max_seconds) as budget:
             pieces = []
             num_chars = 0
             for piece in template.generate(**variables):
@@ -120,22 +126,25 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             return "".join(pieces)
 
     @contextmanager
-    def _budget(self) -> Iterator[_Budget]:
-        budget = self._local.budget = _Budget()
+    def _budget(self, max_seconds: float) -> Iterator[_Budget]:
+        budget = self._local.budget = _Budget(max_seconds)
         try:
             yield budget
         finally:
             del self._local.budget
 
-    def count_turn(self) -> str:
-        """Called by every turn of a loop and every call of a macro."""
+    @property
+    def next_turn(self) -> None:
+        """Read by every turn of a loop and every call of a macro, and counts them.
+
+        A property, for templates call functions through the sandbox, which costs ten times more.
+        """
         budget: _Budget = self._local.budget
         budget.num_turns -= 1
         if budget.num_turns < 0:
             raise BoundExceededError(f"the chat template takes more than {MAX_TURNS} turns")
         if budget.num_turns % 256 == 0:
             budget.check_clock()
-        return ""
 
     def concat_bounded(self, *values: object) -> str:
         """The operator `~`."""
@@ -175,18 +184,24 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls from a template; those of strings' methods are checked for the length they make."""
-        owner = getattr(obj, "__self__", None)
+        method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps str.format
+        owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
-            self._check_string_call(getattr(obj, "__name__", ""), owner, args)
-        return super().call(context, obj, *args, **kwargs)
+            self._check_string_call(getattr(method, "__name__", ""), owner, args)
+        result = super().call(context, obj, *args, **kwargs)
+        if isinstance(result, str | list):
+            self._spend(len(result))
+        return result
 
     def _check_string_call(self, name: str, text: str, args: tuple[Any, ...]) -> None:
         if name in _PADDING_METHODS:
             _check_widths(args)
         elif name == "translate":
             raise SecurityError("chat templates may not use str.translate")
-        elif name in {"format", "format_map"} and _WIDE_BRACES.search(text):
-            raise BoundExceededError("a format in the chat template is too wide")
+        elif name in {"format", "format_map"}:
+            fields = string.Formatter().parse(text)
+            if any(_WIDE_BRACES.search(spec or "") for _, _, spec, _ in fields):
+                raise BoundExceededError("a format in the chat template is too wide")
         elif name == "replace" and len(args) > 1:
             self._spend_replace(text, args[0], args[1])
         elif name == "join" and args:
@@ -216,7 +231,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             elif name == "format" and isinstance(value, str) and _WIDE_PERCENT.search(value):
                 raise BoundExceededError("a format in the chat template is too wide")
             result = function(*args, **kwargs)
-            if isinstance(result, str):
+            if isinstance(result, str | list):
                 self._spend(len(result))
             return result
 
@@ -242,29 +257,24 @@ class _GenerationBlock(Extension):
 
 
 class _Counting(NodeTransformer):
-    """Puts `count_turn()` into every loop and macro, and `concat_bounded` in place of `~`."""
+    """Puts `next_turn` into every loop and macro, and `concat_bounded` in place of `~`."""
 
     def __init__(self, environment: ChatEnvironment) -> None:
         self._environment = environment
 
-    def _call(self, method: str, arguments: list[nodes.Expr], lineno: int) -> nodes.Call:
-        target = nodes.EnvironmentAttribute(method)
-        call = nodes.Call(target, arguments, [], None, None)
-        call.set_lineno(lineno, override=True).set_environment(self._environment)
-        return call
-
     def _count(self, node: Any, *args: Any, **kwargs: Any) -> nodes.Node:
         self.generic_visit(node)
-        turn = nodes.ExprStmt(self._call("count_turn", [], node.lineno))
-        turn.set_lineno(node.lineno).set_environment(self._environment)
-        node.body.insert(0, turn)
+        turn = nodes.ExprStmt(nodes.EnvironmentAttribute("next_turn"))
+        node.body.insert(0, turn.set_lineno(node.lineno).set_environment(self._environment))
         return node  # type: ignore[no-any-return]
 
     visit_For = visit_Macro = visit_CallBlock = _count  # noqa: N815
 
     def visit_Concat(self, node: nodes.Concat, *args: Any, **kwargs: Any) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return self._call("concat_bounded", node.nodes, node.lineno)
+        target = nodes.EnvironmentAttribute("concat_bounded")
+        call = nodes.Call(target, node.nodes, [], None, None)
+        return call.set_lineno(node.lineno).set_environment(self._environment)
 
 
 class _DictMaker:
