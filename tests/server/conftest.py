@@ -108,6 +108,10 @@ def serve() -> Iterator[Callable[..., RunningServer]]:
             thread.start()
 
             def stop() -> None:
+                for _ in range(50):  # Clients have left by now: let the server notice.
+                    if not server.server_state.connections:
+                        break
+                    time.sleep(0.001)
                 server.end()
                 thread.join()
 
