@@ -39,6 +39,8 @@ from octavo.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
 
+Began = Callable[[int], None]
+"""Called with the number of requests when the measured part begins."""
 Observer = Callable[[Outcome], None]
 """Called in the loop after each measured request; must return quickly."""
 
@@ -110,7 +112,10 @@ class _Dialect:
 class _Run:
     """One benchmark against one server."""
 
-    def __init__(self, bench: ServeBench, client: OpenAIClient, observer: Observer) -> None:
+    def __init__(
+        self, bench: ServeBench, client: OpenAIClient, began: Began, observer: Observer
+    ) -> None:
+        self._began = began
         self._bench = bench
         self._client = client
         self._observer = observer
@@ -129,6 +134,7 @@ class _Run:
         bodies = [self._body(ask, dialect) for ask in asks]
         await self._warm_up(dialect)
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._began(len(asks))
         cpu_s = time.process_time()
         try:
             await (self._open(asks, bodies) if bench.rate else self._closed(asks, bodies))
@@ -310,7 +316,9 @@ class _Run:
                 group.create_task(at_time(due, ask, body))
 
 
-async def run_serve_bench(bench: ServeBench, observer: Observer = lambda _: None) -> ServeReport:
+async def run_serve_bench(
+    bench: ServeBench, *, began: Began = lambda _: None, observer: Observer = lambda _: None
+) -> ServeReport:
     """Run it on the current event loop.
 
     Cancelling it during the measured part makes it stop and return the report of what has ended;
@@ -321,14 +329,16 @@ async def run_serve_bench(bench: ServeBench, observer: Observer = lambda _: None
     """
     client = OpenAIClient(bench.url, api_key=bench.api_key, timeout_s=bench.timeout_s)
     try:
-        return await _Run(bench, client, observer).run()
+        return await _Run(bench, client, began, observer).run()
     finally:
         client.close()
 
 
-def serve_bench(bench: ServeBench, observer: Observer = lambda _: None) -> ServeReport:
+def serve_bench(
+    bench: ServeBench, *, began: Began = lambda _: None, observer: Observer = lambda _: None
+) -> ServeReport:
     """`run_serve_bench` on an event loop of its own; Ctrl-C cancels it."""
-    return _run_loop(run_serve_bench(bench, observer))
+    return _run_loop(run_serve_bench(bench, began=began, observer=observer))
 
 
 def _run_loop(main: Coroutine[Any, Any, ServeReport]) -> ServeReport:

@@ -1,9 +1,10 @@
 """The `octavo` command: finds the subcommand, runs it, turns errors into one line and an exit code.
 
 Knows nothing of what the commands do. A command is a module of this package with
-`add_parser(subparsers)`, which describes its flags, and `run(args) -> int`, which returns the exit
-code. Only the module of the command at hand is imported; `octavo --help` imports them all, so a
-command module must import nothing heavy at its top (no torch, no HTTP client, no rich).
+`add_parser(subparsers)`, which describes its flags and sets the default `run`, a function of the
+parsed arguments that returns the exit code. Only the module of the command at hand is imported;
+`octavo --help` imports them all, so a command module must import nothing heavy at its top (no
+torch, no HTTP client, no rich).
 """
 
 from __future__ import annotations
@@ -55,17 +56,8 @@ class Command(Protocol):
     """What each command module exposes."""
 
     def add_parser(self, subparsers: Subparsers) -> None:
-        """Add the command's parser, with its flags and examples."""
+        """Add the command's parser; its `run` default is what does it and returns the exit code."""
         ...
-
-    def run(self, args: argparse.Namespace) -> int:
-        """Do it; `args.command` is the command's name. Returns the exit code."""
-        ...
-
-
-def load_command(name: str) -> Command:
-    """The module that has the command `name`, a key of `COMMANDS`."""
-    return cast(Command, importlib.import_module(f"octavo.cli.{COMMANDS[name]}"))
 
 
 def build_parser(names: Iterable[str]) -> argparse.ArgumentParser:
@@ -122,7 +114,8 @@ def _dispatch(arguments: list[str]) -> int:
         build_parser(COMMANDS).print_help()
         return EXIT_USAGE
     args = build_parser(COMMANDS if name is None else [name]).parse_args(arguments)
-    return load_command(args.command).run(args)
+    code: int = args.run(args)
+    return code
 
 
 def _unknown(name: str) -> str:

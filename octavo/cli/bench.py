@@ -1,0 +1,156 @@
+"""`octavo bench serve` and `octavo bench offline`: from flags to a report, with progress."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from octavo.cli.bench_flags import add_bench_parser
+from octavo.cli.engine_flags import engine_config, engine_options
+from octavo.config import default_api_keys
+from octavo.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from rich.console import Console
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `bench` to the command line."""
+    add_bench_parser(subparsers, run_serve, run_offline)
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    """Load a server; the exit code is 1 when no request was answered."""
+    from octavo.bench.report import parse_slo, print_report
+    from octavo.bench.serve import ServeBench, serve_bench
+    from octavo.bench.workload import DEFAULT_VOCAB_SIZE, Length
+
+    lengths = [Length.parse(args.random_len or text) for text in (args.input_len, args.output_len)]
+    input_len, output_len = (length.spread(args.random_range) for length in lengths)
+    bench = ServeBench(
+        url=args.url,
+        model=args.model,
+        api_key=args.api_key or next(iter(default_api_keys()), None),
+        endpoint=args.endpoint,
+        concurrency=16 if args.concurrency is None and args.rate is None else args.concurrency,
+        rate=args.rate,
+        burstiness=args.burstiness,
+        dataset=None if args.dataset == "random" else Path(args.dataset),
+        num_prompts=args.num_prompts,
+        input_len=input_len,
+        output_len=output_len,
+        prefix_len=args.prefix_len,
+        prompt_format=args.prompt_format,
+        vocab_size=DEFAULT_VOCAB_SIZE if args.vocab_size is None else args.vocab_size,
+        warmup=args.warmup,
+        ignore_eos=args.ignore_eos,
+        temperature=args.temperature,
+        extra_body=_json_object(args.extra_body),
+        timeout_s=args.timeout,
+        seed=args.seed,
+        slo_ms=parse_slo(args.slo) if args.slo else {},
+    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    progress = Progress(
+        TextColumn("requests"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[failed]}", style="red"),
+        console=_console(to_stderr=True),
+        transient=True,
+        refresh_per_second=2,  # drawing is the client's own CPU time
+    )
+    task = progress.add_task("", total=None, failed="")
+    num_failed = 0
+
+    def began(total: int) -> None:
+        progress.update(task, total=total)
+
+    def ended(error: str | None) -> None:
+        nonlocal num_failed
+        if error is not None:
+            num_failed += 1
+            progress.update(task, failed=f"{num_failed} failed")
+        progress.advance(task)
+
+    with progress:
+        report = serve_bench(bench, began=began, observer=lambda outcome: ended(outcome.error))
+    _deliver(report, args.json, print_report)
+    if report.num_cancelled:
+        return 130
+    return 0 if report.num_completed else 1
+
+
+def run_offline(args: argparse.Namespace) -> int:
+    """Measure an engine in this process."""
+    from octavo.bench.offline import OfflineBench, Repeat, offline_bench, print_report
+
+    bench = OfflineBench(
+        num_prompts=args.num_prompts,
+        input_len=args.input_len,
+        output_len=args.output_len,
+        repeats=args.repeats,
+        seed=args.seed,
+    )
+    config = engine_config(args)
+    from octavo.llm import LLM
+
+    console = _console(to_stderr=True)
+
+    def ended(repeat: Repeat) -> None:
+        console.print(
+            f"prefill {repeat.prefill_s:.2f} s, whole {repeat.total_s:.2f} s", style="dim"
+        )
+
+    llm = LLM(config.model, **engine_options(args))
+    try:
+        info = llm.info
+        report = offline_bench(
+            bench,
+            llm,
+            model=args.model,
+            vocab_size=info.vocab_size,
+            engine={"device": info.device, "dtype": info.dtype, "architecture": info.architecture},
+            observer=ended,
+        )
+    finally:
+        llm.close()
+    _deliver(report, args.json, print_report)
+    return 0
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    import msgspec
+
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"--extra-body is not a JSON object: {error}") from None
+
+
+def _console(*, to_stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=to_stderr)
+
+
+def _deliver(report: Any, target: str | None, print_report: Any) -> None:
+    """The table to the terminal, and the JSON to where it was asked for."""
+    import msgspec
+
+    print_report(report, _console(to_stderr=target == "-"))
+    if target is None:
+        return
+    data = msgspec.json.format(msgspec.json.encode(report)).decode() + "\n"
+    if target == "-":
+        sys.stdout.write(data)
+        return
+    try:
+        Path(target).write_text(data, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {target}: {error.strerror}") from None

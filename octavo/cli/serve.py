@@ -1,0 +1,157 @@
+"""`octavo serve`: OpenAI's API over one model. Knows flags; `launch` does the work."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import sys
+from typing import get_args
+
+from octavo.cli.engine_flags import add_engine_flags, attribute_docs, engine_config
+from octavo.config import LogLevel, ServerConfig, default_api_keys
+from octavo.errors import ConfigError, ModelNotFoundError
+
+_EXAMPLES = """\
+examples:
+  octavo serve smollm2 --pull
+  octavo serve ./my-model --host 0.0.0.0 --api-key "$(openssl rand -hex 24)"
+  octavo serve org/name --max-model-len 8192 --max-num-seqs 64 --served-model-name chat
+  curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}]}'
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `serve` to the command line."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve a model over OpenAI's API",
+        description="Serve a model over OpenAI's API, to many clients at once.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    defaults = ServerConfig()
+    docs = attribute_docs(ServerConfig)
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a pulled name (`octavo models`), a Hugging Face folder, or a GGUF file",
+    )
+    parser.add_argument(
+        "--pull", action="store_true", help="fetch the model first if it is not here"
+    )
+    server = parser.add_argument_group("server")
+    server.add_argument(
+        "--host",
+        default=defaults.host,
+        help=f"address to listen at; 0.0.0.0 is every one (default: {defaults.host})",
+    )
+    server.add_argument(
+        "--port",
+        type=int,
+        default=defaults.port,
+        metavar="N",
+        help=f"port to listen at; 0 takes a free one (default: {defaults.port})",
+    )
+    server.add_argument(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key that callers must present, may be given again for more keys; "
+        "also $OCTAVO_API_KEY, apart by commas (default: no authentication)",
+    )
+    server.add_argument(
+        "--served-model-name",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=docs["served_model_names"].rstrip(".") + " (default: MODEL as it is given)",
+    )
+    server.add_argument(
+        "--log-level",
+        choices=get_args(LogLevel),
+        default=defaults.log_level,
+        help=docs["log_level"].rstrip(".") + f" (default: {defaults.log_level})",
+    )
+    add_engine_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def server_config(args: argparse.Namespace) -> ServerConfig:
+    """The server's configuration out of the flags and `$OCTAVO_API_KEY`.
+
+    Raises:
+        ConfigError: an empty key or name, or a port that is none.
+    """
+    if not 0 <= args.port <= 65535:
+        raise ConfigError(f"--port must be in 0..65535, got {args.port}")
+    if not all(key.strip() for key in args.api_key):
+        raise ConfigError("--api-key must not be empty: an empty key would let everybody in")
+    names = tuple(args.served_model_name) or (args.model,)
+    if not all(names):
+        raise ConfigError("--served-model-name must not be empty")
+    return ServerConfig(
+        host=args.host,
+        port=args.port,
+        api_keys=(*args.api_key, *default_api_keys()),
+        served_model_names=names,
+        log_level=args.log_level,
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to stop; the exit code."""
+    server = server_config(args)
+    if args.pull:
+        pull_if_missing(args.model)
+    engine = engine_config(args)
+    if not is_loopback(server.host) and not server.api_keys:
+        print(_open_door(server.host, server.port), file=sys.stderr, flush=True)
+    from octavo.launch import serve
+    from octavo.observability.logs import configure_logs
+
+    configure_logs(server.log_level)
+    return serve(engine, server)
+
+
+def pull_if_missing(model: str) -> None:
+    """Fetch `model` with progress bars unless it is on this machine.
+
+    Raises:
+        StartupError: it cannot be fetched.
+    """
+    from octavo.cli import pull
+    from octavo.weights import store
+
+    try:
+        store.resolve(model)
+    except ModelNotFoundError:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the command that asked
+            code = pull.run(argparse.Namespace(names=[model], quiet=False))
+        if code == 130:
+            raise KeyboardInterrupt from None
+
+
+def is_loopback(host: str) -> bool:
+    """True when only this machine can reach an address."""
+    if host in ("localhost", "ip6-localhost") or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _open_door(host: str, port: int) -> str:
+    lines = (
+        f"WARNING: {host}:{port} can be reached from other machines, and there is no API key.",
+        "Whoever reaches it can use this model, at your cost. Give --api-key KEY or set",
+        "OCTAVO_API_KEY, or listen at --host 127.0.0.1 behind a proxy that checks callers.",
+    )
+    text = "\n".join(f"  {line}" for line in lines)
+    rule = "!" * (max(map(len, lines)) + 4)
+    if sys.stderr.isatty():
+        return f"\x1b[1;31m{rule}\n{text}\n{rule}\x1b[0m"
+    return f"{rule}\n{text}\n{rule}"
