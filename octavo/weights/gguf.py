@@ -33,6 +33,9 @@ DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4
 MAX_ARRAY_DEPTH = 4
 MAX_KEY_LEN = 65535
+SERIAL_ELEMENTS = 1 << 14
+"""Elements that torch converts without its thread pool, whose barriers, thousands of them, take
+seconds when another process has one of the cores."""
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 # Code in the `struct` module of each scalar type, by the number that the file stores.
@@ -116,8 +119,13 @@ class GGUFTensor:
         for start in range(0, flat.numel(), CHUNK_ELEMENTS):
             stop = min(start + CHUNK_ELEMENTS, flat.numel())
             codes = packed[start // block_size * block_bytes : stop // block_size * block_bytes]
-            values = dequantize(codes, self.dtype, scratch[: stop - start])
-            flat[start:stop] = torch.from_numpy(values)
+            values = torch.from_numpy(dequantize(codes, self.dtype, scratch[: stop - start]))
+            for part, target in zip(
+                torch.split(values, SERIAL_ELEMENTS),
+                torch.split(flat[start:stop], SERIAL_ELEMENTS),
+                strict=True,
+            ):
+                target.copy_(part)
         return out
 
 
