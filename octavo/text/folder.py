@@ -1,8 +1,9 @@
 """A tokenizer from a Hugging Face folder: tokenizer.json as it is, and the settings beside it.
 
 tokenizer_config.json may add what tokenizer.json lacks: named special tokens, added tokens with
-their ids, `add_bos_token` and `add_eos_token` (where present they decide, as in transformers 5),
-chat templates. Never runs code that a folder brings.
+their ids, chat templates. `add_bos_token` and `add_eos_token` count where tokenizer.json itself
+puts no token around a text (transformers 4 does this for some classes, 5 for none); what
+tokenizer.json does put there, they never take away. Never runs code that a folder brings.
 
 Knows nothing of weights; of the model's configuration it reads the end-of-sequence ids only.
 """
@@ -65,10 +66,11 @@ def parts_from_folder(path: Path) -> TokenizerParts:
     backend.add_special_tokens(
         [AddedToken(t, normalized=False, special=True) for t in named.values()]
     )
-    if "add_bos_token" in config or "add_eos_token" in config:
+    if backend.num_special_tokens_to_add(False) == 0:
         bos = named.get("bos_token") if config.get("add_bos_token") else None
         eos = named.get("eos_token") if config.get("add_eos_token") else None
-        backend.post_processor = bos_eos_processor(backend, bos, eos)
+        if bos is not None or eos is not None:
+            backend.post_processor = bos_eos_processor(backend, bos, eos)
 
     templates = _templates(path, config.get("chat_template"))
     return TokenizerParts(
