@@ -265,6 +265,6 @@ class OpenAIClient:
         except (msgspec.DecodeError, KeyError, TypeError):
             raise ConfigError(f"{self.url}/models does not list models; give --model") from None
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the connections."""
-        self._http.close()
+        await self._http.aclose()

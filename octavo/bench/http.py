@@ -233,8 +233,9 @@ class HTTPClient:
         if connection.is_reusable and not connection.is_closed:
             self._idle.append(connection)
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Close every connection; exchanges under way fail."""
         for connection in (*self._idle, *self._busy):
             connection.close()
         self._idle.clear()
+        await asyncio.sleep(0)  # a transport closes its socket in the loop's next round

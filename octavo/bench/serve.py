@@ -331,7 +331,7 @@ async def run_serve_bench(
     try:
         return await _Run(bench, client, began, observer).run()
     finally:
-        client.close()
+        await client.aclose()
 
 
 def serve_bench(

@@ -32,10 +32,12 @@ class SSEParser:
         An event is finished by an empty line, so one that the end of the body cuts off is dropped,
         as the standard wants it.
         """
-        if self._after_cr and chunk:
+        if not chunk:
+            return []
+        if self._after_cr:
             # A carriage return ended the last line; a line feed now is the other half of it.
-            self._after_cr = False
             chunk = chunk.removeprefix(b"\n")
+        self._after_cr = chunk.endswith(b"\r")
         buffer = self._tail + chunk
         if self._at_start:
             if len(buffer) < len(_BOM) and _BOM.startswith(buffer):
@@ -44,7 +46,6 @@ class SSEParser:
             buffer = buffer.removeprefix(_BOM)
             self._at_start = False
         *lines, self._tail = _LINE_END.split(buffer)
-        self._after_cr = buffer.endswith(b"\r")
         events: list[bytes] = []
         for line in lines:
             if line:
