@@ -1,0 +1,28 @@
+"""Octavo: serve, size, meter and govern open-weight language models.
+
+`from octavo import LLM, SamplingParams` is the Python interface; importing the package itself
+costs nothing, because both are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from octavo.llm import LLM
+    from octavo.types import SamplingParams
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "SamplingParams", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "LLM":
+        from octavo.llm import LLM
+
+        return LLM
+    if name == "SamplingParams":
+        from octavo.types import SamplingParams
+
+        return SamplingParams
+    raise AttributeError(f"module 'octavo' has no attribute {name!r}")

@@ -1,0 +1,29 @@
+"""Choice of the attention backend: the first that can, or the one that was asked for."""
+
+from __future__ import annotations
+
+from octavo.attention.interface import AttentionBackend, AttentionSpec
+from octavo.attention.torch_cpu import TorchAttention
+from octavo.errors import ConfigError
+
+BACKENDS: tuple[type[AttentionBackend], ...] = (TorchAttention,)
+"""In order of preference."""
+
+
+def select_backend(name: str, spec: AttentionSpec) -> AttentionBackend:
+    """The backend called `name`, or for `auto` the first that can serve `spec`.
+
+    Raises:
+        ConfigError: none can; the message has every backend's reason.
+    """
+    known = {backend.name: backend for backend in BACKENDS}
+    if name != "auto" and name not in known:
+        raise ConfigError(f"--attention-backend {name}: unknown, choose from {', '.join(known)}")
+    reasons = []
+    for backend in BACKENDS if name == "auto" else (known[name],):
+        instance = backend()
+        reason = instance.why_not(spec)
+        if reason is None:
+            return instance
+        reasons.append(f"{instance.name}: {reason}")
+    raise ConfigError(f"no attention backend can serve this model ({'; '.join(reasons)})")

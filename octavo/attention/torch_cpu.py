@@ -1,0 +1,171 @@
+"""Paged attention by torch's own operators: portable, and the fallback of every other backend.
+
+Decodes are grouped by their number of KV blocks, so that one call serves many sequences and no
+sequence is padded by a block or more. A chunk of several tokens is one call per sequence. Query
+heads that share a KV head are packed into the query dimension, so keys are never repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from octavo.attention.interface import AttentionSpec, BatchLayout, IntArray, LayerAttention
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Sequences that one attention call serves: g of them, each with q query tokens and n blocks.
+
+    Attributes:
+        tokens: the batch's tokens of the group, [g * q], or a slice when they lie together.
+        block_ids: [g * n].
+        mask: [g, 1, q, n * block_size] additive.
+    """
+
+    tokens: slice | torch.Tensor
+    block_ids: torch.Tensor
+    mask: torch.Tensor
+    num_seqs: int
+    query_len: int
+
+
+@dataclass(slots=True)
+class TorchMetadata:
+    """A step's slots, and the groups for each sliding window, made when a layer first asks."""
+
+    spec: AttentionSpec
+    layout: BatchLayout
+    slots: torch.Tensor
+    groups: dict[int | None, list[_Group]] = field(default_factory=dict)
+
+
+class TorchAttention:
+    """See the module. Cache layout: [2, b, p, k, d], keys before values."""
+
+    name = "torch"
+
+    def why_not(self, spec: AttentionSpec) -> str | None:
+        """Serves everything but a soft cap."""
+        return "no logit soft cap" if spec.soft_cap is not None else None
+
+    def allocate(self, spec: AttentionSpec, num_blocks: int) -> torch.Tensor:
+        """Zeroed memory; on Linux pages become resident when they are first written."""
+        shape = (2, num_blocks, spec.block_size, spec.num_kv_heads, spec.head_dim)
+        return torch.zeros(shape, dtype=spec.dtype, device=spec.device)
+
+    def bytes_per_block(self, spec: AttentionSpec) -> int:
+        """Keys and values of one block in one layer."""
+        return 2 * spec.block_size * spec.num_kv_heads * spec.head_dim * spec.dtype.itemsize
+
+    def plan(self, spec: AttentionSpec, layout: BatchLayout) -> TorchMetadata:
+        """Slot of each token; groups follow lazily, one set per window."""
+        lens = layout.query_lens
+        seq_of_token = np.repeat(np.arange(len(lens)), lens)
+        offset = np.arange(layout.query_starts[-1]) - layout.query_starts[seq_of_token]
+        position = layout.context_lens[seq_of_token] + offset
+        block = layout.block_tables[seq_of_token, position // spec.block_size]
+        slots = block * spec.block_size + position % spec.block_size
+        return TorchMetadata(spec, layout, torch.from_numpy(slots).to(spec.device))
+
+    def forward(
+        self,
+        layer: LayerAttention,
+        q_thd: torch.Tensor,
+        k_tkd: torch.Tensor,
+        v_tkd: torch.Tensor,
+        cache: torch.Tensor,
+        meta: TorchMetadata,
+    ) -> torch.Tensor:
+        """See `AttentionBackend.forward`."""
+        spec = meta.spec
+        flat = cache.view(2, -1, spec.num_kv_heads, spec.head_dim)
+        flat[0].index_copy_(0, meta.slots, k_tkd)
+        flat[1].index_copy_(0, meta.slots, v_tkd)
+
+        groups = meta.groups.get(layer.window)
+        if groups is None:
+            groups = meta.groups[layer.window] = _make_groups(spec, meta.layout, layer.window)
+        if len(groups) == 1 and isinstance(groups[0].tokens, slice):
+            return self._attend(layer, q_thd, cache, groups[0], spec)
+        out_thd = torch.empty_like(q_thd)
+        for group in groups:
+            out_thd[group.tokens] = self._attend(layer, q_thd[group.tokens], cache, group, spec)
+        return out_thd
+
+    def _attend(
+        self,
+        layer: LayerAttention,
+        q_thd: torch.Tensor,
+        cache: torch.Tensor,
+        group: _Group,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        num_seqs, query_len = group.num_seqs, group.query_len
+        k_heads, dim = spec.num_kv_heads, spec.head_dim
+        per_kv = spec.num_heads // k_heads
+        keys = cache[0].index_select(0, group.block_ids).view(num_seqs, -1, k_heads, dim)
+        values = cache[1].index_select(0, group.block_ids).view(num_seqs, -1, k_heads, dim)
+        # Row r * query_len + i of the packed queries is query token i of the r-th head in the group
+        # that shares a KV head, so a mask of query_len rows repeats per_kv times.
+        q = q_thd.view(num_seqs, query_len, k_heads, per_kv, dim).permute(0, 2, 3, 1, 4)
+        q = q.reshape(num_seqs, k_heads, per_kv * query_len, dim)
+        mask = group.mask
+        if query_len > 1:
+            mask = mask.repeat(1, 1, per_kv, 1)
+        out = F.scaled_dot_product_attention(
+            q, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask, scale=layer.scale
+        )
+        out = out.view(num_seqs, k_heads, per_kv, query_len, dim).permute(0, 3, 1, 2, 4)
+        return out.reshape(num_seqs * query_len, spec.num_heads, dim)
+
+
+def _make_groups(spec: AttentionSpec, layout: BatchLayout, window: int | None) -> list[_Group]:
+    """Group decodes by the blocks they read; every longer chunk stands alone."""
+    size = spec.block_size
+    lens, ends = layout.query_lens, layout.seq_lens
+    # First position that the sequence's first new token still sees, rounded down to a block.
+    first = np.zeros_like(ends) if window is None else np.maximum(layout.context_lens + 1 - window, 0)
+    first_block = first // size
+    num_blocks = (ends + size - 1) // size - first_block
+
+    members: dict[tuple[int, int, int], list[int]] = {}
+    for seq, (query_len, blocks) in enumerate(zip(lens.tolist(), num_blocks.tolist(), strict=True)):
+        key = (1, blocks, 0) if query_len == 1 else (query_len, blocks, seq + 1)
+        members.setdefault(key, []).append(seq)
+
+    groups = []
+    for (query_len, blocks, _), group in members.items():
+        seqs = np.asarray(group, dtype=np.int64)
+        columns = first_block[seqs, None] + np.arange(blocks)
+        block_ids = layout.block_tables[seqs[:, None], columns]
+        query_pos = layout.context_lens[seqs, None] + np.arange(query_len)
+        key_pos = first_block[seqs, None] * size + np.arange(blocks * size)
+        visible = key_pos[:, None, :] <= query_pos[:, :, None]
+        if window is not None:
+            visible &= key_pos[:, None, :] > query_pos[:, :, None] - window
+        mask = np.where(visible, np.float32(0), np.float32(-np.inf))[:, None]
+        groups.append(
+            _Group(
+                tokens=_tokens_of(layout, seqs, query_len, spec.device),
+                block_ids=torch.from_numpy(block_ids.reshape(-1)).to(spec.device),
+                mask=torch.from_numpy(mask).to(device=spec.device, dtype=spec.dtype),
+                num_seqs=len(group),
+                query_len=query_len,
+            )
+        )
+    return groups
+
+
+def _tokens_of(
+    layout: BatchLayout, seqs: IntArray, query_len: int, device: torch.device
+) -> slice | torch.Tensor:
+    starts = layout.query_starts[seqs]
+    first = int(starts[0])
+    if np.array_equal(starts, first + query_len * np.arange(len(seqs))):
+        return slice(first, first + query_len * len(seqs))
+    tokens = starts[:, None] + np.arange(query_len)
+    return torch.from_numpy(tokens.reshape(-1)).to(device)

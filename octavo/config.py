@@ -1,0 +1,130 @@
+"""Configuration: frozen values, resolved once into new values, never patched in place.
+
+The environment is read here and nowhere else, and only by the functions named `from_environment`
+or `default_*`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from octavo.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+GIB = 1024**3
+_SUFFIXES = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": GIB, "t": 1024**4}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from `4GiB`, `512M`, `1.5G` or a plain number; units are powers of 1024.
+
+    Raises:
+        ConfigError: not a size, or below one byte.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?\s*", text.lower())
+    size = int(float(match[1]) * _SUFFIXES[match[2]]) if match else 0
+    if size < 1:
+        raise ConfigError(f"{text!r} is not a size in bytes: write 4GiB, 512MiB or a number")
+    return size
+
+
+def format_bytes(num_bytes: float) -> str:
+    """`18.2 GiB`, `512.0 MiB`, `0 B`."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(num_bytes) < 1024:
+            return f"{num_bytes:.1f} {unit}" if unit != "B" else f"{num_bytes:.0f} B"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} GiB"
+
+
+def default_home() -> Path:
+    """The cache folder: `$OCTAVO_HOME`, else `$XDG_CACHE_HOME/octavo`, else `~/.cache/octavo`."""
+    home = os.environ.get("OCTAVO_HOME")
+    if home:
+        return Path(home).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "octavo"
+
+
+def default_api_keys() -> tuple[str, ...]:
+    """The keys in `$OCTAVO_API_KEY`, apart by commas; none when it is unset or empty."""
+    keys = os.environ.get("OCTAVO_API_KEY", "").split(",")
+    return tuple(key.strip() for key in keys if key.strip())
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that an engine process is started with. Names and meaning follow vLLM's flags.
+
+    Attributes:
+        model: a Hugging Face folder or a GGUF file, already on this machine.
+        dtype: `auto` takes the checkpoint's precision where the device computes it well.
+        device: `auto` takes CUDA where there is a card.
+        max_model_len: most tokens of prompt and output together; None: what the model allows.
+        max_num_seqs: most requests in a batch.
+        max_num_batched_tokens: token budget of a step; None: 512 on a CPU, 8192 on a GPU.
+        block_size: tokens per KV block.
+        gpu_memory_utilization: share of the device's memory that Octavo may use in all; on a CPU,
+            the share of the memory that is free after loading that the KV cache may use.
+        kv_cache_memory: bytes for the KV cache; None: measured, see `gpu_memory_utilization`
+            (on a CPU at most 4 GiB).
+        attention_backend: `auto` or a backend's name.
+        num_threads: threads for computing on a CPU; None: one per physical core at hand.
+        seed: base of the seeds drawn for requests that bring none.
+    """
+
+    model: str
+    dtype: DType = "auto"
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None
+    block_size: int = 16
+    gpu_memory_utilization: float = 0.9
+    kv_cache_memory: int | None = None
+    attention_backend: str = "auto"
+    num_threads: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        bounds: list[tuple[str, int | None, int]] = [
+            ("--max-model-len", self.max_model_len, 1),
+            ("--max-num-seqs", self.max_num_seqs, 1),
+            ("--max-num-batched-tokens", self.max_num_batched_tokens, 1),
+            ("--block-size", self.block_size, 1),
+            ("--kv-cache-memory", self.kv_cache_memory, 1),
+            ("--num-threads", self.num_threads, 1),
+        ]
+        for flag, value, least in bounds:
+            if value is not None and value < least:
+                raise ConfigError(f"{flag} must be at least {least}, got {value}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"--gpu-memory-utilization must be in (0, 1], got {self.gpu_memory_utilization}"
+            )
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How the HTTP server listens and whom it answers.
+
+    Attributes:
+        host, port: where to listen; port 0 takes a free one.
+        api_keys: keys that callers may present; empty: no authentication.
+        served_model_names: names that requests may use; the first is the one in answers.
+        max_body_bytes: larger request bodies are refused with 413.
+        log_level: least level that is logged.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    served_model_names: tuple[str, ...] = ()
+    max_body_bytes: int = 32 * 1024**2
+    log_level: LogLevel = "info"

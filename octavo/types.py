@@ -1,0 +1,317 @@
+"""Values that several rows of the house share. Imports nothing of Octavo but its errors.
+
+What crosses a process boundary is a `msgspec.Struct`; what crosses from host to device and back
+(`StepPlan`, `StepResult`) holds ints and lists, never tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from octavo.errors import InvalidRequestError
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+"""Why a request ended. `stop`: end-of-sequence, stop token or stop string; `length`: max_tokens or
+the context is full; `abort`: the client went or asked; `error`: the engine failed."""
+
+MAX_LOGPROBS = 20
+"""Most alternatives that a request may ask for per position (OpenAI's bound)."""
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_LEN = 1024
+MAX_STOP_TOKEN_IDS = 256
+
+
+def _check(ok: bool, param: str, message: str) -> None:
+    if not ok:
+        raise InvalidRequestError(message, param=param)
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How to choose tokens. Names, defaults and meaning follow vLLM's class of this name.
+
+    Order of operations: temperature, then min-p, top-k and top-p on the scaled distribution.
+
+    Attributes:
+        temperature: 0 is greedy; otherwise logits are divided by it. 0..2 is usual, any >= 0 works.
+        top_p: smallest set of tokens whose probability reaches this, (0, 1].
+        top_k: keep this many tokens; 0 or -1 keeps all.
+        min_p: drop tokens less probable than this share of the most probable one, [0, 1].
+        seed: same seed, same prompt, same parameters: same tokens, whatever else is in the batch.
+        max_tokens: most tokens to generate; None: up to the context's end.
+        min_tokens: end-of-sequence and stop tokens are masked before this many tokens.
+        stop: strings that end the output; the output leaves them out.
+        stop_token_ids: token ids that end the output, beside the model's own end-of-sequence ids.
+        ignore_eos: go on after an end-of-sequence token (for measurements).
+        logprobs: report this many most probable alternatives per position, 0..20; None: none.
+            The values are log-softmax of the raw logits, before temperature.
+        skip_special_tokens: leave special tokens out of the text.
+
+    Raises:
+        InvalidRequestError: a value is out of range; its `param` names the field.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        msgspec.structs.force_setattr(self, "stop", stop)
+        msgspec.structs.force_setattr(self, "stop_token_ids", tuple(self.stop_token_ids))
+        _check(
+            math.isfinite(self.temperature) and self.temperature >= 0,
+            "temperature",
+            f"temperature must be a finite number >= 0, got {self.temperature}",
+        )
+        _check(0 < self.top_p <= 1, "top_p", f"top_p must be in (0, 1], got {self.top_p}")
+        _check(
+            self.top_k >= -1, "top_k", f"top_k must be >= 0, or -1 for all tokens, got {self.top_k}"
+        )
+        _check(0 <= self.min_p <= 1, "min_p", f"min_p must be in [0, 1], got {self.min_p}")
+        _check(
+            self.seed is None or -(2**63) <= self.seed < 2**63,
+            "seed",
+            "seed must fit into a signed 64-bit integer",
+        )
+        _check(
+            self.max_tokens is None or self.max_tokens >= 1,
+            "max_tokens",
+            f"max_tokens must be at least 1, got {self.max_tokens}",
+        )
+        _check(
+            self.min_tokens >= 0, "min_tokens", f"min_tokens must be >= 0, got {self.min_tokens}"
+        )
+        _check(
+            self.max_tokens is None or self.min_tokens <= self.max_tokens,
+            "min_tokens",
+            f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})",
+        )
+        _check(
+            len(stop) <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} stop strings"
+        )
+        _check(
+            all(0 < len(text) <= MAX_STOP_STRING_LEN for text in stop),
+            "stop",
+            f"each stop string must have 1 to {MAX_STOP_STRING_LEN} characters",
+        )
+        _check(
+            len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS
+            and all(token_id >= 0 for token_id in self.stop_token_ids),
+            "stop_token_ids",
+            f"stop_token_ids takes at most {MAX_STOP_TOKEN_IDS} ids, each >= 0",
+        )
+        _check(
+            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
+            "logprobs",
+            f"logprobs must be in 0..{MAX_LOGPROBS}, got {self.logprobs}",
+        )
+
+    @property
+    def is_greedy(self) -> bool:
+        """True when the most probable token is always taken."""
+        return self.temperature == 0.0
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple, whatever it was given as."""
+        return tuple(self.stop)
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of one token at one position, and its rank (1 is the most probable)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+
+
+class PositionLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """What was sampled at one position, and the most probable alternatives in falling order.
+
+    `top` holds exactly as many entries as the request asked for (`SamplingParams.logprobs`).
+    """
+
+    sampled: TokenLogprob
+    top: list[TokenLogprob]
+
+
+class RowInit(msgspec.Struct, array_like=True):
+    """State that the device must have before a request's first step, or its first after preemption.
+
+    Attributes:
+        row: place in the device's request table, 0..max_num_seqs - 1.
+        token_ids: every token known so far (the prompt, and what was generated before preemption).
+        num_prompt_tokens: how many of them are the prompt.
+        params: how to sample.
+        seed: the seed in force, the caller's or one drawn at admission; never None.
+        stop_token_ids: every id that ends the request (for masking under `min_tokens`).
+    """
+
+    row: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    params: SamplingParams
+    seed: int
+    stop_token_ids: list[int]
+
+
+class StepPlan(msgspec.Struct, array_like=True):
+    """One step, as counts and ids: what the scheduler decided and all that the device needs.
+
+    The four parallel lists hold one entry per scheduled request, in batch order. Token values that
+    the device sampled itself are not in here: it has them, so a plan can be made before they reach
+    the host.
+
+    Attributes:
+        step_id: rises by one with each plan.
+        new_rows: rows to (re)initialise before the step.
+        rows: the scheduled rows.
+        num_computed_tokens: tokens whose KV is already in the cache.
+        num_new_tokens: tokens to compute now, >= 1; they are the next ones of the row.
+        samples: whether the last of them is the row's last known token, so that one is sampled.
+        new_block_ids: blocks appended to the row's block table before the step.
+    """
+
+    step_id: int
+    new_rows: list[RowInit]
+    rows: list[int]
+    num_computed_tokens: list[int]
+    num_new_tokens: list[int]
+    samples: list[bool]
+    new_block_ids: list[list[int]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return sum(self.num_new_tokens)
+
+    @property
+    def is_empty(self) -> bool:
+        """True when there is nothing to run."""
+        return not self.rows
+
+
+class StepResult(msgspec.Struct, array_like=True):
+    """What a step produced.
+
+    Attributes:
+        step_id: the plan's.
+        token_ids: one sampled token per scheduled request whose `samples` is true, in plan order.
+        logprobs: parallel to `token_ids`; an entry is None where the request asked for none.
+            The list is empty when nobody asked.
+        device_ns: duration of the step on the device, nanoseconds.
+    """
+
+    step_id: int
+    token_ids: list[int]
+    logprobs: list[PositionLogprobs | None]
+    device_ns: int
+
+
+class KVCacheLayout(msgspec.Struct, frozen=True):
+    """Size of the paged KV cache that the device really allocated.
+
+    Attributes:
+        num_blocks: blocks in the pool.
+        block_size: tokens per block.
+        bytes_per_block: over all layers, keys and values.
+    """
+
+    num_blocks: int
+    block_size: int
+    bytes_per_block: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the whole cache holds."""
+        return self.num_blocks * self.block_size
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a ready engine tells its clients.
+
+    Attributes:
+        architecture: the checkpoint's word for it, such as `LlamaForCausalLM`.
+        dtype: computing precision, such as `bfloat16`.
+        device: such as `cpu` or `cuda:0 NVIDIA H100 80GB HBM3`.
+        vocab_size: rows of the output layer; every token id is below it.
+        max_model_len: most tokens of prompt and output together.
+        kv_cache: size of the KV cache.
+        startup_s: named parts of start-up and their seconds, in order.
+    """
+
+    architecture: str
+    dtype: str
+    device: str
+    vocab_size: int
+    max_model_len: int
+    kv_cache: KVCacheLayout
+    startup_s: dict[str, float]
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of the engine after a step, and counters since its start.
+
+    Attributes:
+        num_running: requests that hold a row.
+        num_waiting: requests admitted to the queue and not running.
+        kv_cache_usage: share of KV blocks in use, 0..1.
+        num_steps, num_preemptions, num_prompt_tokens, num_generation_tokens: counters.
+            Prompt tokens count once per request, when its first token was sampled.
+        device_ns: time in steps, nanoseconds, counter.
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0
+    num_steps: int = 0
+    num_preemptions: int = 0
+    num_prompt_tokens: int = 0
+    num_generation_tokens: int = 0
+    device_ns: int = 0
+
+
+class Delta(msgspec.Struct, kw_only=True):
+    """One increment of a request's output, as `AsyncEngine.generate` yields it.
+
+    A request's deltas end with exactly one whose `finish_reason` is set.
+
+    Attributes:
+        text: what the new tokens add to the text; never a piece of a character, never text that a
+            stop string may still take back; may be empty.
+        token_ids: the new tokens; may be empty in the last delta.
+        logprobs: one per new token when asked for, else empty.
+        finish_reason: set in the last delta only.
+        stop_reason: the stop string or stop token id that ended it; None for end-of-sequence.
+        error: a message, when `finish_reason` is `error`.
+        num_prompt_tokens, num_output_tokens: totals so far.
+        num_cached_tokens: prompt tokens found in the prefix cache.
+    """
+
+    text: str = ""
+    token_ids: list[int] = []
+    logprobs: list[PositionLogprobs] = []
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    error: str | None = None
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    num_cached_tokens: int = 0
+
+
+JSONObject = dict[str, Any]
+"""A decoded JSON object of unknown shape."""

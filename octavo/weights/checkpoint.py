@@ -1,0 +1,67 @@
+"""What a checkpoint is to the rest of the house: configuration, generation defaults, named tensors.
+
+Knows nothing of models: names and configuration are as the file spells them; `models/` translates.
+Importing this module does not import torch; reading a tensor does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class StoredTensor(Protocol):
+    """One tensor as it lies in the file, not yet read.
+
+    Attributes:
+        name: as the file spells it.
+        shape: in torch's order, rows (out features) first.
+        dtype: how it is stored: `bfloat16`, `float32`, `Q4_1`, `Q6_K`, ...
+        num_bytes: in the file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_bytes: int
+
+    def load(self, dtype: torch.dtype) -> torch.Tensor:
+        """The tensor on the CPU, dequantized where it is packed, in `dtype`.
+
+        The caller owns the result; it does not alias the file.
+        """
+        ...
+
+
+class Checkpoint(Protocol):
+    """A readable checkpoint: a Hugging Face folder or one GGUF file.
+
+    Attributes:
+        path: the folder or file.
+        format: which of the two.
+        architecture: `config.json`'s `architectures[0]` (`LlamaForCausalLM`), or GGUF's
+            `general.architecture` (`llama`).
+        config: `config.json`, or GGUF's metadata, as the file has it. GGUF's large token arrays
+            are in it too (`tokenizer.ggml.tokens`), as lists.
+        generation_config: `generation_config.json` or {}; for GGUF {}.
+        num_bytes: size of all tensors in the file.
+    """
+
+    path: Path
+    format: Literal["safetensors", "gguf"]
+    architecture: str
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+    num_bytes: int
+
+    def tensors(self) -> Iterator[StoredTensor]:
+        """Every tensor once, in the order that reads the file fastest."""
+        ...
+
+    def close(self) -> None:
+        """Unmap the files. Tensors already loaded stay valid."""
+        ...
