@@ -65,6 +65,7 @@ class ChatTemplate:
 
     def render(
         self,
+        /,
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
@@ -81,7 +82,8 @@ class ChatTemplate:
             tools: function schemas, for templates that know them.
             documents: for templates that know them.
             continue_final_message: end within the last message, for the model to go on.
-            kwargs: further variables of the template, such as `enable_thinking`.
+            kwargs: further variables of the template, such as `enable_thinking`; a caller who
+                passes a client's names on refuses those of the arguments above.
 
         Raises:
             InvalidRequestError: the template refuses the messages or fails on them, or their

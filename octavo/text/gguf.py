@@ -1,9 +1,10 @@
 """A tokenizer from a GGUF file's metadata, with the ids that `transformers` (5.23) gives.
 
-Where that differs from llama.cpp we follow transformers: `smollm`'s and other pre-tokenizers that
-transformers does not list split as GPT-2's does (llama.cpp parts digits first, so spaces before a
-digit may fall otherwise); SentencePiece vocabularies get a space before the text whatever
-`add_space_prefix` says; a beginning-of-sequence token comes only where `add_bos_token` says so.
+Where that differs from llama.cpp we follow transformers: a pre-tokenizer that transformers does not
+list, such as `smollm`, splits as GPT-2's does (llama.cpp takes digits apart first, so that a run of
+spaces before a digit gets other ids); SentencePiece vocabularies get a space before the text
+whatever `add_space_prefix` says; no beginning-of-sequence token where `add_bos_token` is absent
+from a byte-level file.
 Two exceptions, where transformers' ids would leave the file's vocabulary: class defaults such as
 `<|endoftext|>` that the file lacks are not added, and if the file's named special tokens are
 spelled outside the byte alphabet (DeepSeek's, with full-width bars), its control tokens stay whole.
@@ -29,6 +30,7 @@ from tokenizers import (
 from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.text.codec import byte_alphabet
 from octavo.text.parts import TokenizerParts
+from octavo.text.splits import SPLIT_OF_PRE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -51,44 +53,6 @@ _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|
 """Control tokens that end a turn where a chat template writes them: older files have no eot id."""
 
 _GEMMA = ("gemma", "gemma2", "gemma3")
-
-# The splits that byte-level vocabularies were trained with, by `tokenizer.ggml.pre`; the patterns
-# are those of the published tokenizer.json files.
-_TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_LEAD = r"[^\r\n\p{L}\p{N}]?"
-
-
-def _cl100k(digits: str) -> str:
-    word = rf"{_LEAD}\p{{L}}+"
-    return rf"{_CONTRACTION}|{word}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}"
-
-
-def _cased(ending: str, digits: str) -> str:
-    words = rf"{_LEAD}{_UPPER}*{_LOWER}+{ending}|{_LEAD}{_UPPER}+{_LOWER}*{ending}"
-    return rf"{words}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
-
-
-_LLAMA3 = _cl100k(r"\p{N}{1,3}")
-_QWEN2 = _cl100k(r"\p{N}")
-_TEKKEN = _cased("", r"\p{N}")
-_GPT4O = _cased(rf"{_CONTRACTION}?", r"\p{N}{1,3}")
-_QWEN35 = (
-    rf"{_CONTRACTION}|{_LEAD}[\p{{L}}\p{{M}}]+|\p{{N}}"
-    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_TAIL}"
-)
-_SPLITS: dict[str, tuple[str, ...]] = {
-    _LLAMA3: (
-        *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0"),
-        *("lfm2", "jina-v5-nano", "dbrx", "smaug-bpe"),
-    ),
-    _QWEN2: ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez"),
-    _QWEN35: ("qwen35",),
-    _TEKKEN: ("tekken",),
-    _GPT4O: ("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"),
-}
-_SPLIT_OF_PRE = {pre: split for split, names in _SPLITS.items() for pre in names}
 
 
 def parts_from_gguf(metadata: Mapping[str, Any]) -> TokenizerParts:
@@ -165,7 +129,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Tokenizer
         for index, token in enumerate(tokens)
     }
     backend = Tokenizer(_bpe(vocab=vocab, merges=_file_merges(metadata), fuse_unk=False))
-    split = _SPLIT_OF_PRE.get(metadata.get("tokenizer.ggml.pre", ""))
+    split = SPLIT_OF_PRE.get(metadata.get("tokenizer.ggml.pre", ""))
     backend.pre_tokenizer = (
         pre_tokenizers.ByteLevel(add_prefix_space=False)
         if split is None

@@ -117,7 +117,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         with self._budget(MAX_SECONDS if max_seconds is None else max_seconds) as budget:
             pieces = []
             num_chars = 0
-            for piece in template.generate(**variables):
+            for piece in template.generate(variables):
                 num_chars += len(piece)
                 if num_chars > MAX_CHARS:
                     raise BoundExceededError(f"the rendered chat exceeds {MAX_CHARS} characters")

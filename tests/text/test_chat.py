@@ -270,6 +270,11 @@ def test_continuing_equals_transformers(name: str, content: Any, theirs: Any) ->
         assert ours(TEMPLATES[name]).render(chat, **flags) == expected
 
 
+def test_any_name_may_be_a_variable() -> None:
+    template = ours("{{ a }}{{ messages | length }}{{ bos_token }}")
+    assert template.render([USER], self=1, a=2, context=3) == "21<s>"
+
+
 def test_messages_are_left_unchanged() -> None:
     chat = [{"role": "user", "content": [{"type": "text", "text": "a"}], "name": None}]
     ours(PARTS).render(chat, add_generation_prompt=False, continue_final_message=True)
