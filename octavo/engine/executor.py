@@ -1,0 +1,29 @@
+"""What the engine asks of the device's side. `runner/` implements it; tests use fakes."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from octavo.types import EngineInfo, StepPlan, StepResult
+
+
+class Executor(Protocol):
+    """Runs steps in the order in which they are submitted.
+
+    Attributes:
+        info: what was loaded and allocated.
+    """
+
+    info: EngineInfo
+
+    def submit(self, plan: StepPlan) -> Future[StepResult]:
+        """Begin a step. The future carries an exception when the step failed; rows of the failed
+        step must then be reinitialised (`StepPlan.new_rows`) before they are used again.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device. No step may be in flight."""
+        ...

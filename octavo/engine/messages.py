@@ -1,0 +1,95 @@
+"""What travels between API server and engine process: msgspec over ZeroMQ, never pickle."""
+
+from __future__ import annotations
+
+import msgspec
+
+from octavo.types import (  # noqa: TC001 (msgspec reads the annotations at run time)
+    EngineInfo,
+    EngineStats,
+    FinishReason,
+    PositionLogprobs,
+    SamplingParams,
+)
+
+
+class AddRequest(msgspec.Struct, tag="add", array_like=True):
+    """Start a request.
+
+    Attributes:
+        request_id: unique among those in flight.
+        prompt_token_ids: checked by the client: not empty, within vocabulary and context.
+        params: `max_tokens` is set and fits the context.
+        eos_token_ids: ids that end the request unless `ignore_eos`.
+        cache_salt: requests share cached prefixes only with the same salt.
+        priority: lower runs earlier, under the priority policy.
+        tenant: whom the fair policy counts it to.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    eos_token_ids: list[int]
+    cache_salt: str = ""
+    priority: int = 0
+    tenant: str = ""
+
+
+class AbortRequests(msgspec.Struct, tag="abort", array_like=True):
+    """Forget requests; unknown ids are ignored, no output follows."""
+
+    request_ids: list[str]
+
+
+class Shutdown(msgspec.Struct, tag="shutdown", array_like=True):
+    """End the engine process."""
+
+
+class TokenOutput(msgspec.Struct, array_like=True):
+    """What a step added to one request.
+
+    Attributes:
+        token_ids: may be empty when the request ends without a token (abort, error).
+        logprobs: parallel to `token_ids`, or empty.
+        finish_reason: set in the request's last output.
+        stop_reason: the stop token id that ended it; None for the model's own end-of-sequence.
+        error: a message when `finish_reason` is `error`.
+        num_cached_tokens: prompt tokens found in the prefix cache.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[PositionLogprobs] = []
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    error: str | None = None
+    num_cached_tokens: int = 0
+
+
+class StepOutputs(msgspec.Struct, tag="outputs", array_like=True):
+    """All outputs of a step, and the engine's state after it."""
+
+    outputs: list[TokenOutput]
+    stats: EngineStats
+
+
+class EngineReady(msgspec.Struct, tag="ready", array_like=True):
+    """The engine takes requests from now on."""
+
+    info: EngineInfo
+
+
+class EngineFailed(msgspec.Struct, tag="failed", array_like=True):
+    """The engine could not start.
+
+    Attributes:
+        kind: the name of a `StartupError` class, or of another exception.
+        message: one line for the user.
+    """
+
+    kind: str
+    message: str
+
+
+ToEngine = AddRequest | AbortRequests | Shutdown
+FromEngine = StepOutputs | EngineReady | EngineFailed

@@ -1,0 +1,32 @@
+"""The device's side of a step: what a model's forward is called with. Made in `runner/batch.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from octavo.attention.interface import AttentionBackend
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """Tokens of all scheduled sequences, one behind the other, without padding.
+
+    Attributes:
+        token_ids: [t] int64.
+        positions: [t] int64, place of each token in its sequence.
+        logit_indices: [n] int64, tokens whose logits are wanted.
+        backend: attention.
+        meta: the backend's plan of this step.
+        kv_caches: one per layer, as the backend allocated them.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    logit_indices: torch.Tensor
+    backend: AttentionBackend
+    meta: Any
+    kv_caches: Sequence[torch.Tensor]

@@ -1,0 +1,91 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864), halves rotated as in GPT-NeoX.
+
+Scalings: none, linear (position interpolation, arXiv:2306.15595) and llama3 (by wavelength, as
+published with Llama 3.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo.errors import UnsupportedModelError
+
+
+class Rotary(nn.Module):
+    """Tables of cosines and sines, float32, one row per position.
+
+    Args:
+        head_dim: rotated dimensions, even.
+        max_len: rows of the tables.
+        theta: base of the frequencies.
+        scaling: `rope_scaling` or `rope_parameters` of a Hugging Face config, or None.
+
+    Raises:
+        UnsupportedModelError: a scaling of another kind.
+    """
+
+    def __init__(
+        self, head_dim: int, max_len: int, theta: float, scaling: Mapping[str, Any] | None
+    ) -> None:
+        super().__init__()
+        self.head_dim, self.max_len = head_dim, max_len
+        self.inv_freq = inverse_frequencies(head_dim, theta, scaling)
+        self._table: torch.Tensor | None = None
+
+    def divide_frequencies(self, factors: torch.Tensor) -> None:
+        """Apply per-frequency factors that a checkpoint brings (GGUF's `rope_freqs`)."""
+        self.inv_freq = self.inv_freq / factors.to(self.inv_freq)
+
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines [t, 1, head_dim / 2] for positions [t]."""
+        if self._table is None or self._table.device != positions.device:
+            steps = torch.arange(self.max_len, dtype=torch.float32)
+            angles = torch.outer(steps, self.inv_freq)
+            self._table = torch.cat((angles.cos(), angles.sin()), dim=-1).to(positions.device)
+        rows = self._table.index_select(0, positions).unsqueeze(1)
+        cos, sin = rows.chunk(2, dim=-1)
+        return cos, sin
+
+
+def rotate(x_thd: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate heads by their positions' angles; float32 inside, x's dtype outside."""
+    first, second = x_thd.float().chunk(2, dim=-1)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(x_thd.dtype)
+
+
+def inverse_frequencies(
+    head_dim: int, theta: float, scaling: Mapping[str, Any] | None
+) -> torch.Tensor:
+    """[head_dim / 2] float32, after scaling."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    inv_freq = 1.0 / (theta**exponents)
+    scaling = scaling or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind == "default":
+        return inv_freq
+    if kind == "linear":
+        return inv_freq / float(scaling["factor"])
+    if kind == "llama3":
+        return _llama3(inv_freq, scaling)
+    raise UnsupportedModelError(
+        f"rope scaling {kind!r} is not supported (default, linear and llama3 are)"
+    )
+
+
+def _llama3(inv_freq: torch.Tensor, scaling: Mapping[str, Any]) -> torch.Tensor:
+    """Keep short wavelengths, divide long ones by `factor`, and blend between."""
+    factor = float(scaling["factor"])
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    context = float(scaling["original_max_position_embeddings"])
+    wavelen = 2 * math.pi / inv_freq
+    smooth = (context / wavelen - low) / (high - low)
+    blended = (1 - smooth) * inv_freq / factor + smooth * inv_freq
+    scaled = torch.where(wavelen > context / low, inv_freq / factor, inv_freq)
+    is_between = (wavelen <= context / low) & (wavelen >= context / high)
+    return torch.where(is_between, blended, scaled)
