@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import math
 import secrets
 import sys
 import time
@@ -94,8 +95,10 @@ class ServeBench(msgspec.Struct, frozen=True, kw_only=True):
         for flag, (value, bound) in least.items():
             if value is not None and value < bound:
                 raise ConfigError(f"{flag} must be at least {bound}, got {value}")
-        if not self.timeout_s > 0:
-            raise ConfigError(f"--timeout must be above 0, got {self.timeout_s:g}")
+        above = {"--rate": self.rate, "--burstiness": self.burstiness, "--timeout": self.timeout_s}
+        for flag, number in above.items():
+            if number is not None and not 0 < number < math.inf:
+                raise ConfigError(f"{flag} must be a number above 0, got {number:g}")
 
 
 @dataclass
@@ -137,7 +140,9 @@ class _Run:
         self._began(len(asks))
         cpu_s = time.process_time()
         try:
-            await (self._open(asks, bodies) if bench.rate else self._closed(asks, bodies))
+            await (
+                self._open(asks, bodies) if bench.rate is not None else self._closed(asks, bodies)
+            )
         except asyncio.CancelledError:
             # Ctrl-C, once: report what there is. The task group has closed what was in flight.
             dialect.notes.append("interrupted: the figures are of a part of the run")

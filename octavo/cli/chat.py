@@ -116,9 +116,14 @@ def find_partner(args: argparse.Namespace) -> Partner:
 
     url = api_base(args.url or DEFAULT_URL)
     server = Server(url, api_key=args.api_key or next(iter(default_api_keys()), None))
-    if _choose(server, args, url):
+    is_chosen = False
+    try:
+        is_chosen = _choose(server, args, url)
+    finally:
+        if not is_chosen:
+            server.close()
+    if is_chosen:
         return server
-    server.close()
     if args.model is None:
         raise ConfigError(
             f"no server answers at {url}; start one with `octavo serve MODEL`, or name a model to "

@@ -34,6 +34,7 @@ class Fake:
     api_key: str | None = None
     keep_alive: bool = True
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
     num_connections: int = 0
     num_aborted: int = 0
     in_flight: int = 0
@@ -42,6 +43,7 @@ class Fake:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
+        self.writers.append(writer)
         with (
             contextlib.closing(writer),
             contextlib.suppress(ConnectionError, asyncio.IncompleteReadError),
@@ -165,7 +167,9 @@ def serving(fake: Fake) -> Iterator[Fake]:
             other.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 loop.run_until_complete(other)
-        loop.run_until_complete(asyncio.sleep(0))
+        for writer in fake.writers:
+            writer.transport.abort()  # whatever is still to be written
+        loop.run_until_complete(asyncio.sleep(0.01))
         loop.close()
 
     task = loop.create_task(main())

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import sys
+import types
+from typing import TYPE_CHECKING
+
+import pytest
+
+from octavo.cli import pull
+from octavo.cli.main import main
+from octavo.cli.serve import is_loopback
+from octavo.config import EngineConfig, ServerConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Launched = list[tuple[EngineConfig, ServerConfig]]
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
+    """What `octavo serve` would have launched; no server starts."""
+    calls: Launched = []
+
+    def serve(engine: EngineConfig, server: ServerConfig) -> int:
+        calls.append((engine, server))
+        return 3
+
+    module = types.ModuleType("octavo.launch")
+    module.serve = serve  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "octavo.launch", module)
+    monkeypatch.setattr("octavo.observability.logs.configure_logs", lambda level: None)
+    return calls
+
+
+def test_defaults(launched: Launched, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", model]) == 3
+    server = ServerConfig(served_model_names=(model,))
+    assert launched == [(EngineConfig(model=model), server)]
+    assert capsys.readouterr().err == ""
+
+
+def test_flags(launched: Launched, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_API_KEY", "c, d")
+    levels: list[str] = []
+    monkeypatch.setattr("octavo.observability.logs.configure_logs", levels.append)
+    flags = "--host 0.0.0.0 --port 0 --api-key a --api-key b --log-level debug --max-num-seqs 4"
+    assert main(["serve", model, *flags.split(), "--served-model-name", "x", "y"]) == 3
+    [(engine, server)] = launched
+    assert engine == EngineConfig(model=model, max_num_seqs=4)
+    assert server == ServerConfig(
+        host="0.0.0.0",
+        port=0,
+        api_keys=("a", "b", "c", "d"),
+        served_model_names=("x", "y"),
+        log_level="debug",
+    )
+    assert levels == ["debug"]
+
+
+def test_an_open_door_is_a_loud_warning(
+    launched: Launched, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["serve", model, "--host", "0.0.0.0"])
+    assert "WARNING: 0.0.0.0:8000 can be reached" in capsys.readouterr().err
+    main(["serve", model, "--host", "0.0.0.0", "--api-key", "k"])
+    main(["serve", model, "--host", "::1"])
+    assert capsys.readouterr().err == ""
+    assert len(launched) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--port", "70000"], "--port must be in 0..65535"),
+        (["--api-key", ""], "--api-key must not be empty"),
+        (["--served-model-name", ""], "--served-model-name must not be empty"),
+        (["--max-num-seqs", "0"], "--max-num-seqs must be at least 1"),
+    ],
+)
+def test_bad_flags(
+    launched: Launched,
+    model: str,
+    flags: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["serve", model, *flags]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"octavo: error: {message}")
+    assert err.count("\n") == 1
+    assert launched == []
+
+
+def test_pull_when_asked(
+    launched: Launched,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pulled: list[str] = []
+    late = tmp_path / "late.gguf"
+
+    def run(args: types.SimpleNamespace) -> int:
+        pulled.extend(args.names)
+        late.touch()
+        print(late)
+        return 0
+
+    monkeypatch.setattr(pull, "run", run)
+    assert main(["serve", str(late)]) == 1
+    assert "no such file" in capsys.readouterr().err
+    assert main(["serve", str(late), "--pull"]) == 3
+    assert pulled == [str(late)]
+    assert capsys.readouterr().out == ""
+    assert main(["serve", model, "--pull"]) == 3
+    assert len(pulled) == 1  # what is here is not fetched
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.5", False),
+        ("example.org", False),
+        ("", False),
+    ],
+)
+def test_loopback(host: str, is_local: bool) -> None:
+    assert is_loopback(host) is is_local
