@@ -73,6 +73,10 @@ class StepOutputs(msgspec.Struct, tag="outputs", array_like=True):
     stats: EngineStats
 
 
+class EngineStarted(msgspec.Struct, tag="started", array_like=True):
+    """The engine process runs and is connected; loading the model comes next."""
+
+
 class EngineReady(msgspec.Struct, tag="ready", array_like=True):
     """The engine takes requests from now on."""
 
@@ -92,4 +96,4 @@ class EngineFailed(msgspec.Struct, tag="failed", array_like=True):
 
 
 ToEngine = AddRequest | AbortRequests | Shutdown
-FromEngine = StepOutputs | EngineReady | EngineFailed
+FromEngine = StepOutputs | EngineStarted | EngineReady | EngineFailed

@@ -1,0 +1,341 @@
+"""The engine as the API server's event loop sees it: checks requests, sends them, streams answers.
+
+All state belongs to one event loop and nothing here blocks it. Knows nothing of HTTP, and of
+processes only that one can end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+import zmq
+
+import octavo.errors
+from octavo.engine.messages import (
+    AbortRequests,
+    AddRequest,
+    EngineFailed,
+    EngineReady,
+    EngineStarted,
+    Shutdown,
+    StepOutputs,
+)
+from octavo.engine.output import OutputProcessor, merge_deltas
+from octavo.engine.spawn import describe_exit
+from octavo.errors import EngineUnavailableError, InvalidRequestError, StartupError
+from octavo.types import Delta, EngineStats
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from octavo.engine.messages import ToEngine, TokenOutput
+    from octavo.engine.spawn import EngineProcess
+    from octavo.text.tokenizer import Tokenizer
+    from octavo.types import EngineInfo, FinishReason, SamplingParams
+
+logger = logging.getLogger("octavo.engine")
+
+MAX_MESSAGES_PER_TURN = 16
+"""Messages taken before the loop's other tasks get their turn."""
+
+LAST_WORDS_S = 0.2
+"""How long a process's last messages may take to arrive after its end."""
+
+
+class AsyncEngine:
+    """Implements `EngineClient` over an `EngineProcess`. Make it with `connect`.
+
+    Attributes:
+        info: what the engine reported when it was ready.
+        process_startup_s: from the start of the process until it was connected.
+    """
+
+    def __init__(
+        self,
+        process: EngineProcess,
+        tokenizer: Tokenizer | None,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        self.info: EngineInfo
+        self.process_startup_s = 0.0
+        self._process = process
+        self._channel = process.channel
+        self._tokenizer = tokenizer
+        self._eos_token_ids = list(eos_token_ids)
+        self._stats = EngineStats()
+        self._streams: dict[str, _Stream] = {}
+        self._ids = itertools.count()
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[EngineInfo] = self._loop.create_future()
+        self._death: asyncio.Future[str] = self._loop.create_future()
+        self._is_closing = False
+        self._last_message_at = time.monotonic()
+        self._fd = int(self._channel.socket.getsockopt(zmq.FD))
+        self._loop.add_reader(self._fd, self._read)
+        self._loop.call_soon(self._read)  # the descriptor tells of changes only
+        process.watch(self._on_exit_in_thread)
+
+    @classmethod
+    async def connect(
+        cls,
+        process: EngineProcess,
+        *,
+        tokenizer: Tokenizer | None = None,
+        eos_token_ids: Sequence[int] = (),
+    ) -> AsyncEngine:
+        """Wait until the engine is ready.
+
+        Args:
+            process: just started; the result owns it, and a failure ends it.
+            tokenizer: the model's; None: deltas have no text, and stop strings are refused.
+            eos_token_ids: ids that end every request unless `ignore_eos`.
+
+        Raises:
+            StartupError: the engine could not start; of the class that the engine process raised.
+        """
+        engine = cls(process, tokenizer, eos_token_ids)
+        try:
+            engine.info = await engine._ready
+        except BaseException:
+            await engine._release(timeout_s=0.0)
+            raise
+        known = [i for i in engine._eos_token_ids if 0 <= i < engine.info.vocab_size]
+        engine._eos_token_ids = known
+        return engine
+
+    @property
+    def stats(self) -> EngineStats:
+        """The newest snapshot that the engine sent."""
+        return self._stats
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the engine has died or was closed; it does not come back."""
+        return not self._death.done() and not self._is_closing
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the engine last answered while it has requests; 0.0 while it has none."""
+        return time.monotonic() - self._last_message_at if self._streams else 0.0
+
+    async def died(self) -> str:
+        """Wait until the engine process ends by itself; returns how it did."""
+        return await asyncio.shield(self._death)
+
+    async def generate(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, request_id: str
+    ) -> AsyncGenerator[Delta, None]:
+        """See `EngineClient.generate`. A slow reader gets several tokens in one delta."""
+        prompt = list(prompt_token_ids)
+        params = self._checked(prompt, params)
+        if not self.is_alive:
+            raise self._unavailable()
+        # Ids of our own: callers choose theirs, and one may come again while its last outputs are
+        # still on their way.
+        engine_id = f"{request_id}:{next(self._ids)}"
+        stream = _Stream(request_id, OutputProcessor(prompt, params, self._tokenizer), self._loop)
+        if not self._streams:
+            self._last_message_at = time.monotonic()
+        if not self._send(AddRequest(engine_id, prompt, params, self._eos_token_ids)):
+            raise self._unavailable()
+        self._streams[engine_id] = stream
+        try:
+            while True:
+                delta = await stream.next()
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+        finally:
+            if self._streams.pop(engine_id, None) is not None:
+                self._send(AbortRequests([engine_id]))
+
+    async def abort(self, request_id: str) -> None:
+        """End a request: its last delta says `abort`. Unknown ids are ignored."""
+        for engine_id, stream in list(self._streams.items()):
+            if stream.request_id == request_id:
+                del self._streams[engine_id]
+                self._send(AbortRequests([engine_id]))
+                stream.end("abort")
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Stop the engine and wait for its end. Requests in flight end with `abort`.
+
+        Args:
+            timeout_s: after as many seconds the process is terminated, and then killed.
+        """
+        if self._is_closing:
+            return
+        self._is_closing = True
+        if not self._death.done():
+            self._send(Shutdown())
+        self._end_all("abort", None)
+        await self._release(timeout_s)
+
+    async def _release(self, timeout_s: float) -> None:
+        self._is_closing = True
+        self._loop.remove_reader(self._fd)
+        await asyncio.to_thread(self._process.stop, timeout_s)
+
+    def _checked(self, prompt: list[int], params: SamplingParams) -> SamplingParams:
+        """The parameters with `max_tokens` set, if the request can run at all."""
+        vocab_size, max_len = self.info.vocab_size, self.info.max_model_len
+        if not prompt:
+            raise InvalidRequestError("the prompt has no tokens", param="prompt")
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            wrong = next(i for i in prompt if not 0 <= i < vocab_size)
+            raise InvalidRequestError(
+                f"the prompt has token id {wrong}, but ids go from 0 to {vocab_size - 1}",
+                param="prompt",
+            )
+        if any(token_id >= vocab_size for token_id in params.stop_token_ids):
+            raise InvalidRequestError(
+                f"stop_token_ids must be below the vocabulary's size, {vocab_size}",
+                param="stop_token_ids",
+            )
+        if params.stop_strings and self._tokenizer is None:
+            raise InvalidRequestError("there is no tokenizer to find stop strings", param="stop")
+        room = max_len - len(prompt)
+        wanted = room if params.max_tokens is None else params.max_tokens
+        if room < 1 or wanted > room:
+            raise InvalidRequestError(
+                f"the maximum context length is {max_len} tokens, but the prompt has "
+                f"{len(prompt)} tokens and max_tokens is {params.max_tokens}",
+                param="max_tokens" if room >= 1 else "prompt",
+                code="context_length_exceeded",
+            )
+        if params.max_tokens is None:
+            params = msgspec.structs.replace(params, max_tokens=room)
+        return params
+
+    def _unavailable(self) -> EngineUnavailableError:
+        reason = self._death.result() if self._death.done() else "the engine is shutting down"
+        return EngineUnavailableError(reason, code="engine_dead")
+
+    def _send(self, message: ToEngine) -> bool:
+        if self._is_closing and not isinstance(message, Shutdown):
+            return False
+        is_sent = self._channel.send(message)
+        # Sending may take the descriptor's news of a message that came, so look for one.
+        self._loop.call_soon(self._read)
+        return is_sent
+
+    def _read(self) -> None:
+        """Take messages until there are none: the descriptor tells only of changes."""
+        if self._is_closing:
+            return
+        for _ in range(MAX_MESSAGES_PER_TURN):
+            message = self._channel.receive()
+            if message is None:
+                return
+            self._last_message_at = time.monotonic()
+            if isinstance(message, StepOutputs):
+                self._stats = message.stats
+                for output in message.outputs:
+                    self._deliver(output)
+            elif isinstance(message, EngineStarted):
+                self.process_startup_s = time.perf_counter() - self._process.started_at
+                self._process.forget_address()
+            elif isinstance(message, EngineReady):
+                if not self._ready.done():
+                    self._ready.set_result(message.info)
+            elif not self._ready.done():
+                self._ready.set_exception(_startup_error(message))
+        self._loop.call_soon(self._read)
+
+    def _deliver(self, output: TokenOutput) -> None:
+        stream = self._streams.get(output.request_id)
+        if stream is None:
+            return  # aborted meanwhile
+        try:
+            stream.push(output)
+        except Exception as error:  # one request's trouble is not the others'
+            logger.exception("request %s: its output could not be read", stream.request_id)
+            del self._streams[output.request_id]
+            self._send(AbortRequests([output.request_id]))
+            stream.fail(f"the output could not be read: {error}")
+            return
+        if stream.processor.is_finished:
+            del self._streams[output.request_id]
+            if stream.processor.hit_stop_string:
+                self._send(AbortRequests([output.request_id]))
+
+    def _on_exit_in_thread(self, code: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            self._loop.call_soon_threadsafe(
+                self._loop.call_later, LAST_WORDS_S, self._on_exit, code
+            )
+
+    def _on_exit(self, code: int) -> None:
+        self._read()
+        what = f"the engine process ended with {describe_exit(code)}"
+        if not self._ready.done():
+            self._ready.set_exception(
+                StartupError(f"{what} while it was starting; its log is above")
+            )
+        if not self._is_closing and not self._death.done():
+            self._death.set_result(what)
+            self._end_all("error", what)
+
+    def _end_all(self, reason: FinishReason, error: str | None) -> None:
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.end(reason, error)
+
+
+class _Stream:
+    """One request's deltas between the reader of the socket and the reader of the generator."""
+
+    __slots__ = ("_loop", "_pending", "_waiter", "processor", "request_id")
+
+    def __init__(
+        self, request_id: str, processor: OutputProcessor, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.request_id = request_id
+        self.processor = processor
+        self._loop = loop
+        self._pending: list[Delta] = []  # bounded by the length of the output
+        self._waiter: asyncio.Future[None] | None = None
+
+    def push(self, output: TokenOutput) -> None:
+        self._put(self.processor.push(output))
+
+    def end(self, reason: FinishReason, error: str | None = None) -> None:
+        self._put(self.processor.end(reason, error))
+
+    def fail(self, error: str) -> None:
+        self._put(Delta(finish_reason="error", error=error))
+
+    async def next(self) -> Delta:
+        """All that has come since the last call, at least one delta's worth, as one."""
+        if not self._pending:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        deltas, self._pending = self._pending, []
+        return merge_deltas(deltas)
+
+    def _put(self, delta: Delta) -> None:
+        self._pending.append(delta)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _startup_error(failed: EngineFailed) -> StartupError:
+    """The engine's failure as an exception of the same class."""
+    kind = getattr(octavo.errors, failed.kind, None)
+    if isinstance(kind, type) and issubclass(kind, StartupError):
+        return kind(failed.message)
+    return StartupError(f"the engine failed to start: {failed.kind}: {failed.message}")

@@ -1,0 +1,179 @@
+"""From the token ids of one request to its deltas: text, stop strings, log-probabilities.
+
+Used by the async client and by the synchronous `LLM`. Knows nothing of scheduling, processes or
+HTTP. Costs the same per token however long the output is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from octavo.text.detokenizer import IncrementalDetokenizer
+from octavo.text.stop import StopChecker
+from octavo.types import Delta
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from octavo.engine.messages import TokenOutput
+    from octavo.text.tokenizer import Tokenizer
+    from octavo.types import FinishReason, PositionLogprobs, SamplingParams
+
+
+class OutputProcessor:
+    """Turns what the engine sends for one request into deltas.
+
+    Args:
+        prompt_token_ids: the prompt; the first word of the output keeps its space behind it.
+        params: `stop`, `logprobs` and `skip_special_tokens` are looked at.
+        tokenizer: the model's, or None: texts stay empty, and there can be no stop strings.
+
+    Attributes:
+        is_finished: the last delta was made; `push` must not be called again.
+        hit_stop_string: we ended the request, not the engine: the caller must abort it there.
+    """
+
+    __slots__ = (
+        "_detokenizer",
+        "_num_cached",
+        "_num_output",
+        "_num_prompt",
+        "_stop",
+        "hit_stop_string",
+        "is_finished",
+    )
+
+    def __init__(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        stop = params.stop_strings
+        assert tokenizer is not None or not stop, "stop strings need a tokenizer"
+        self._detokenizer = (
+            IncrementalDetokenizer(
+                tokenizer,
+                skip_special_tokens=params.skip_special_tokens,
+                prompt_token_ids=prompt_token_ids,
+            )
+            if tokenizer is not None
+            else None
+        )
+        self._stop = StopChecker(stop) if stop else None
+        self._num_prompt = len(prompt_token_ids)
+        self._num_output = 0
+        self._num_cached = 0
+        self.is_finished = False
+        self.hit_stop_string = False
+
+    def push(self, output: TokenOutput) -> Delta:
+        """Take the engine's next output of this request.
+
+        A token that ended the request (end-of-sequence or a stop token) is among the token ids but
+        adds no text. After a stop string, tokens behind the one that completed it are dropped.
+        """
+        assert not self.is_finished, "output after the end"
+        ids, logprobs, reason = output.token_ids, output.logprobs, output.finish_reason
+        self._num_cached = output.num_cached_tokens
+        visible = ids[:-1] if reason == "stop" else ids
+        text = ""
+        if self._stop is not None:
+            text, num_used, hit = self._push_with_stop(visible)
+            if hit is not None:
+                self.hit_stop_string = reason is None
+                self.is_finished = True
+                self._num_output += num_used
+                return self._delta(
+                    text=text,
+                    token_ids=ids[:num_used],
+                    logprobs=logprobs[:num_used],
+                    finish_reason="stop",
+                    stop_reason=hit,
+                )
+        elif self._detokenizer is not None:
+            text = self._detokenizer.push(visible)
+        self._num_output += len(ids)
+        if reason is None:
+            return self._delta(text=text, token_ids=ids, logprobs=logprobs)
+        self.is_finished = True
+        tail, hit = self._flush()
+        if hit is not None:
+            reason = "stop"
+        return self._delta(
+            text=text + tail,
+            token_ids=ids,
+            logprobs=logprobs,
+            finish_reason=reason,
+            stop_reason=output.stop_reason if hit is None else hit,
+            error=output.error,
+        )
+
+    def end(self, reason: FinishReason, error: str | None = None) -> Delta:
+        """The last delta of a request that the engine will not finish: pending text, no tokens."""
+        assert not self.is_finished, "a second end"
+        self.is_finished = True
+        text, _ = self._flush()
+        return self._delta(text=text, finish_reason=reason, error=error)
+
+    def _push_with_stop(self, ids: Sequence[int]) -> tuple[str, int, str | None]:
+        """Text, how many ids made it, and the stop string that ended it or None."""
+        assert self._stop is not None
+        assert self._detokenizer is not None
+        text = ""
+        for num_used, token_id in enumerate(ids, start=1):
+            piece, hit = self._stop.push(self._detokenizer.push((token_id,)))
+            text += piece
+            if hit is not None:
+                return text, num_used, hit
+        return text, len(ids), None
+
+    def _flush(self) -> tuple[str, str | None]:
+        """Text held back so far; U+FFFD for an unfinished character may complete a stop string."""
+        if self._detokenizer is None:
+            return "", None
+        tail = self._detokenizer.flush()
+        if self._stop is None:
+            return tail, None
+        tail, hit = self._stop.push(tail)
+        return tail + self._stop.flush(), hit
+
+    def _delta(
+        self,
+        *,
+        text: str = "",
+        token_ids: Sequence[int] = (),
+        logprobs: Sequence[PositionLogprobs] = (),
+        finish_reason: FinishReason | None = None,
+        stop_reason: str | int | None = None,
+        error: str | None = None,
+    ) -> Delta:
+        return Delta(
+            text=text,
+            token_ids=list(token_ids),
+            logprobs=list(logprobs),
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            error=error,
+            num_prompt_tokens=self._num_prompt,
+            num_output_tokens=self._num_output,
+            num_cached_tokens=self._num_cached,
+        )
+
+
+def merge_deltas(deltas: Sequence[Delta]) -> Delta:
+    """One delta that says what consecutive ones of a request said."""
+    if len(deltas) == 1:
+        return deltas[0]
+    last = deltas[-1]
+    return Delta(
+        text="".join([delta.text for delta in deltas]),
+        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+        logprobs=[entry for delta in deltas for entry in delta.logprobs],
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        error=last.error,
+        num_prompt_tokens=last.num_prompt_tokens,
+        num_output_tokens=last.num_output_tokens,
+        num_cached_tokens=last.num_cached_tokens,
+    )

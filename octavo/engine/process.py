@@ -1,0 +1,210 @@
+"""The engine process: starts up, tells how that went, then steps until it is told to end.
+
+Never outlives its parent. Knows nothing of models or devices: what to run is built by the function
+that the parent names. Nothing is pickled, and the parent decides about Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from octavo.config import EngineConfig, LogLevel
+from octavo.engine.channel import EngineChannel
+from octavo.engine.messages import (
+    AbortRequests,
+    AddRequest,
+    EngineFailed,
+    EngineReady,
+    EngineStarted,
+    Shutdown,
+    StepOutputs,
+    TokenOutput,
+)
+from octavo.errors import InvalidRequestError, StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+    from octavo.engine.messages import ToEngine
+    from octavo.types import EngineInfo, EngineStats
+
+logger = logging.getLogger("octavo.engine")
+
+EXIT_STARTUP_FAILED = 1
+EXIT_ENGINE_FAILED = 70  # EX_SOFTWARE
+EXIT_ORPHANED = 71
+_PR_SET_PDEATHSIG = 1
+
+
+class Core(Protocol):
+    """What the loop asks of an engine core."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats:
+        """A snapshot."""
+        ...
+
+    def add(self, request: AddRequest, /) -> None:
+        """Admit a request.
+
+        Raises:
+            InvalidRequestError: it can never run.
+        """
+        ...
+
+    def abort(self, request_ids: Sequence[str], /) -> None:
+        """Forget requests; unknown ids are ignored."""
+        ...
+
+    def step(self) -> list[TokenOutput]:
+        """Plan, run, update."""
+        ...
+
+
+class BuiltEngine(Protocol):
+    """What a builder returns, ready to serve."""
+
+    core: Core
+    info: EngineInfo
+
+    def close(self) -> None:
+        """Free the device."""
+        ...
+
+
+class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
+    """What the parent writes to the engine process's standard input, as one line of JSON.
+
+    Standard input stays open after it: its end means that the parent is gone.
+
+    Attributes:
+        address: where to connect.
+        config: handed to the builder.
+        log_level: least level that is logged.
+        parent_pid: the process whose end must be ours.
+    """
+
+    address: str
+    config: EngineConfig
+    log_level: LogLevel
+    parent_pid: int
+
+
+def engine_process(builder: str) -> int:
+    """Everything that the engine process does; its exit code.
+
+    Args:
+        builder: `module:function`, from `EngineConfig` to `BuiltEngine`. It is imported only here,
+            so that a failure of its imports is told like any other.
+    """
+    start = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineStart)
+    _die_with(start.parent_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _on_terminate)
+    channel = EngineChannel(start.address)
+    channel.send(EngineStarted())
+    try:
+        from octavo.observability.logs import configure_logs
+
+        configure_logs(start.log_level)
+        module, _, name = builder.partition(":")
+        engine: BuiltEngine = getattr(importlib.import_module(module), name)(start.config)
+    except StartupError as error:
+        channel.send(EngineFailed(type(error).__name__, str(error)))
+        channel.close(linger_s=2.0)
+        return EXIT_STARTUP_FAILED
+    except Exception as error:
+        logger.exception("the engine failed to start")
+        channel.send(EngineFailed(type(error).__name__, str(error) or "no reason given"))
+        channel.close(linger_s=2.0)
+        return EXIT_STARTUP_FAILED
+    gc.collect()
+    gc.freeze()  # what start-up left lives for good: collections need not walk it
+    channel.send(EngineReady(engine.info))
+    try:
+        run_engine_loop(engine.core, channel)
+    except Exception:
+        logger.exception("the engine failed")
+        return EXIT_ENGINE_FAILED
+    engine.close()
+    channel.close(linger_s=1.0)
+    return 0
+
+
+def run_engine_loop(core: Core, channel: EngineChannel) -> None:
+    """Take what has come, step, send what came of it; until `Shutdown`.
+
+    Every step sends one message, even if it produced no token, so that silence while there is work
+    means that a step hangs. Without work the loop blocks.
+    """
+    while True:
+        if not core.has_work:
+            channel.wait()
+        outputs: list[TokenOutput] = []
+        has_changed = False
+        while (message := channel.receive()) is not None:
+            if isinstance(message, Shutdown):
+                return
+            outputs += _take(core, message)
+            has_changed = True
+        if core.has_work:
+            outputs += core.step()
+            has_changed = True
+        if has_changed:
+            channel.send(StepOutputs(outputs, core.stats))
+
+
+def _take(core: Core, message: ToEngine) -> list[TokenOutput]:
+    """Hand one message to the core. What it refuses, ends here; nothing a client sends ends us."""
+    if isinstance(message, AbortRequests):
+        core.abort(message.request_ids)
+        return []
+    assert isinstance(message, AddRequest)
+    try:
+        core.add(message)
+    except InvalidRequestError as error:
+        return [TokenOutput(message.request_id, [], finish_reason="error", error=error.message)]
+    except Exception as error:
+        logger.exception("request %s could not be admitted", message.request_id)
+        text = f"the engine could not admit the request: {error}"
+        return [TokenOutput(message.request_id, [], finish_reason="error", error=text)]
+    return []
+
+
+def _on_terminate(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _die_with(parent_pid: int) -> None:
+    """See to it that this process ends when its parent does, in whatever way that does.
+
+    On Linux the kernel kills us, whatever we are at; everywhere, a thread waits for the end of
+    standard input, the other end of which only the parent holds.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:  # it ended before the line above
+            os._exit(EXIT_ORPHANED)
+
+    def wait_for_end() -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(EXIT_ORPHANED)
+
+    threading.Thread(target=wait_for_end, name="parent-watch", daemon=True).start()

@@ -1,0 +1,152 @@
+"""An engine without a model: each request counts upwards from its prompt's last token.
+
+The builders at the end are what tests let the engine process run. What they do is told by the
+environment variable `FAKE_ENGINE`, a JSON object of `FakeCore`'s keyword arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from octavo.engine.messages import TokenOutput
+from octavo.errors import InsufficientMemoryError, InvalidRequestError
+from octavo.types import EngineInfo, EngineStats, KVCacheLayout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from octavo.config import EngineConfig
+    from octavo.engine.messages import AddRequest
+
+VOCAB_SIZE = 259
+MAX_MODEL_LEN = 4096
+
+
+class FakeCore:
+    """See the module.
+
+    Args:
+        step_s: duration of a step.
+        die_at: after so many steps the process kills itself.
+        raise_at: after so many steps `step` raises.
+        hang_at: after so many steps one takes forever.
+        tokens_per_step: of each request.
+    """
+
+    def __init__(
+        self,
+        step_s: float = 0.0,
+        die_at: int | None = None,
+        raise_at: int | None = None,
+        hang_at: int | None = None,
+        tokens_per_step: int = 1,
+    ) -> None:
+        self.step_s = step_s
+        self.die_at = die_at
+        self.raise_at = raise_at
+        self.hang_at = hang_at
+        self.tokens_per_step = tokens_per_step
+        self.requests: dict[str, tuple[AddRequest, list[int]]] = {}
+        self.num_steps = 0
+        self.num_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.requests)
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=len(self.requests),
+            num_steps=self.num_steps,
+            num_generation_tokens=self.num_tokens,
+        )
+
+    def add(self, request: AddRequest) -> None:
+        if request.prompt_token_ids == [13]:
+            raise InvalidRequestError("thirteen is refused")
+        if request.prompt_token_ids == [14]:
+            raise RuntimeError("fourteen is a bug")
+        self.requests[request.request_id] = (request, [])
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self.requests.pop(request_id, None)
+
+    def step(self) -> list[TokenOutput]:
+        if self.num_steps == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.num_steps == self.raise_at:
+            raise RuntimeError("planted in a step")
+        if self.num_steps == self.hang_at:
+            time.sleep(1000)
+        time.sleep(self.step_s)
+        self.num_steps += 1
+        return [
+            self._advance(request_id, *entry) for request_id, entry in list(self.requests.items())
+        ]
+
+    def _advance(self, request_id: str, request: AddRequest, tokens: list[int]) -> TokenOutput:
+        new: list[int] = []
+        reason = None
+        for _ in range(self.tokens_per_step):
+            token = (request.prompt_token_ids[-1] + 1 + len(tokens)) % VOCAB_SIZE
+            tokens.append(token)
+            new.append(token)
+            if token in request.eos_token_ids and not request.params.ignore_eos:
+                reason = "stop"
+            elif len(tokens) == request.params.max_tokens:
+                reason = "length"
+            if reason is not None:
+                del self.requests[request_id]
+                break
+        self.num_tokens += len(new)
+        return TokenOutput(request_id, new, finish_reason=reason)
+
+
+@dataclass
+class FakeBuilt:
+    core: FakeCore
+    info: EngineInfo
+
+    def close(self) -> None:
+        pass
+
+
+def fake_info() -> EngineInfo:
+    return EngineInfo(
+        architecture="FakeForCausalLM",
+        dtype="float32",
+        device="cpu",
+        vocab_size=VOCAB_SIZE,
+        max_model_len=MAX_MODEL_LEN,
+        kv_cache=KVCacheLayout(num_blocks=1024, block_size=16, bytes_per_block=4096),
+        startup_s={"load": 0.25},
+    )
+
+
+def build(config: EngineConfig) -> FakeBuilt:
+    return FakeBuilt(FakeCore(**json.loads(os.environ.get("FAKE_ENGINE", "{}"))), fake_info())
+
+
+def build_without_memory(config: EngineConfig) -> FakeBuilt:
+    raise InsufficientMemoryError("the KV cache needs 3 GiB, 1 GiB is free")
+
+
+def build_with_bug(config: EngineConfig) -> FakeBuilt:
+    raise KeyError("model.embed_tokens")
+
+
+def build_and_die(config: EngineConfig) -> FakeBuilt:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    raise AssertionError
+
+
+def build_slowly(config: EngineConfig) -> FakeBuilt:
+    time.sleep(1000)
+    raise AssertionError
