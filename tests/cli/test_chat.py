@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -131,8 +132,14 @@ def test_ctrl_c_stops_the_answer_and_then_the_program(fake: Fake, terminal: Term
     sent = roles(fake.bodies[-1])
     assert [role for role, _ in sent] == ["system", "user", "assistant", "user"]
     assert sent[2][1].startswith(" tok tok tok")
-    terminal.type("\x03")
-    assert terminal.wait() == 0
+    for _ in range(3):
+        # Python's readline looks for signals before it waits for keys: one that comes between the
+        # two is seen with the next key only. A person does not hit that moment, a test may.
+        terminal.type("\x03")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert terminal.process.wait(5) == 0
+            break
+    assert terminal.process.returncode == 0
 
 
 def test_ctrl_c_before_the_first_token(fake: Fake, terminal: Terminal) -> None:
