@@ -12,11 +12,13 @@ Shape suffixes here and in the backends:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 IntArray = npt.NDArray[np.int64]
 

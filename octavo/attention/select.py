@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from octavo.attention.interface import AttentionBackend, AttentionSpec
+from typing import TYPE_CHECKING
+
 from octavo.attention.torch_cpu import TorchAttention
 from octavo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from octavo.attention.interface import AttentionBackend, AttentionSpec
 
 BACKENDS: tuple[type[AttentionBackend], ...] = (TorchAttention,)
 """In order of preference."""

@@ -7,13 +7,17 @@ heads that share a KV head are packed into the query dimension, so keys are neve
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from octavo.attention.interface import AttentionSpec, BatchLayout, IntArray, LayerAttention
+if TYPE_CHECKING:
+    from octavo.attention.interface import AttentionSpec, BatchLayout, IntArray, LayerAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,13 @@ class TorchAttention:
         return "no logit soft cap" if spec.soft_cap is not None else None
 
     def allocate(self, spec: AttentionSpec, num_blocks: int) -> torch.Tensor:
-        """Zeroed memory; on Linux pages become resident when they are first written."""
+        """Zeroed memory; on a CPU pages become resident only when they are first written."""
         shape = (2, num_blocks, spec.block_size, spec.num_kv_heads, spec.head_dim)
+        if spec.device.type == "cpu":
+            # torch.zeros writes every page: seconds for a cache of some GiB. Anonymous memory
+            # is zero without that; the tensor keeps it mapped.
+            memory = mmap.mmap(-1, math.prod(shape) * spec.dtype.itemsize)
+            return torch.frombuffer(memory, dtype=spec.dtype).view(shape)
         return torch.zeros(shape, dtype=spec.dtype, device=spec.device)
 
     def bytes_per_block(self, spec: AttentionSpec) -> int:
@@ -128,7 +137,9 @@ def _make_groups(spec: AttentionSpec, layout: BatchLayout, window: int | None) -
     size = spec.block_size
     lens, ends = layout.query_lens, layout.seq_lens
     # First position that the sequence's first new token still sees, rounded down to a block.
-    first = np.zeros_like(ends) if window is None else np.maximum(layout.context_lens + 1 - window, 0)
+    first = (
+        np.zeros_like(ends) if window is None else np.maximum(layout.context_lens + 1 - window, 0)
+    )
     first_block = first // size
     num_blocks = (ends + size - 1) // size - first_block
 

@@ -1,0 +1,1 @@
+"""The host side of the engine: requests, scheduling, the KV cache's books."""

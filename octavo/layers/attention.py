@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from octavo.attention.interface import LayerAttention
-from octavo.layers.batch import ForwardBatch
+
+if TYPE_CHECKING:
+    from octavo.layers.batch import ForwardBatch
 
 
 class Attention(nn.Module):

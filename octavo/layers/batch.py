@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-from octavo.attention.interface import AttentionBackend
+    import torch
+
+    from octavo.attention.interface import AttentionBackend
 
 
 @dataclass(frozen=True, slots=True)

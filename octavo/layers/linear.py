@@ -6,13 +6,16 @@ computes them all; checkpoints then load each into its `part`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from octavo.errors import CheckpointError
 from octavo.quant.method import LinearMethod, ParamSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Linear(nn.Module):
@@ -39,9 +42,7 @@ class Linear(nn.Module):
         self.out_parts = tuple(out_parts)
         self.method = method
         self.specs = {s.name: s for s in method.param_specs(in_features, sum(out_parts))}
-        self.params = {
-            s.name: torch.empty(s.shape, dtype=s.dtype) for s in self.specs.values()
-        }
+        self.params = {s.name: torch.empty(s.shape, dtype=s.dtype) for s in self.specs.values()}
         self.bias: torch.Tensor | None = None
         if bias:
             shape = (sum(out_parts),)

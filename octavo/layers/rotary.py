@@ -7,13 +7,15 @@ published with Llama 3.1).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from octavo.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Rotary(nn.Module):
@@ -44,7 +46,7 @@ class Rotary(nn.Module):
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines [t, 1, head_dim / 2] for positions [t]."""
         if self._table is None or self._table.device != positions.device:
-            steps = torch.arange(self.max_len, dtype=torch.float32)
+            steps = torch.arange(self.max_len, dtype=torch.float32, device=self.inv_freq.device)
             angles = torch.outer(steps, self.inv_freq)
             self._table = torch.cat((angles.cos(), angles.sin()), dim=-1).to(positions.device)
         rows = self._table.index_select(0, positions).unsqueeze(1)

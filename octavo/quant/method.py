@@ -7,9 +7,10 @@ sees names, files or devices' ranks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,5 +44,5 @@ class LinearMethod(Protocol):
     def apply(
         self, x: torch.Tensor, params: dict[str, torch.Tensor], bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """x [..., in] times the weight's transpose, plus bias [out]: [..., out], in x's dtype."""
+        """X [..., in] times the weight's transpose, plus bias [out]: [..., out], in x's dtype."""
         ...
