@@ -1,0 +1,328 @@
+"""From logits to tokens: greedy or random with truncation, and log-probabilities.
+
+What a row gets depends on its own logits, parameters, seed and position alone, bit for bit, and
+never on the rest of the batch. Knows nothing of requests, models, text or when a request ends.
+
+Order for random rows: temperature, then min-p, top-k and top-p on the scaled distribution, as
+`transformers` composes its warpers; then the inverse of the cumulative distribution at one uniform
+number (`philox.uniform`). Rows without top-k and top-p need no order among tokens, so their
+distribution is accumulated in token order; the others are accumulated from the most probable token
+down, ties by lower token id.
+
+Shapes: n rows, v vocabulary, c candidates (the c most probable tokens), m rows of a subset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from octavo.runner.philox import uniform
+from octavo.types import PositionLogprobs, RowInit, TokenLogprob
+
+Rows = NDArray[np.int64]
+
+NUM_CANDIDATES = 1024
+"""How many tokens top-p without top-k looks at before it sorts the whole vocabulary (CPU only)."""
+
+_INT32_MAX = 2**31 - 1
+_FLOAT32 = np.finfo(np.float32)
+
+
+class SamplerRows:
+    """Parameters of every row of the device's request table, as arrays indexed by row.
+
+    Attributes:
+        temperature: float32, 0 is greedy.
+        top_k: int32, 0 keeps all.
+        top_p, min_p: float32.
+        seed: uint64.
+        num_logprobs: int32, -1 for none.
+        min_tokens, num_prompt_tokens: int64.
+        stop_token_ids: one int64 array per row.
+    """
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self.temperature = np.zeros(max_num_seqs, np.float32)
+        self.top_k = np.zeros(max_num_seqs, np.int32)
+        self.top_p = np.ones(max_num_seqs, np.float32)
+        self.min_p = np.zeros(max_num_seqs, np.float32)
+        self.seed = np.zeros(max_num_seqs, np.uint64)
+        self.num_logprobs = np.full(max_num_seqs, -1, np.int32)
+        self.min_tokens = np.zeros(max_num_seqs, np.int64)
+        self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
+        self.stop_token_ids: list[Rows] = [np.empty(0, np.int64) for _ in range(max_num_seqs)]
+
+    def set(self, row: int, init: RowInit) -> None:
+        """Take over what `init` says for `row`; whatever the row held before is gone."""
+        params = init.params
+        temperature = params.temperature
+        if temperature > 0:  # a tiny one must not become greedy, a huge one not infinite
+            temperature = min(max(temperature, float(_FLOAT32.tiny)), float(_FLOAT32.max))
+        self.temperature[row] = temperature
+        self.top_k[row] = min(max(params.top_k, 0), _INT32_MAX)
+        self.top_p[row] = max(params.top_p, float(_FLOAT32.tiny))
+        self.min_p[row] = params.min_p
+        self.seed[row] = init.seed % 2**64  # two's complement of a signed seed
+        self.num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
+        self.min_tokens[row] = params.min_tokens
+        self.num_prompt_tokens[row] = init.num_prompt_tokens
+        self.stop_token_ids[row] = np.array(init.stop_token_ids, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One token per row of the batch.
+
+    Attributes:
+        token_ids: [n] int64, on the logits' device.
+        logprobs: parallel to it, None where a row asked for none; empty when no row asked.
+    """
+
+    token_ids: torch.Tensor
+    logprobs: list[PositionLogprobs | None]
+
+
+def sample(
+    logits: torch.Tensor,
+    rows: Rows,
+    positions: Rows,
+    state: SamplerRows,
+) -> Sampled:
+    """Choose the next token of each row.
+
+    Waits for the device only when a row asked for log-probabilities.
+
+    Args:
+        logits: [n, v] float32; may be overwritten. -inf forbids a token; +inf is allowed.
+        rows: [n], places in `state`.
+        positions: [n], tokens that the row has before the sampled one, prompt included.
+        state: parameters; unchanged.
+    """
+    asking = np.flatnonzero(state.num_logprobs[rows] >= 0)
+    raw = logits[_index(asking, logits)] if asking.size else None  # a copy: masks come later
+
+    _mask_stop_tokens(logits, rows, positions, state)
+    random = state.temperature[rows] > 0
+    if random.all():
+        token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    else:
+        token_ids = _largest(logits)
+    if random.any():
+        vocab_size = logits.shape[-1]
+        top_k = state.top_k[rows]
+        ordered = ((top_k > 0) & (top_k < vocab_size)) | (state.top_p[rows] < 1)
+        for draw, chosen in ((_draw, random & ~ordered), (_draw_ordered, random & ordered)):
+            if chosen.any():
+                subset = np.flatnonzero(chosen)
+                where = _index(subset, logits)
+                part = logits if chosen.all() else logits[where]
+                u = uniform(state.seed[rows[subset]], positions[subset])
+                token_ids[where] = draw(part, rows[subset], u, state)
+
+    if raw is None:
+        return Sampled(token_ids, [])
+    reports = _report(raw, token_ids[_index(asking, logits)], state.num_logprobs[rows[asking]])
+    logprobs: list[PositionLogprobs | None] = [None] * len(rows)
+    for place, report in zip(asking, reports, strict=True):
+        logprobs[place] = report
+    return Sampled(token_ids, logprobs)
+
+
+def _index(indices: Rows, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(indices).to(like.device, non_blocking=True)
+
+
+def _column(values: NDArray[np.floating | np.integer], like: torch.Tensor) -> torch.Tensor:
+    """[m] on the host to [m, 1] on the device."""
+    return torch.from_numpy(values).to(like.device, non_blocking=True)[:, None]
+
+
+def _mask_stop_tokens(
+    logits: torch.Tensor, rows: Rows, positions: Rows, state: SamplerRows
+) -> None:
+    """Forbid, in place, what would end a row that has fewer than `min_tokens` tokens."""
+    too_short = positions - state.num_prompt_tokens[rows] < state.min_tokens[rows]
+    for i in np.flatnonzero(too_short):
+        ids = state.stop_token_ids[rows[i]]
+        ids = ids[ids < logits.shape[-1]]
+        logits[int(i)].index_fill_(0, _index(ids, logits), -torch.inf)
+
+
+def _below_max(logits: torch.Tensor) -> torch.Tensor:
+    """[m, v] distance of each logit to its row's largest, >= 0; inf for a forbidden token."""
+    distance = logits.amax(dim=-1, keepdim=True) - logits
+    # inf - inf: the token is one of the largest (or all are forbidden; then all are alike).
+    return distance.nan_to_num_(nan=0.0, posinf=torch.inf)
+
+
+def _scale(
+    logits: torch.Tensor, rows: Rows, state: SamplerRows
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Temperature: probabilities [m, v], scaled distances [m, v], min-p's largest distance [m, 1].
+
+    A token less probable than the `min_p`-th part of the most probable one is one farther from it
+    than -log(min_p).
+    """
+    distance = _below_max(logits).div_(_column(state.temperature[rows], logits))
+    with np.errstate(divide="ignore"):
+        farthest = -np.log(state.min_p[rows])
+    # softmax, and not a sum: its reductions never depend on the number of rows.
+    return torch.softmax(-distance, dim=-1), distance, _column(farthest, logits)
+
+
+def _draw(
+    logits: torch.Tensor, rows: Rows, u: NDArray[np.float64], state: SamplerRows
+) -> torch.Tensor:
+    """Draw from all tokens, or those that min-p leaves, accumulated in token order: [m]."""
+    probs, distance, farthest = _scale(logits, rows, state)
+    if (state.min_p[rows] > 0).any():
+        probs.masked_fill_(distance > farthest, 0.0)
+    cdf = torch.cumsum(probs, dim=-1, dtype=torch.float64)
+    return _invert(cdf, cdf[:, -1:], u).squeeze(1)
+
+
+def _draw_ordered(
+    logits: torch.Tensor, rows: Rows, u: NDArray[np.float64], state: SamplerRows
+) -> torch.Tensor:
+    """Draw from what min-p, top-k and top-p leave, accumulated from the most probable down: [m]."""
+    vocab_size = logits.shape[-1]
+    probs, distance, farthest = _scale(logits, rows, state)
+    limited = state.top_k[rows] > 0
+    top_k = np.where(limited, np.minimum(state.top_k[rows], vocab_size), vocab_size)
+    num_candidates = vocab_size
+    if limited.all():
+        num_candidates = int(top_k.max())
+    elif logits.device.type == "cpu":  # elsewhere, to look whether it was enough would be a wait
+        num_candidates = min(max(NUM_CANDIDATES, int(top_k[limited].max(initial=1))), vocab_size)
+
+    keys = _order_keys(logits)
+    candidates = _smallest(keys, num_candidates)
+    keep_k, top_p = _column(top_k, logits), _column(state.top_p[rows], logits)
+    order = _token_ids(candidates)
+    cdf, keep, enough = _truncate(probs, distance, order, farthest, keep_k, top_p)
+    token_ids = order.gather(1, _invert(cdf, cdf.gather(1, keep - 1), u))
+    if num_candidates < vocab_size and not limited.all():
+        # The longer order begins with the shorter one: the same result where both are enough.
+        again = np.flatnonzero(~enough.squeeze(1).numpy())
+        if again.size:
+            i = _index(again, logits)
+            order = _token_ids(_smallest(keys[i], vocab_size))
+            cdf, keep, _ = _truncate(probs[i], distance[i], order, farthest[i], keep_k[i], top_p[i])
+            token_ids[i] = order.gather(1, _invert(cdf, cdf.gather(1, keep - 1), u[again]))
+    return token_ids.squeeze(1)
+
+
+def _truncate(
+    probs: torch.Tensor,
+    distance: torch.Tensor,
+    order: torch.Tensor,
+    farthest: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How many of the most probable tokens stay.
+
+    `probs` and `distance` are [m, v]; `order` is [m, c], the c most probable tokens in order;
+    `farthest`, `top_k` and `top_p` are [m, 1].
+
+    Returns:
+        [m, c] float64 cumulative probabilities along `order`; [m, 1] how many tokens stay, 1..c;
+        [m, 1] bool, whether c was enough to tell.
+    """
+    num_candidates, vocab_size = order.shape[-1], probs.shape[-1]
+    cdf = torch.cumsum(probs.gather(1, order), dim=-1, dtype=torch.float64)
+    near = torch.searchsorted(distance.gather(1, order), farthest, right=True)
+    # Beyond the candidates min-p may keep more; without min-p it keeps all.
+    near = torch.where(torch.isinf(farthest), vocab_size, near)
+    kept = torch.minimum(near, top_k)
+    last = kept.clamp(max=num_candidates) - 1
+    # Top-p counts in shares of what min-p and top-k leave; nothing left out is a total of 1.
+    total = torch.where(kept < vocab_size, cdf.gather(1, last), 1.0)
+    share = top_p.double() * total
+    num_top_p = torch.searchsorted(cdf, share) + 1  # the first token that reaches it is the last
+    num_top_p = torch.where(top_p < 1, num_top_p, vocab_size)
+    whole = num_candidates == vocab_size
+    counted = whole | (top_k <= num_candidates) | (near < num_candidates)
+    reached = torch.isinf(farthest) & (cdf[:, -1:] >= share)
+    keep = torch.minimum(kept, num_top_p).clamp(max=num_candidates)
+    return cdf, keep, counted | reached
+
+
+def _invert(cdf: torch.Tensor, total: torch.Tensor, u: NDArray[np.float64]) -> torch.Tensor:
+    """[m, 1] first place whose cumulative probability exceeds `u * total`: never one of zero mass.
+
+    `u < 1` keeps it below the first place that reaches `total`.
+    """
+    target = _column(u, cdf) * total
+    return torch.searchsorted(cdf, target, right=True).clamp_(max=cdf.shape[-1] - 1)
+
+
+def _order_keys(logits: torch.Tensor) -> torch.Tensor:
+    """[m, v] int64 keys, all different, that rise from the largest logit down, ties by token id.
+
+    Sorting floats leaves the order of ties to the algorithm, which changes with the number of
+    candidates. Bits of a float, read as an integer, order as the float does once those of negative
+    ones are flipped; the token id below them makes keys unique.
+    """
+    bits = (logits + 0.0).view(torch.int32)  # + 0.0: -0.0 is equal to 0.0
+    rising = bits ^ ((bits >> 31) & _INT32_MAX)
+    halves = torch.empty(*logits.shape, 2, dtype=torch.int32, device=logits.device)
+    halves[..., 0] = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device)
+    torch.bitwise_not(rising, out=halves[..., 1])
+    return halves.view(torch.int64).squeeze(-1)  # little-endian: the second half is the high one
+
+
+def _largest(logits: torch.Tensor) -> torch.Tensor:
+    """[n] the token of the largest logit, the lowest id among ties."""
+    if logits.device.type == "cpu":  # numpy's is vectorized and about a hundred times as fast
+        return torch.from_numpy(logits.numpy().argmax(axis=-1))
+    return logits.argmax(dim=-1)
+
+
+def _smallest(keys: torch.Tensor, num: int) -> torch.Tensor:
+    """[m, num] the smallest keys, rising."""
+    if keys.device.type == "cpu":  # numpy's sorts are vectorized, torch's are not
+        values = keys.numpy()
+        if num < values.shape[-1]:
+            values = np.partition(values, num - 1, axis=-1)[:, :num]
+        return torch.from_numpy(np.sort(values, axis=-1))
+    if num * 4 > keys.shape[-1]:
+        return torch.sort(keys, dim=-1).values[:, :num].contiguous()
+    return torch.topk(keys, num, dim=-1, largest=False, sorted=True).values
+
+
+def _token_ids(keys: torch.Tensor) -> torch.Tensor:
+    return keys & 0xFFFFFFFF
+
+
+def _report(
+    raw: torch.Tensor, token_ids: torch.Tensor, num_logprobs: NDArray[np.int32]
+) -> list[PositionLogprobs]:
+    """Log-probabilities under the raw logits [m, v], for tokens [m]; one per row."""
+    logprobs = torch.log_softmax(-_below_max(raw), dim=-1)
+    picked = token_ids[:, None]
+    ranks = (raw > raw.gather(1, picked)).sum(dim=-1) + 1
+    most = min(int(num_logprobs.max()), raw.shape[-1])
+    tops = _token_ids(_smallest(_order_keys(raw), most)) if most else picked[:, :0]
+    table = zip(
+        token_ids.tolist(),
+        logprobs.gather(1, picked).squeeze(1).tolist(),
+        ranks.tolist(),
+        tops.tolist(),
+        logprobs.gather(1, tops).tolist(),
+        raw.gather(1, tops).tolist(),
+        num_logprobs,
+        strict=True,
+    )
+    reports = []
+    for token_id, logprob, rank, top_ids, top_logprobs, top_raw, num in table:
+        top: list[TokenLogprob] = []
+        for j in range(min(int(num), most)):
+            tied = j > 0 and top_raw[j] == top_raw[j - 1]
+            top.append(TokenLogprob(top_ids[j], top_logprobs[j], top[-1].rank if tied else j + 1))
+        reports.append(PositionLogprobs(TokenLogprob(token_id, logprob, rank), top))
+    return reports
