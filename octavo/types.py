@@ -100,9 +100,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             "min_tokens",
             f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})",
         )
-        _check(
-            len(stop) <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} stop strings"
-        )
+        _check(len(stop) <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} stop strings")
         _check(
             all(0 < len(text) <= MAX_STOP_STRING_LEN for text in stop),
             "stop",
@@ -273,6 +271,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
         num_steps, num_preemptions, num_prompt_tokens, num_generation_tokens: counters.
             Prompt tokens count once per request, when its first token was sampled.
         device_ns: time in steps, nanoseconds, counter.
+        scheduler_ns: the host's time for planning and updating, nanoseconds, counter.
+        prefix_cache_queries, prefix_cache_hits: prompt tokens looked up in the prefix cache, and
+            found there, counters; once per request.
     """
 
     num_running: int = 0
@@ -283,6 +284,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_prompt_tokens: int = 0
     num_generation_tokens: int = 0
     device_ns: int = 0
+    scheduler_ns: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
 
 
 class Delta(msgspec.Struct, kw_only=True):
