@@ -73,6 +73,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         block_size: tokens per KV block.
         gpu_memory_utilization: share of the device's memory that Octavo may use in all; on a CPU,
             the share of the memory that is free after loading that the KV cache may use.
+        enable_prefix_caching: reuse the KV blocks of prompts that begin alike.
         kv_cache_memory: bytes for the KV cache; None: measured, see `gpu_memory_utilization`
             (on a CPU at most 4 GiB).
         attention_backend: `auto` or a backend's name.
@@ -88,6 +89,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int | None = None
     block_size: int = 16
     gpu_memory_utilization: float = 0.9
+    enable_prefix_caching: bool = True
     kv_cache_memory: int | None = None
     attention_backend: str = "auto"
     num_threads: int | None = None

@@ -6,16 +6,14 @@ cannot drift apart. Knows nothing of what the engine does with them.
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import msgspec
 
 from octavo.config import DType, EngineConfig, parse_bytes
-
-if TYPE_CHECKING:
-    import argparse
 
 _TYPES: dict[str, dict[str, Any]] = {
     "dtype": {"choices": get_args(DType)},
@@ -25,6 +23,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "max_num_batched_tokens": {"type": int, "metavar": "TOKENS"},
     "block_size": {"type": int, "metavar": "TOKENS"},
     "gpu_memory_utilization": {"type": float, "metavar": "SHARE"},
+    "enable_prefix_caching": {"action": argparse.BooleanOptionalAction},
     "kv_cache_memory": {"type": parse_bytes, "metavar": "SIZE"},
     "attention_backend": {"metavar": "NAME"},
     "num_threads": {"type": int, "metavar": "N"},
@@ -66,17 +65,19 @@ def add_engine_flags(parser: argparse.ArgumentParser, *, skip: tuple[str, ...] =
         text = docs.get(name, "").rstrip(".").replace("None:", "default:")
         if defaults[name] is not None:
             text += f" (default: {defaults[name]})"
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            default=defaults[name],
-            help=text.replace("%", "%%"),
-            **how,
-        )
+        action = group.add_argument(f"--{name.replace('_', '-')}", default=defaults[name], **how)
+        action.help = text.replace("%", "%%")  # set late: some actions append their own default
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `EngineConfig` that the flags gave, without `model`."""
     return {name: getattr(args, name) for name in _TYPES if hasattr(args, name)}
+
+
+def has_engine_flags(args: argparse.Namespace) -> bool:
+    """Whether any of the flags has another value than its default."""
+    defaults = {field.name: field.default for field in msgspec.structs.fields(EngineConfig)}
+    return any(value != defaults[name] for name, value in engine_options(args).items())
 
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:

@@ -14,11 +14,17 @@ if TYPE_CHECKING:
 
 
 class InProcessExecutor:
-    """One device, driven from the engine's own thread: `submit` returns when the step is done."""
+    """One device, driven from the engine's own thread: `submit` returns when the step is done.
+
+    Attributes:
+        info: what was loaded and allocated.
+        token_budget: tokens that a step may have.
+    """
 
     def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
         self.runner = ModelRunner(config, checkpoint)
         self.info = self.runner.info
+        self.token_budget = self.runner.token_budget
 
     def submit(self, plan: StepPlan) -> Future[StepResult]:
         """See `engine.executor.Executor`."""

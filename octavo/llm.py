@@ -1,0 +1,323 @@
+"""`LLM`: a model in this process, without a server. The shape that vLLM's users know.
+
+Drives the same engine core as the server does, from the caller's thread. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+from octavo.config import EngineConfig
+from octavo.engine.admission import check_request
+from octavo.engine.core import EngineCore
+from octavo.engine.messages import AddRequest
+from octavo.engine.output import OutputProcessor, merge_deltas
+from octavo.errors import ConfigError, InvalidRequestError
+from octavo.text.tokenizer import load_tokenizer
+from octavo.types import Delta, EngineInfo, SamplingParams
+from octavo.weights.open import open_checkpoint
+from octavo.weights.store import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from octavo.text.tokenizer import Tokenizer
+    from octavo.types import FinishReason, PositionLogprobs
+
+Message = dict[str, Any]
+
+
+class TokensPrompt(TypedDict):
+    """A prompt as token ids."""
+
+    prompt_token_ids: Sequence[int]
+
+
+class TextPrompt(TypedDict):
+    """A prompt as text."""
+
+    prompt: str
+
+
+Prompt = str | TokensPrompt | TextPrompt
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One answer. `stop_reason` is the stop string or token id that ended it."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[PositionLogprobs] | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A prompt and its answers."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool = True
+    num_cached_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request in the core, and what it produced so far."""
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    processor: OutputProcessor
+    wants_logprobs: bool
+    deltas: list[Delta] = field(default_factory=list)
+
+
+class LLM:
+    """An engine in this process.
+
+    Args:
+        model: a pulled name, a Hugging Face folder or a GGUF file.
+        skip_tokenizer_init: prompts come as token ids and texts stay empty.
+        options: fields of `EngineConfig` (`dtype`, `max_model_len`, `max_num_seqs`,
+            `kv_cache_memory`, ...), named as `octavo serve`'s flags.
+
+    Attributes:
+        info: what was loaded and allocated.
+        tokenizer: None with `skip_tokenizer_init`.
+
+    Raises:
+        StartupError: the model cannot be loaded.
+    """
+
+    def __init__(self, model: str, *, skip_tokenizer_init: bool = False, **options: Any) -> None:
+        unknown = options.keys() - set(EngineConfig.__struct_fields__)
+        if unknown:
+            raise ConfigError(f"LLM has no option {sorted(unknown)[0]!r}")
+        config = EngineConfig(model=model, **options)
+        path = resolve(model)
+        checkpoint = open_checkpoint(path)
+        self.tokenizer: Tokenizer | None = None
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            tokenizer = (
+                None
+                if skip_tokenizer_init
+                else pool.submit(load_tokenizer, path, checkpoint.config)
+            )
+            # torch is imported while the tokenizer is built.
+            from octavo.runner.executor import InProcessExecutor
+
+            self._executor = InProcessExecutor(config, checkpoint)
+            if tokenizer is not None:
+                self.tokenizer = tokenizer.result()
+        self._generation_config = dict(checkpoint.generation_config)
+        checkpoint.close()
+        self.info: EngineInfo = self._executor.info
+        self._core = EngineCore(
+            self._executor,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=self._executor.token_budget,
+            enable_prefix_caching=config.enable_prefix_caching,
+            seed=config.seed,
+        )
+        eos = self.tokenizer.eos_token_ids if self.tokenizer is not None else ()
+        self._eos_token_ids = [i for i in eos if i < self.info.vocab_size]
+        self._running: dict[str, _Running] = {}
+        self._ids = itertools.count()
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` works."""
+        return self.tokenizer is not None and self.tokenizer.chat_template is not None
+
+    def sampling_params(self, given: Mapping[str, Any] | None = None) -> SamplingParams:
+        """Parameters with the model's own defaults (its generation_config) under `given`."""
+        names = ("temperature", "top_p", "top_k", "min_p")
+        own = {n: self._generation_config[n] for n in names if self._generation_config.get(n)}
+        return SamplingParams(**(own | dict(given or {})))
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Answers in the order of the prompts, computed together.
+
+        Args:
+            prompts: texts, or `{"prompt_token_ids": [...]}`.
+            sampling_params: for all, or one per prompt; None: the model's own defaults.
+            use_tqdm: show a progress bar on stderr.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter is at fault; nothing was computed.
+        """
+        many = [prompts] if isinstance(prompts, str | dict) else list(prompts)
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            params = [sampling_params or self.sampling_params()] * len(many)
+        else:
+            params = list(sampling_params)
+            if len(params) != len(many):
+                raise InvalidRequestError(
+                    f"{len(many)} prompts, but {len(params)} sampling_params",
+                    param="sampling_params",
+                )
+        checked = [self._check(p, s) for p, s in zip(many, params, strict=True)]
+        ids = [self._add(*request) for request in checked]
+        try:
+            self._finish(ids, show=use_tqdm)
+            return [self._output(request_id) for request_id in ids]
+        finally:
+            self._forget(ids)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+        **template_options: Any,
+    ) -> list[RequestOutput]:
+        """Like `generate`, for one conversation or several.
+
+        Raises:
+            InvalidRequestError: also when the model has no chat template.
+        """
+        is_one = not messages or isinstance(messages[0], dict)
+        conversations = cast("Sequence[Sequence[Message]]", [messages] if is_one else messages)
+        prompts: list[Prompt] = [
+            {"prompt_token_ids": self._encode_chat(conversation, template_options)}
+            for conversation in conversations
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Increments of one answer; closing the iterator aborts it."""
+        request_id = self._add(*self._check(prompt, params or self.sampling_params()))
+        running = self._running[request_id]
+        try:
+            while not running.processor.is_finished or running.deltas:
+                if not running.deltas:
+                    self._step()
+                    continue
+                delta = merge_deltas(running.deltas)
+                running.deltas = []
+                yield delta
+        finally:
+            self._forget([request_id])
+
+    def stream_chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None
+    ) -> Iterator[Delta]:
+        """Increments of the answer to one conversation."""
+        return self.stream({"prompt_token_ids": self._encode_chat(messages, {})}, params)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes."""
+        self._core.scheduler.kv_cache.reset_prefix_cache()
+
+    def close(self) -> None:
+        """Free the model's memory. The object is of no use afterwards."""
+        self._executor.close()
+
+    def _encode_chat(self, messages: Sequence[Message], options: Mapping[str, Any]) -> list[int]:
+        if self.tokenizer is None:
+            raise InvalidRequestError("there is no tokenizer for a chat", param="messages")
+        template = self.tokenizer.require_chat_template()
+        text = template.render(list(messages), **options)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _check(
+        self, prompt: Prompt, params: SamplingParams
+    ) -> tuple[str | None, list[int], SamplingParams]:
+        given: Mapping[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else prompt
+        text: str | None = given.get("prompt")
+        if "prompt_token_ids" in given:
+            token_ids = list(given["prompt_token_ids"])
+        elif text is None:
+            raise InvalidRequestError(
+                "a prompt is a text or has 'prompt' or 'prompt_token_ids'", param="prompt"
+            )
+        elif self.tokenizer is None:
+            raise InvalidRequestError("without a tokenizer, give token ids", param="prompt")
+        else:
+            token_ids = self.tokenizer.encode(text)
+        has_tokenizer = self.tokenizer is not None
+        return (
+            text,
+            token_ids,
+            check_request(token_ids, params, self.info, has_tokenizer=has_tokenizer),
+        )
+
+    def _add(self, text: str | None, token_ids: list[int], params: SamplingParams) -> str:
+        request_id = str(next(self._ids))
+        self._core.add(AddRequest(request_id, token_ids, params, self._eos_token_ids))
+        self._running[request_id] = _Running(
+            text,
+            token_ids,
+            OutputProcessor(token_ids, params, self.tokenizer),
+            params.logprobs is not None,
+        )
+        return request_id
+
+    def _step(self) -> None:
+        for output in self._core.step():
+            running = self._running.get(output.request_id)
+            if running is None or running.processor.is_finished:
+                continue
+            running.deltas.append(running.processor.push(output))
+            if running.processor.hit_stop_string:
+                self._core.abort([output.request_id])
+
+    def _finish(self, ids: list[str], *, show: bool) -> None:
+        open_ids = set(ids)
+
+        def settle() -> int:
+            done = {i for i in open_ids if self._running[i].processor.is_finished}
+            open_ids.difference_update(done)
+            return len(done)
+
+        if not show:
+            while open_ids:
+                self._step()
+                settle()
+            return
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task("prompts", total=len(ids))
+            while open_ids:
+                self._step()
+                progress.advance(task, settle())
+
+    def _output(self, request_id: str) -> RequestOutput:
+        running = self._running[request_id]
+        whole = merge_deltas(running.deltas)
+        completion = CompletionOutput(
+            index=0,
+            text=whole.text,
+            token_ids=whole.token_ids,
+            logprobs=whole.logprobs if running.wants_logprobs else None,
+            finish_reason=whole.finish_reason,
+            stop_reason=whole.stop_reason,
+        )
+        return RequestOutput(
+            request_id=request_id,
+            prompt=running.prompt,
+            prompt_token_ids=running.prompt_token_ids,
+            outputs=[completion],
+            num_cached_tokens=whole.num_cached_tokens,
+        )
+
+    def _forget(self, ids: Sequence[str]) -> None:
+        open_ids = [i for i in ids if not self._running.pop(i).processor.is_finished]
+        self._core.abort(open_ids)
