@@ -244,7 +244,7 @@ class AsyncEngine:
                 for output in message.outputs:
                     self._deliver(output)
             elif isinstance(message, EngineStarted):
-                self.process_startup_s = time.perf_counter() - self._process.started_at
+                self.process_startup_s = message.after_s
                 self._process.forget_address()
             elif isinstance(message, EngineReady):
                 if not self._ready.done():

@@ -74,7 +74,13 @@ class StepOutputs(msgspec.Struct, tag="outputs", array_like=True):
 
 
 class EngineStarted(msgspec.Struct, tag="started", array_like=True):
-    """The engine process runs and is connected; loading the model comes next."""
+    """The engine process runs and is connected; loading the model comes next.
+
+    Attributes:
+        after_s: seconds from the parent's start of it until then.
+    """
+
+    after_s: float
 
 
 class EngineReady(msgspec.Struct, tag="ready", array_like=True):

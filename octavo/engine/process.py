@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -98,12 +99,14 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
         config: handed to the builder.
         log_level: least level that is logged.
         parent_pid: the process whose end must be ours.
+        started_at: when the parent started us, `time.time()`.
     """
 
     address: str
     config: EngineConfig
     log_level: LogLevel
     parent_pid: int
+    started_at: float
 
 
 def engine_process(builder: str) -> int:
@@ -118,7 +121,7 @@ def engine_process(builder: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _on_terminate)
     channel = EngineChannel(start.address)
-    channel.send(EngineStarted())
+    channel.send(EngineStarted(time.time() - start.started_at))
     try:
         from octavo.observability.logs import configure_logs
 

@@ -44,14 +44,16 @@ class EngineProcess:
 
     Attributes:
         channel: our end.
-        started_at: `time.perf_counter()` before the start.
     """
 
     def __init__(self, builder: str, config: EngineConfig, *, log_level: LogLevel = "info") -> None:
-        self.started_at = time.perf_counter()
         address = new_address()
         start = EngineStart(
-            address=address, config=config, log_level=log_level, parent_pid=os.getpid()
+            address=address,
+            config=config,
+            log_level=log_level,
+            parent_pid=os.getpid(),
+            started_at=time.time(),
         )
         try:
             self._popen = subprocess.Popen(

@@ -1,0 +1,318 @@
+"""The composition root: puts model, engine process and HTTP server together, and takes them apart.
+
+`serve` runs in the API server's process and never imports torch; `build_engine` runs in the engine
+process. Everything slow is started as early as it can be: the engine process first, and while it
+loads the model, this process imports the server and loads the tokenizer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+
+    from octavo.config import EngineConfig, ServerConfig
+    from octavo.engine.client import AsyncEngine
+    from octavo.engine.core import EngineCore
+    from octavo.engine.spawn import EngineProcess
+    from octavo.runner.executor import InProcessExecutor
+    from octavo.server.http_server import HTTPServer
+    from octavo.text.tokenizer import Tokenizer
+    from octavo.types import EngineInfo
+
+logger = logging.getLogger("octavo")
+
+ENGINE_BUILDER = "octavo.launch:build_engine"
+DRAIN_S = 30.0
+"""How long running requests may go on after the first SIGTERM or SIGINT."""
+
+LAST_ANSWERS_S = 1.0
+"""How long answers that the engine has ended may take to leave."""
+
+
+def serve(
+    engine: EngineConfig,
+    server: ServerConfig,
+    *,
+    builder: str = ENGINE_BUILDER,
+    drain_s: float = DRAIN_S,
+) -> int:
+    """Serve a model over HTTP until a signal; the exit code.
+
+    0: ended by SIGTERM or SIGINT. 1: the engine process died. 128 + the signal's number: a signal
+    came before the server was ready. Call it from the main thread, with logs configured.
+
+    Args:
+        engine: `model` is a path, or a name that the model store knows.
+        server: with port 0 the log tells which one it became.
+        builder: what the engine process runs (see `engine.process.engine_process`).
+        drain_s: seconds that running requests get to finish after the first signal.
+
+    Raises:
+        StartupError: anything that keeps the server from starting.
+    """
+    times = StartTimes()
+    from octavo.server.listen import bind
+    from octavo.weights import store
+
+    if not server.served_model_names:
+        server = msgspec.structs.replace(server, served_model_names=(engine.model,))
+    engine = msgspec.structs.replace(engine, model=str(store.resolve(engine.model)))
+    with contextlib.closing(bind(server.host, server.port)) as listener:
+        from octavo.engine.spawn import EngineProcess
+
+        process = EngineProcess(builder, engine, log_level=server.log_level)
+        service = _Service(process, Path(engine.model), server, listener, drain_s, times)
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            return runner.run(service.run())
+
+
+@dataclass(frozen=True)
+class _BuiltEngine:
+    core: EngineCore
+    info: EngineInfo
+    executor: InProcessExecutor
+
+    def close(self) -> None:
+        self.executor.close()
+
+
+def build_engine(config: EngineConfig) -> _BuiltEngine:
+    """Load the model and make the engine; for the engine process.
+
+    Raises:
+        StartupError: it cannot be loaded.
+    """
+    begin = time.perf_counter()
+    from octavo.engine.core import EngineCore
+    from octavo.runner.executor import InProcessExecutor
+    from octavo.weights.open import open_checkpoint
+
+    imported = time.perf_counter()
+    checkpoint = open_checkpoint(Path(config.model))
+    try:
+        opened = time.perf_counter()
+        executor = InProcessExecutor(config, checkpoint)
+    finally:
+        checkpoint.close()
+    core = EngineCore(
+        executor,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=executor.token_budget,
+        enable_prefix_caching=config.enable_prefix_caching,
+        seed=config.seed,
+    )
+    parts = {"imports": imported - begin, "open": opened - imported, **executor.info.startup_s}
+    return _BuiltEngine(core, msgspec.structs.replace(executor.info, startup_s=parts), executor)
+
+
+@dataclass
+class _Service:
+    """One serving life: start, serve, drain, stop."""
+
+    process: EngineProcess
+    model: Path
+    config: ServerConfig
+    listener: socket.socket
+    drain_s: float
+    times: StartTimes
+
+    async def run(self) -> int:
+        """See `serve`."""
+        signals = _Signals()
+        start = asyncio.ensure_future(self._start())
+        await _first_of(start, signals.first)
+        if not start.done():
+            start.cancel()
+            await asyncio.wait({start})
+            return 128 + signals.first.result()
+        engine, http = start.result()
+        try:
+            return await self._serve(engine, http, signals)
+        finally:
+            await engine.close()
+
+    async def _start(self) -> tuple[AsyncEngine, HTTPServer]:
+        try:
+            (tokenizer, defaults), _ = await asyncio.gather(
+                asyncio.to_thread(self._load_text), asyncio.to_thread(self._import_server)
+            )
+        except BaseException:
+            await asyncio.to_thread(self.process.stop, 0.0)
+            raise
+        from octavo.engine.client import AsyncEngine
+        from octavo.server.listen import listen, url_of
+
+        engine = await AsyncEngine.connect(
+            self.process, tokenizer=tokenizer, eos_token_ids=sorted(tokenizer.eos_token_ids)
+        )
+        try:
+            http = self._make_server(engine, tokenizer, defaults)
+            listen(self.listener)
+        except BaseException:
+            await engine.close()
+            raise
+        _log_start(engine, self.config, url_of(self.listener), self.times)
+        return engine, http
+
+    def _load_text(self) -> tuple[Tokenizer, Mapping[str, Any]]:
+        """The tokenizer, and the model's defaults for sampling."""
+        begin = time.perf_counter()
+        from octavo.text.tokenizer import load_tokenizer
+        from octavo.weights.open import open_checkpoint
+
+        checkpoint = open_checkpoint(self.model)
+        try:
+            metadata = checkpoint.config if checkpoint.format == "gguf" else None
+            tokenizer = load_tokenizer(checkpoint.path, metadata)
+        finally:
+            checkpoint.close()
+        self.times.tokenizer_s = time.perf_counter() - begin
+        return tokenizer, checkpoint.generation_config
+
+    def _import_server(self) -> None:
+        begin = time.perf_counter()
+        import octavo.engine.client
+        import octavo.server.app
+        import octavo.server.http_server  # noqa: F401
+
+        self.times.imports_s = time.perf_counter() - begin
+        with contextlib.suppress(Exception):  # a nicety, and not every platform tells
+            import psutil
+
+            age = time.time() - psutil.Process().create_time()
+            self.times.before_s = max(0.0, age - (time.perf_counter() - self.times.begin))
+
+    def _make_server(
+        self, engine: AsyncEngine, tokenizer: Tokenizer, defaults: Mapping[str, Any]
+    ) -> HTTPServer:
+        from octavo.observability.metrics import Metrics
+        from octavo.server.app import create_app
+        from octavo.server.http_server import HTTPServer
+
+        metrics = Metrics(self.config.served_model_names[0], lambda: engine.stats)
+        app = create_app(engine, tokenizer, self.config, metrics=metrics, defaults=defaults)
+        return HTTPServer(app, self.listener)
+
+    async def _serve(self, engine: AsyncEngine, http: HTTPServer, signals: _Signals) -> int:
+        serving = asyncio.ensure_future(http.run_until_exit())
+        death = asyncio.ensure_future(engine.died())
+        try:
+            await _first_of(serving, death, signals.first)
+            if serving.done():
+                serving.result()  # not asked to end: only a failure can be the reason
+            if death.done():
+                # A policy that restarts the engine would come in here.
+                logger.error("%s; every request gets an error", death.result())
+                patience, code = LAST_ANSWERS_S, 1
+            else:
+                logger.info(
+                    "stopping: %d running requests have up to %.0f s, a second signal ends them",
+                    engine.num_in_flight,
+                    self.drain_s,
+                )
+                patience, code = self.drain_s, 0
+            http.should_exit = True
+            more = (death,) if code == 0 else ()
+            await _first_of(serving, signals.second, *more, timeout_s=patience)
+            await engine.close()  # what still runs ends with `abort`
+            await asyncio.wait({serving}, timeout=LAST_ANSWERS_S)
+            return code
+        finally:
+            death.cancel()
+            serving.cancel()
+            await asyncio.wait({death, serving})
+
+
+async def _first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:
+    """Wait until one of them is done, whatever its result, or time is up."""
+    await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+
+
+class _Signals:
+    """SIGINT and SIGTERM as futures of the running loop: the first one, and the second."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.first: asyncio.Future[int] = loop.create_future()
+        self.second: asyncio.Future[int] = loop.create_future()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, self._on_signal, int(signum))
+
+    def _on_signal(self, signum: int) -> None:
+        if not self.first.done():
+            self.first.set_result(signum)
+        elif not self.second.done():
+            self.second.set_result(signum)
+
+
+@dataclass
+class StartTimes:
+    """Readings of start-up in this process, seconds.
+
+    Attributes:
+        begin: `time.perf_counter()` when `serve` was called.
+        before_s: from the start of this process until then; None where it cannot be told.
+        tokenizer_s, imports_s: both run beside the engine's start-up.
+    """
+
+    begin: float = field(default_factory=time.perf_counter)
+    before_s: float | None = None
+    tokenizer_s: float = 0.0
+    imports_s: float = 0.0
+
+
+def _log_start(engine: AsyncEngine, config: ServerConfig, url: str, times: StartTimes) -> None:
+    from octavo.config import format_bytes
+
+    info = engine.info
+    cache = info.kv_cache
+    total = time.perf_counter() - times.begin
+    parts = {"process": engine.process_startup_s, **info.startup_s}
+    if times.before_s is not None:
+        parts = {"command": times.before_s, **parts}
+        total += times.before_s
+    logger.info(
+        "model %s: %s, %s on %s",
+        ", ".join(config.served_model_names),
+        info.architecture,
+        info.dtype,
+        info.device,
+    )
+    logger.info(
+        "KV cache: %d blocks of %d tokens, %d tokens, %s: %.1f sequences of %d tokens",
+        cache.num_blocks,
+        cache.block_size,
+        cache.num_tokens,
+        format_bytes(cache.num_blocks * cache.bytes_per_block),
+        cache.num_tokens / info.max_model_len,
+        info.max_model_len,
+    )
+    logger.info(
+        "start-up took %.2f s: %s; beside them: tokenizer %.2f, server imports %.2f",
+        total,
+        ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items()),
+        times.tokenizer_s,
+        times.imports_s,
+    )
+    logger.info("ready at %s/v1", url)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # not made for every platform
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
