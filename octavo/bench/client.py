@@ -60,13 +60,24 @@ class _Usage(msgspec.Struct):
     prompt_tokens_details: _Details | None = None
 
 
-class _Chunk(msgspec.Struct):
+class Chunk(msgspec.Struct):
+    """One event of an OpenAI stream, as far as we read it; unknown members are skipped."""
+
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: Any = None
 
 
-_decode = msgspec.json.Decoder(_Chunk).decode
+_decoder = msgspec.json.Decoder(Chunk)
+
+
+def decode_chunk(event: bytes) -> Chunk:
+    """A chunk from an event's data.
+
+    Raises:
+        msgspec.DecodeError: it is not one.
+    """
+    return _decoder.decode(event)
 
 
 @dataclass(slots=True)
@@ -148,7 +159,7 @@ class _StreamSink:
     def _chunk(self, event: bytes, now: float) -> None:
         outcome = self.outcome
         try:
-            chunk = _decode(event)
+            chunk = decode_chunk(event)
         except msgspec.DecodeError as error:
             outcome.error = f"not a chunk of OpenAI's stream: {error}"
             return

@@ -129,7 +129,7 @@ def offline_bench(
         observer: called after each repeat.
 
     Raises:
-        InvalidRequestError: prompt and output do not fit into the context.
+        ConfigError, InvalidRequestError: prompt and output do not fit into the context.
     """
     seed = bench.seed if bench.seed is not None else secrets.randbits(48)
     bench = msgspec.structs.replace(bench, seed=seed)
@@ -150,8 +150,12 @@ def offline_bench(
         begin = time.perf_counter()
         outputs = llm.generate(prompts, params)
         seconds = time.perf_counter() - begin
-        for output in outputs:
-            assert len(output.outputs[0].token_ids) == num_tokens
+        shortest = min(len(output.outputs[0].token_ids) for output in outputs)
+        if shortest < num_tokens:
+            raise ConfigError(
+                f"an answer ended after {shortest} of {num_tokens} tokens: the context is too "
+                "short for --input-len and --output-len"
+            )
         return seconds
 
     timed("warm", min(bench.output_len, 2))

@@ -32,6 +32,7 @@ from octavo.bench.workload import (
     arrivals,
     load_dataset,
     random_asks,
+    random_ids,
     random_text,
     stream_of,
 )
@@ -86,6 +87,10 @@ class ServeBench(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.concurrency is None and self.rate is None:
             raise ConfigError("give --concurrency for a closed loop or --rate for arrivals")
+        if self.burstiness != 1 and self.rate is None:
+            raise ConfigError("--burstiness is of arrivals: give --rate too")
+        if self.endpoint == "chat" and self.dataset is None and self.prompt_format == "ids":
+            raise ConfigError("the chat endpoint takes no token ids: --prompt-format text")
         least = {
             "--concurrency": (self.concurrency, 1),
             "--num-prompts": (self.num_prompts, 1),
@@ -123,9 +128,7 @@ class _Run:
         self._client = client
         self._observer = observer
         self._seed = bench.seed if bench.seed is not None else secrets.randbits(48)
-        # A chat template needs text; so does nothing else.
-        chat = bench.endpoint == "chat"
-        self._format: PromptFormat = "text" if chat else bench.prompt_format
+        self._format = bench.prompt_format
         self._outcomes: list[Outcome] = []
         self._lags: list[float] = []
         self._made_input_tokens = 0
@@ -195,7 +198,7 @@ class _Run:
         }
         if self._bench.endpoint == "chat":
             if isinstance(ask.prompt, list) and ask.prompt and isinstance(ask.prompt[0], int):
-                raise ConfigError("token ids cannot go to the chat endpoint")
+                raise ConfigError("the chat endpoint takes no token ids")
             is_text = isinstance(ask.prompt, str)
             body["messages"] = [{"role": "user", "content": ask.prompt}] if is_text else ask.prompt
         elif isinstance(ask.prompt, list) and ask.prompt and isinstance(ask.prompt[0], dict):
@@ -212,40 +215,59 @@ class _Run:
         return await self._client.stream(self._bench.endpoint, self._body(ask, dialect))
 
     async def _probe(self, model: str) -> _Dialect:
-        """Learn what the server takes, from a few short requests that nobody measures."""
+        """Learn what the server takes, from a few short requests that nobody measures.
+
+        Raises:
+            ConfigError: it refuses them all.
+        """
         bench = self._bench
         wants_eos = bench.ignore_eos if bench.ignore_eos is not None else bench.dataset is None
-        dialect = _Dialect(model=model, ignore_eos=wants_eos)
+        may_drop_eos = wants_eos and bench.ignore_eos is None
         rng = stream_of(secrets.randbits(48), "probe")
-        short, long = (
-            Ask(prompt=random_text(rng, words), max_tokens=_PROBE_TOKENS) for words in _PROBE_WORDS
-        )
-        outcome = await self._send(short, dialect)
-        if outcome.status in (400, 422) and dialect.ignore_eos and bench.ignore_eos is None:
-            dialect.ignore_eos = False
-            dialect.notes.append("the server does not take ignore_eos: answers may end early")
-            outcome = await self._send(short, dialect)
-        if outcome.status in (400, 422):
-            dialect.include_usage = False
-            dialect.notes.append("the server does not take stream_options.include_usage")
-            outcome = await self._send(short, dialect)
+        prompt: str | list[int] = random_text(rng, _PROBE_WORDS[0])
+        if bench.dataset is None and self._format == "ids":
+            prompt = random_ids(rng, _PROBE_WORDS[0], bench.vocab_size)
+        ask = Ask(prompt=prompt, max_tokens=_PROBE_TOKENS)
+        outcome = Outcome()
+        dialect = _Dialect(model=model, ignore_eos=wants_eos)
+        for include_usage in (True, False):
+            for ignore_eos in (True, False) if may_drop_eos else (wants_eos,):
+                dialect = _Dialect(model=model, ignore_eos=ignore_eos, include_usage=include_usage)
+                outcome = await self._send(ask, dialect)
+                if outcome.status not in (400, 422):
+                    break
+            if outcome.status not in (400, 422):
+                break
         if outcome.error is not None:
-            raise ConfigError(f"{self._client.url} failed a test request: {outcome.error}")
+            hint = ""
+            if outcome.status in (400, 422) and not isinstance(prompt, str):
+                hint = " (token ids were sent: --prompt-format text or --vocab-size may help)"
+            raise ConfigError(f"{self._client.url} failed a test request: {outcome.error}{hint}")
+        if wants_eos and not dialect.ignore_eos:
+            dialect.notes.append("the server does not take ignore_eos: answers may end early")
+        if not dialect.include_usage:
+            dialect.notes.append("the server does not take stream_options.include_usage")
         if bench.dataset is None and self._format == "text":
-            other = await self._send(long, dialect)
-            if outcome.has_usage and other.num_prompt_tokens > outcome.num_prompt_tokens:
-                words = _PROBE_WORDS[1] - _PROBE_WORDS[0]
-                per_word = (other.num_prompt_tokens - outcome.num_prompt_tokens) / words
-                overhead = outcome.num_prompt_tokens - per_word * _PROBE_WORDS[0]
-                dialect.scale = TextScale(max(0.0, overhead), per_word)
-                if bench.input_len.low <= overhead:
-                    dialect.notes.append(
-                        f"the chat template alone takes {overhead:.0f} tokens: prompts are longer "
-                        "than --input-len"
-                    )
-            else:
-                dialect.notes.append("the server counts no tokens: a word was taken for a token")
+            await self._calibrate(dialect, outcome)
         return dialect
+
+    async def _calibrate(self, dialect: _Dialect, short: Outcome) -> None:
+        """Find how many tokens a word is, from the probe and a longer prompt."""
+        rng = stream_of(secrets.randbits(48), "calibrate")
+        ask = Ask(prompt=random_text(rng, _PROBE_WORDS[1]), max_tokens=_PROBE_TOKENS)
+        long = await self._send(ask, dialect)
+        if not short.has_usage or long.num_prompt_tokens <= short.num_prompt_tokens:
+            dialect.notes.append("the server counts no tokens: a word was taken for a token")
+            return
+        num_words = _PROBE_WORDS[1] - _PROBE_WORDS[0]
+        per_word = (long.num_prompt_tokens - short.num_prompt_tokens) / num_words
+        overhead = short.num_prompt_tokens - per_word * _PROBE_WORDS[0]
+        dialect.scale = TextScale(max(0.0, overhead), per_word)
+        if self._bench.input_len.low <= overhead:
+            dialect.notes.append(
+                f"the chat template alone takes {overhead:.0f} tokens: prompts are longer than "
+                "--input-len"
+            )
 
     def _asks(self, dialect: _Dialect, num: int | None = None, name: str = "ask") -> list[Ask]:
         bench = self._bench

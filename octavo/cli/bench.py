@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from octavo.cli.bench_flags import add_bench_parser
+from octavo.cli.bench_flags import DEFAULT_LEN, add_bench_parser
 from octavo.cli.engine_flags import engine_config, engine_options
 from octavo.config import default_api_keys
 from octavo.errors import ConfigError
@@ -28,8 +28,11 @@ def run_serve(args: argparse.Namespace) -> int:
     from octavo.bench.serve import ServeBench, serve_bench
     from octavo.bench.workload import DEFAULT_VOCAB_SIZE, Length
 
-    lengths = [Length.parse(args.random_len or text) for text in (args.input_len, args.output_len)]
-    input_len, output_len = (length.spread(args.random_range) for length in lengths)
+    _refuse_what_would_be_ignored(args)
+    check_target(args.json)
+    texts = (args.random_len or args.input_len, args.random_len or args.output_len)
+    lengths = [Length.parse(text or DEFAULT_LEN) for text in texts]
+    input_len, output_len = (length.spread(args.random_range or 0.0) for length in lengths)
     bench = ServeBench(
         url=args.url,
         model=args.model,
@@ -43,7 +46,7 @@ def run_serve(args: argparse.Namespace) -> int:
         input_len=input_len,
         output_len=output_len,
         prefix_len=args.prefix_len,
-        prompt_format=args.prompt_format,
+        prompt_format=args.prompt_format or ("text" if args.endpoint == "chat" else "ids"),
         vocab_size=DEFAULT_VOCAB_SIZE if args.vocab_size is None else args.vocab_size,
         warmup=args.warmup,
         ignore_eos=args.ignore_eos,
@@ -90,6 +93,7 @@ def run_offline(args: argparse.Namespace) -> int:
     """Measure an engine in this process."""
     from octavo.bench.offline import OfflineBench, Repeat, offline_bench, print_report
 
+    check_target(args.json)
     bench = OfflineBench(
         num_prompts=args.num_prompts,
         input_len=args.input_len,
@@ -124,6 +128,31 @@ def run_offline(args: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_what_would_be_ignored(args: argparse.Namespace) -> None:
+    """Raise `ConfigError` for a flag that has no effect beside another one."""
+    names: tuple[str, ...] = ()
+    reason = ""
+    if args.dataset != "random":
+        names = ("input_len", "random_len", "random_range", "prefix_len")
+        names += ("vocab_size", "prompt_format")
+        reason = "a dataset brings its own prompts"
+    elif args.random_len is not None:
+        names, reason = ("input_len", "output_len"), "--random-len sets both lengths"
+    elif args.prompt_format == "text" or args.endpoint == "chat":
+        names, reason = ("vocab_size",), "the prompts are text"
+    for name in names:
+        if getattr(args, name):
+            raise ConfigError(f"--{name.replace('_', '-')} would have no effect: {reason}")
+
+
+def check_target(target: str | None) -> None:
+    """Refuse a `--json` file that could not be written, before the time for a run is spent."""
+    if target is not None and target != "-":
+        path = Path(target)
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise ConfigError(f"cannot write {target}: it is a folder, or lies in none")
+
+
 def _json_object(text: str) -> dict[str, Any]:
     import msgspec
 
@@ -136,7 +165,10 @@ def _json_object(text: str) -> dict[str, Any]:
 def _console(*, to_stderr: bool) -> Console:
     from rich.console import Console
 
-    return Console(stderr=to_stderr)
+    console = Console(stderr=to_stderr)
+    if not console.is_terminal:
+        console.width = 120  # the table is wider than what is assumed of a pipe
+    return console
 
 
 def _deliver(report: Any, target: str | None, print_report: Any) -> None:

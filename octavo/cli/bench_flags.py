@@ -25,6 +25,7 @@ examples:
 """
 
 
+DEFAULT_LEN = "128"
 Run = Callable[[argparse.Namespace], int]
 
 
@@ -160,8 +161,7 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         prompts.add_argument(
             name,
             metavar="N|A:B",
-            default="128",
-            help=f"tokens {what}, fixed or uniform in A..B (default: 128)",
+            help=f"tokens {what}, fixed or uniform in A..B (default: {DEFAULT_LEN})",
         )
     spread = prompts.add_mutually_exclusive_group()
     spread.add_argument(
@@ -170,7 +170,6 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     spread.add_argument(
         "--random-range",
         type=float,
-        default=0.0,
         metavar="SHARE",
         help="spread both lengths uniformly by this share up and down (default: 0)",
     )
@@ -184,9 +183,8 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument(
         "--prompt-format",
         choices=("ids", "text"),
-        default="ids",
-        help="send token ids (exact lengths) or text, for servers that take no ids; chat is always "
-        "text (default: ids)",
+        help="send token ids (exact lengths) or text (for servers that take no ids; its length is "
+        "calibrated by the server's own count) (default: ids, and text for chat)",
     )
     prompts.add_argument(
         "--vocab-size",

@@ -12,7 +12,12 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
-from octavo.cli.engine_flags import add_engine_flags, engine_config, engine_options
+from octavo.cli.engine_flags import (
+    add_engine_flags,
+    engine_config,
+    engine_options,
+    has_engine_flags,
+)
 from octavo.config import default_api_keys, default_home
 from octavo.errors import ConfigError, OctavoError
 
@@ -108,12 +113,20 @@ def run(args: argparse.Namespace) -> int:
 def find_partner(args: argparse.Namespace) -> Partner:
     """The server at `--url` when one answers, else the model in this process.
 
+    A flag of the engine means that the model is to be loaded here, whatever server runs.
+
     Raises:
         OctavoError: neither, or the server does not serve the model that was named.
     """
     from octavo.bench.client import api_base
     from octavo.cli.conversation import DEFAULT_URL, Server
 
+    if has_engine_flags(args):
+        if args.model is None or args.url is not None:
+            raise ConfigError(
+                "the engine's flags are for a MODEL in this process, not for a server"
+            )
+        return _load(args)
     url = api_base(args.url or DEFAULT_URL)
     server = Server(url, api_key=args.api_key or next(iter(default_api_keys()), None))
     is_chosen = False
@@ -134,7 +147,14 @@ def find_partner(args: argparse.Namespace) -> Partner:
 
 def _choose(server: Server, args: argparse.Namespace, url: str) -> bool:
     """Whether the server is the one to talk to; then its model is chosen."""
-    models = server.models()
+    from octavo.cli.conversation import NotAServerError
+
+    try:
+        models = server.models()
+    except NotAServerError:
+        if args.url is not None or args.model is None:
+            raise
+        return False
     if models is None:
         if args.url is not None:
             raise ConfigError(f"no server answers at {url}")
@@ -199,9 +219,11 @@ class Chat:
         while True:
             try:
                 line = read()
-            except (EOFError, KeyboardInterrupt):
+            except (EOFError, KeyboardInterrupt) as end:
                 if self._is_terminal:
                     self._say("")
+                elif isinstance(end, KeyboardInterrupt):
+                    raise
                 break
             if not line.strip():
                 continue

@@ -119,6 +119,10 @@ class ChatError(OctavoError):
     """The server refused a turn, or its answer broke off."""
 
 
+class NotAServerError(ChatError):
+    """Something answers, but it is no server of OpenAI's API."""
+
+
 class Server:
     """A running server, over HTTP.
 
@@ -154,7 +158,8 @@ class Server:
         """The ids that the server lists; None when no server answers.
 
         Raises:
-            ChatError: one answers, but not with a list of models.
+            ChatError: it wants another key.
+            NotAServerError: what answers does not list models.
         """
         import httpx
 
@@ -165,11 +170,13 @@ class Server:
         except httpx.InvalidURL as error:
             raise ChatError(f"{self._url!r} is not a URL: {error}") from None
         if response.status_code != 200:
-            raise ChatError(f"{self._url}: {_error_text(response)}")
+            is_key = response.status_code in (401, 403)
+            kind = ChatError if is_key else NotAServerError
+            raise kind(f"{self._url}: {_error_text(response)}")
         try:
             return [str(model["id"]) for model in response.json()["data"]]
         except (ValueError, KeyError, TypeError):
-            raise ChatError(f"{self._url}/models does not list models") from None
+            raise NotAServerError(f"{self._url}/models does not list models") from None
 
     def choose(self, model: str) -> None:
         """Ask for this model from now on."""
@@ -216,23 +223,25 @@ class Server:
 
 
 def _pieces(event: bytes, stats: Stats) -> Iterator[Piece]:
+    from octavo.bench.client import decode_chunk, error_text
+
     try:
-        chunk = msgspec.json.decode(event, type=dict[str, Any])
+        chunk = decode_chunk(event)
     except msgspec.DecodeError:
         raise ChatError("the server sent something that is not a chunk of an answer") from None
-    if (error := chunk.get("error")) is not None:
-        raise ChatError(str(error.get("message") if isinstance(error, dict) else error))
-    if usage := chunk.get("usage"):
-        stats.num_prompt_tokens = usage.get("prompt_tokens")
-        stats.num_output_tokens = usage.get("completion_tokens")
-    for choice in chunk.get("choices") or ():
-        delta = choice.get("delta") or {}
-        reasoning = delta.get("reasoning_content") or delta.get("reasoning")
-        for text, is_reasoning in ((reasoning, True), (delta.get("content"), False)):
-            if text:
-                stats.arrived()
-                yield Piece(text, is_reasoning)
-        stats.finish_reason = choice.get("finish_reason") or stats.finish_reason
+    if chunk.error is not None:
+        raise ChatError(error_text(chunk.error))
+    if chunk.usage is not None:
+        stats.num_prompt_tokens = chunk.usage.prompt_tokens
+        stats.num_output_tokens = chunk.usage.completion_tokens
+    for choice in chunk.choices:
+        if choice.delta is not None:
+            reasoning = choice.delta.reasoning_content or choice.delta.reasoning
+            for text, is_reasoning in ((reasoning, True), (choice.delta.content, False)):
+                if text:
+                    stats.arrived()
+                    yield Piece(text, is_reasoning)
+        stats.finish_reason = choice.finish_reason or stats.finish_reason
 
 
 def _error_text(response: httpx.Response) -> str:

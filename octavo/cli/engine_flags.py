@@ -64,7 +64,8 @@ def add_engine_flags(parser: argparse.ArgumentParser, *, skip: tuple[str, ...] =
             continue
         text = docs.get(name, "").rstrip(".").replace("None:", "default:")
         if defaults[name] is not None:
-            text += f" (default: {defaults[name]})"
+            default = defaults[name] if defaults[name] is not True else "on"
+            text += f" (default: {default})"
         action = group.add_argument(f"--{name.replace('_', '-')}", default=defaults[name], **how)
         action.help = text.replace("%", "%%")  # set late: some actions append their own default
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, Protocol, cast
@@ -85,6 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     read our output has gone.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a model says may not fit the terminal's encoding, nor what is piped in.
+            stream.reconfigure(errors="replace")
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()  # a broken pipe shows here and not at interpreter exit

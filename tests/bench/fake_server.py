@@ -83,6 +83,9 @@ class Fake:
         if path == "/v1/models":
             await self.plain(writer, 200, {"object": "list", "data": [{"id": "fake-model"}]})
             return
+        if not raw:
+            await self.plain(writer, 200, {"what": "something else"})
+            return
         body = json.loads(raw)
         self.bodies.append(body)
         for name in self.rejects:

@@ -27,6 +27,8 @@ def bench(fake: Fake, **options: Any) -> ServeBench:
     }
     if "rate" not in options:
         defaults["concurrency"] = 4
+    if options.get("endpoint") == "chat":
+        defaults["prompt_format"] = "text"
     return ServeBench(**defaults | options)
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -118,3 +119,58 @@ def test_offline(llms: list[FakeLLM], model: str, capsys: Captured) -> None:
     assert llm.is_closed
     prompts = [prompt["prompt_token_ids"] for ask, _ in llm.asked for prompt in ask]
     assert all(len(prompt) == 4 and max(prompt) < 300 for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ("--dataset FILE --input-len 5", "--input-len"),
+        ("--dataset FILE --prefix-len 5", "--prefix-len"),
+        ("--dataset FILE --random-range 0.5", "--random-range"),
+        ("--dataset FILE --prompt-format text", "--prompt-format"),
+        ("--random-len 3:4 --output-len 5", "--output-len"),
+        ("--prompt-format text --vocab-size 500", "--vocab-size"),
+        ("--endpoint chat --vocab-size 500", "--vocab-size"),
+        ("--endpoint chat --prompt-format ids", "--prompt-format"),
+        ("--burstiness 2", "--burstiness"),
+    ],
+)
+def test_no_flag_is_ignored(
+    words: str, flag: str, fake: Fake, tmp_path: Path, capsys: Captured
+) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "a"}\n')
+    words = words.replace("FILE", str(path))
+    assert main(["bench", "serve", "--url", fake.url, *words.split()]) == 1
+    err = capsys.readouterr().err
+    assert flag in err
+    assert err.count("\n") == 1
+    assert fake.bodies == []
+
+
+@pytest.mark.parametrize("target", ["", "no/such/folder/r.json"])
+def test_a_report_that_cannot_be_written_costs_no_run(
+    target: str, fake: Fake, tmp_path: Path, capsys: Captured
+) -> None:
+    words = ["bench", "serve", "--url", fake.url, "--json", str(tmp_path / target)]
+    assert main(words) == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert fake.bodies == []
+
+
+def test_ids_that_a_server_does_not_take(fake: Fake, capsys: Captured) -> None:
+    fake.rejects = ("prompt",)
+    assert main(["bench", "serve", "--url", fake.url]) == 1
+    assert "--prompt-format text or --vocab-size may help" in capsys.readouterr().err
+
+
+def test_offline_says_when_the_context_is_too_short(
+    llms: list[FakeLLM], model: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def generate(self: FakeLLM, prompts: list[object], params: object) -> list[object]:
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0])]) for _ in prompts]
+
+    monkeypatch.setattr("tests.cli.conftest.FakeLLM.generate", generate)
+    assert main(["bench", "offline", model, "--output-len", "4"]) == 1
+    assert "the context is too short" in capsys.readouterr().err
+    assert llms[0].is_closed

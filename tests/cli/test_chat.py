@@ -281,6 +281,37 @@ class TestInProcess:
         assert self.chat(monkeypatch, "") == 1
         assert "octavo chat MODEL" in capsys.readouterr().err
 
+    def test_a_flag_of_the_engine_asks_for_a_model_here(
+        self,
+        fake: Fake,
+        llms: list[FakeLLM],
+        model: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr("octavo.cli.conversation.DEFAULT_URL", fake.url)
+        assert self.chat(monkeypatch, "", model, "--max-num-seqs", "1") == 0
+        assert llms[0].options["max_num_seqs"] == 1
+        assert fake.num_connections == 0
+        for words in (["--max-num-seqs", "1"], [model, "--url", fake.url, "--seed", "1"]):
+            assert self.chat(monkeypatch, "", *words) == 1
+            assert "the engine's flags are for a MODEL" in capsys.readouterr().err
+
+    def test_what_answers_may_be_something_else(
+        self,
+        fake: Fake,
+        llms: list[FakeLLM],
+        model: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr("octavo.cli.conversation.DEFAULT_URL", f"{fake.url}/nothing")
+        assert self.chat(monkeypatch, "", model) == 0
+        assert len(llms) == 1
+        assert self.chat(monkeypatch, "") == 1
+        assert self.chat(monkeypatch, "", model, "--url", f"{fake.url}/nothing") == 1
+        assert "does not list models" in capsys.readouterr().err
+
     def test_turns(
         self,
         llms: list[FakeLLM],

@@ -36,12 +36,14 @@ def test_every_field_is_a_flag(model: str) -> None:
         "seed": "5",
     }
     names = {field.name for field in msgspec.structs.fields(EngineConfig)} - {"model"}
-    assert set(words) == names
-    flags = [part for k, v in words.items() for part in (f"--{k.replace('_', '-')}", v)]
+    assert set(words) | {"enable_prefix_caching"} == names
+    flags = ["--no-enable-prefix-caching"]
+    flags += [part for k, v in words.items() for part in (f"--{k.replace('_', '-')}", v)]
     config = engine_config(parse(model, *flags))
     numbers = {"max_model_len": 100, "max_num_seqs": 7, "max_num_batched_tokens": 64}
     numbers |= {"block_size": 32, "kv_cache_memory": 3 * 2**29, "num_threads": 2, "seed": 5}
-    expected = words | numbers | {"gpu_memory_utilization": 0.5}
+    expected = words | numbers
+    expected |= {"gpu_memory_utilization": 0.5, "enable_prefix_caching": False}
     assert config == EngineConfig(model=model, **expected)
     assert engine_options(parse(model, *flags)) == expected
 
@@ -58,6 +60,11 @@ def test_the_help_is_the_docstring() -> None:
     assert "most requests in a batch (default: 256)" in text
     assert "most tokens of prompt and output together; default: what the model allows" in text
     assert "None" not in text
+    assert text.count("reuse the KV blocks of prompts that begin alike (default: on)") == 1
+    assert (
+        text.count("(default:")
+        == sum(field.default is not None for field in msgspec.structs.fields(EngineConfig)) - 1
+    )  # the model has none
 
 
 def test_errors_show_the_flag_before_the_model(model: str) -> None:

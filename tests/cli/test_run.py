@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import json
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from octavo.cli.main import main
 from octavo.types import SamplingParams
 from tests.cli.conftest import FakeLLM
+from tests.cli.test_main import ROOT
 
 if TYPE_CHECKING:
     Captured = pytest.CaptureFixture[str]
@@ -101,3 +104,17 @@ def test_ctrl_c_ends_it_between_two_deltas(
     assert capsys.readouterr().out == "Hello"
     assert llms[0].is_closed
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_bytes_that_are_no_text(model: str) -> None:
+    # The model is an empty file: reading the prompt comes before, and must not be what fails.
+    result = subprocess.run(
+        [sys.executable, "-m", "octavo.cli.main", "run", model],
+        cwd=ROOT,
+        input=b"\xff\xfe",
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith(b"octavo: error: " + model.encode())
