@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from octavo.config import EngineConfig, ServerConfig
+from octavo.errors import AddressError, CheckpointError, ModelNotFoundError
+from octavo.launch import serve
+from octavo.server.listen import bind, listen, url_of
+from tests.engine.byte_tokenizer import byte_backend
+from tests.engine.fake_core import VOCAB_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+
+SERVE = """
+import sys
+from octavo.config import EngineConfig, ServerConfig
+from octavo.errors import OctavoError
+from octavo.launch import serve
+from octavo.observability.logs import configure_logs
+
+configure_logs("info")
+model, builder, drain_s, port = sys.argv[1:]
+try:
+    code = serve(
+        EngineConfig(model=model),
+        ServerConfig(port=int(port), served_model_names=("fake",)),
+        builder="tests.engine.fake_core:" + builder,
+        drain_s=float(drain_s),
+    )
+except OctavoError as error:
+    print(type(error).__name__, error, file=sys.stderr)
+    code = 1
+print("torch" in sys.modules, flush=True)
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tokenizer and one tensor: enough for everything but the engine."""
+    folder = tmp_path_factory.mktemp("model")
+    config = {"architectures": ["FakeForCausalLM"], "vocab_size": VOCAB_SIZE, "eos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+    byte_backend().save(str(folder / "tokenizer.json"))
+    save_file({"x": np.zeros(2, np.float32)}, folder / "model.safetensors")
+    return str(folder)
+
+
+class Server:
+    """A server in a process of its own, with the log that it wrote so far."""
+
+    def __init__(
+        self, model: str, folder: Path, builder: str, drain_s: float, port: int, core: Any
+    ) -> None:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "FAKE_ENGINE": json.dumps(core),
+            "TMPDIR": str(folder),
+        }
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", SERVE, model, builder, str(drain_s), str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.log = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stderr is not None
+        for line in self.popen.stderr:
+            self.log += line
+
+    def wait_for(self, words: str, timeout_s: float = 20.0) -> str:
+        """The rest of the log's line behind these words."""
+        deadline = time.monotonic() + timeout_s
+        while words not in self.log:
+            assert time.monotonic() < deadline, f"no {words!r} in: {self.log}"
+            assert self.popen.poll() is None, self.log
+            time.sleep(0.01)
+        return self.log.partition(words)[2].splitlines()[0].strip()
+
+    def end(self) -> int:
+        """Wait for the exit code; the process must not have imported torch."""
+        code = self.popen.wait(20)
+        self._reader.join()
+        assert self.popen.stdout is not None
+        assert self.popen.stdout.read() == "False\n"
+        return code
+
+    def engine_pid(self) -> int:
+        """The engine process, the only child of the server's."""
+        pid = self.popen.pid
+        [child] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
+
+
+@contextmanager
+def serving(
+    model: str,
+    folder: Path,
+    builder: str = "build",
+    *,
+    drain_s: float = 10.0,
+    port: int = 0,
+    **core: Any,
+) -> Iterator[Server]:
+    server = Server(model, folder, builder, drain_s, port, core)
+    try:
+        yield server
+    finally:
+        server.popen.kill()
+        server.popen.wait()
+        server._reader.join()
+        for stream in (server.popen.stdout, server.popen.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def completion(max_tokens: int, **fields: Any) -> dict[str, Any]:
+    return {"model": "fake", "prompt": [5], "max_tokens": max_tokens, **fields}
+
+
+class Stream(threading.Thread):
+    """A streaming request in a thread; `lines` grows while it runs."""
+
+    def __init__(self, url: str, max_tokens: int) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.error: Exception | None = None
+        self._url = url
+        self._body = completion(max_tokens, stream=True, ignore_eos=True)
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with httpx.stream("POST", f"{self._url}/completions", json=self._body) as response:
+                self.lines += [line for line in response.iter_lines() if line]
+        except httpx.HTTPError as error:
+            self.error = error
+
+
+def wait_until_running(url: str, num: int = 1) -> None:
+    for _ in range(500):
+        metrics = httpx.get(f"{url.removesuffix('/v1')}/metrics").text
+        if f'vllm:num_requests_running{{model_name="fake"}} {num}.0' in metrics:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the request does not run")
+
+
+def test_serves_and_ends_on_a_signal(model: str, tmp_path: Path) -> None:
+    with serving(model, tmp_path) as server:
+        url = server.wait_for("ready at ")
+        answer = httpx.post(f"{url}/completions", json=completion(5)).json()
+        assert answer["usage"]["completion_tokens"] == 5
+        assert answer["choices"][0]["text"] == "".join(chr(3 + i) for i in range(5))
+        assert httpx.get(f"{url}/models").json()["data"][0]["id"] == "fake"
+        assert list(tmp_path.iterdir()) == []
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.end() == 0
+    assert "model fake: FakeForCausalLM, float32 on cpu" in server.log
+    assert "1024 blocks of 16 tokens, 16384 tokens, 4.0 MiB: 4.0 sequences of 4096" in server.log
+    assert "load 0.25" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_running_requests_may_finish(model: str, tmp_path: Path) -> None:
+    with serving(model, tmp_path, step_s=0.02) as server:
+        url = server.wait_for("ready at ")
+        stream = Stream(url, 60)
+        wait_until_running(url)
+        server.popen.send_signal(signal.SIGINT)
+        server.wait_for("stopping")
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/models")
+        assert server.end() == 0
+        stream.join()
+    assert stream.lines[-1] == "data: [DONE]"
+    assert '"finish_reason":"length"' in "".join(stream.lines[-3:])
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("by_signal", [True, False])
+def test_what_takes_too_long_is_ended(model: str, tmp_path: Path, by_signal: bool) -> None:
+    with serving(model, tmp_path, drain_s=60 if by_signal else 0.3, step_s=0.01) as server:
+        url = server.wait_for("ready at ")
+        stream = Stream(url, 4000)
+        wait_until_running(url)
+        begin = time.perf_counter()
+        server.popen.send_signal(signal.SIGTERM)
+        server.wait_for("stopping")
+        if by_signal:
+            server.popen.send_signal(signal.SIGTERM)
+        assert server.end() == 0
+        assert time.perf_counter() - begin < 4
+        stream.join()
+    assert stream.error is None
+    assert stream.lines[-1] == "data: [DONE]"
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_end_of_the_engine_ends_requests_and_server(model: str, tmp_path: Path) -> None:
+    with serving(model, tmp_path, step_s=0.01) as server:
+        url = server.wait_for("ready at ")
+        streams = [Stream(url, 4000) for _ in range(4)]
+        wait_until_running(url, 4)
+        begin = time.perf_counter()
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        for stream in streams:
+            stream.join(1.0)
+            assert not stream.is_alive()
+        assert server.end() == 1
+        assert time.perf_counter() - begin < 4
+    for stream in streams:
+        assert stream.error is None
+        assert any('"error"' in line for line in stream.lines[-2:])
+    assert "signal 9 (SIGKILL)" in server.log
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_engine_ends_with_a_killed_server(model: str, tmp_path: Path) -> None:
+    with serving(model, tmp_path) as server:
+        server.wait_for("ready at ")
+        stat = Path(f"/proc/{server.engine_pid()}/stat")
+        server.popen.kill()
+        server.popen.wait()
+        deadline = time.monotonic() + 2
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline, "the engine lives on"
+            time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("builder", "words"),
+    [
+        ("build_without_memory", "InsufficientMemoryError the KV cache needs 3 GiB"),
+        ("build_with_bug", "StartupError the engine failed to start: KeyError: "),
+        ("build_and_die", "StartupError the engine process ended with signal 11 (SIGSEGV)"),
+    ],
+)
+def test_failures_of_the_engine(model: str, tmp_path: Path, builder: str, words: str) -> None:
+    with serving(model, tmp_path, builder) as server:
+        assert server.end() == 1
+    assert words in server.log
+    assert ("Traceback" in server.log) == (builder == "build_with_bug")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_it_starts(model: str, tmp_path: Path) -> None:
+    with serving(model, tmp_path, "build_slowly") as server:
+        time.sleep(1.0)
+        begin = time.perf_counter()
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.end() == 128 + signal.SIGTERM
+        assert time.perf_counter() - begin < 3
+    assert "Traceback" not in server.log
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_in_use(model: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(AddressError, match=f"port {port} is in use: .* or give --port"):
+            serve(EngineConfig(model=model), ServerConfig(port=port))
+
+
+def test_two_servers_that_start_together() -> None:
+    first = bind("127.0.0.1", 0)
+    second = bind("127.0.0.1", first.getsockname()[1])
+    listen(first)
+    with pytest.raises(AddressError, match="in use"):
+        listen(second)
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
+def test_hosts_that_are_not_ours(host: str) -> None:
+    with pytest.raises(AddressError, match=f"cannot listen at .*{host}"):
+        bind(host, 0)
+
+
+def test_urls() -> None:
+    with bind("127.0.0.1", 0) as listener:
+        assert url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+    if socket.has_ipv6:
+        with bind("[::1]", 0) as listener:
+            assert url_of(listener) == f"http://[::1]:{listener.getsockname()[1]}"
+
+
+def test_models_that_do_not_open(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError):
+        serve(EngineConfig(model=str(tmp_path / "none")), ServerConfig(port=0))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\x03")
+    with pytest.raises(CheckpointError):
+        serve(
+            EngineConfig(model=str(tmp_path / "model.gguf")),
+            ServerConfig(port=0),
+            builder="tests.engine.fake_core:build",
+        )
