@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import time
@@ -73,9 +74,12 @@ def serve(
         from octavo.engine.spawn import EngineProcess
 
         process = EngineProcess(builder, engine, log_level=server.log_level)
-        service = _Service(process, Path(engine.model), server, listener, drain_s, times)
-        with asyncio.Runner(loop_factory=_new_loop) as runner:
-            return runner.run(service.run())
+        try:
+            service = _Service(process, Path(engine.model), server, listener, drain_s, times)
+            with asyncio.Runner(loop_factory=_new_loop) as runner:
+                return runner.run(service.run())
+        finally:
+            process.stop(0.0)  # nothing to do after an orderly end
 
 
 @dataclass(frozen=True)
@@ -144,13 +148,9 @@ class _Service:
             await engine.close()
 
     async def _start(self) -> tuple[AsyncEngine, HTTPServer]:
-        try:
-            (tokenizer, defaults), _ = await asyncio.gather(
-                asyncio.to_thread(self._load_text), asyncio.to_thread(self._import_server)
-            )
-        except BaseException:
-            await asyncio.to_thread(self.process.stop, 0.0)
-            raise
+        (tokenizer, defaults), _ = await asyncio.gather(
+            asyncio.to_thread(self._load_text), asyncio.to_thread(self._import_server)
+        )
         from octavo.engine.client import AsyncEngine
         from octavo.server.listen import listen, url_of
 
@@ -163,6 +163,7 @@ class _Service:
         except BaseException:
             await engine.close()
             raise
+        gc.freeze()  # what start-up left lives for good: collections need not walk it
         _log_start(engine, self.config, url_of(self.listener), self.times)
         return engine, http
 

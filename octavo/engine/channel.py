@@ -50,6 +50,11 @@ class Channel(Generic[_In, _Out]):
         else:
             self.socket.connect(address)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._context.closed
+
     def send(self, message: _Out) -> bool:
         """Send; False when there is nobody at the other end."""
         try:

@@ -137,7 +137,6 @@ def engine_process(builder: str) -> int:
         channel.send(EngineFailed(type(error).__name__, str(error) or "no reason given"))
         channel.close(linger_s=2.0)
         return EXIT_STARTUP_FAILED
-    gc.collect()
     gc.freeze()  # what start-up left lives for good: collections need not walk it
     channel.send(EngineReady(engine.info))
     try:

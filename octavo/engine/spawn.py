@@ -92,8 +92,10 @@ class EngineProcess:
     def stop(self, timeout_s: float) -> int:
         """Wait for the end, terminate after `timeout_s` seconds, kill after another second.
 
-        Frees everything. Call it once; returns the exit code.
+        Frees everything and returns the exit code; a second call does nothing more.
         """
+        if self.channel.is_closed:
+            return self._popen.wait()
         for signum, patience in ((signal.SIGTERM, timeout_s), (signal.SIGKILL, 1.0)):
             try:
                 self._popen.wait(patience)
