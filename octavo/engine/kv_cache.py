@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections import Counter
 from hashlib import blake2b
-from struct import Struct
 from typing import TYPE_CHECKING
 
 from octavo.engine.block_pool import BlockPool
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Iterable
 
     from octavo.engine.request import Request
@@ -52,7 +52,6 @@ class KVCacheManager:
         self.woken: list[Request] = []
         self._promised_by: dict[bytes, Request] = {}
         self._waiters: dict[bytes, list[Request]] = {}
-        self._pack = Struct(f"<{block_size}i").pack
 
     @property
     def num_blocks(self) -> int:
@@ -222,7 +221,7 @@ class KVCacheManager:
             holders.update(blocks)
         for block in range(self.num_blocks):
             assert holders[block] == self.pool.num_refs(block), f"references of block {block}"
-        root_of: dict[int, tuple[str, list[int]]] = {}
+        root_of: dict[int, tuple[str, array[int]]] = {}
         for request in requests:
             for index, block in enumerate(request.block_ids):
                 end = (index + 1) * self.block_size
@@ -246,10 +245,10 @@ class KVCacheManager:
         """At least `count` block hashes of the request; all their tokens must be known."""
         hashes, size = request.block_hashes, self.block_size
         if len(hashes) < count:
-            tokens, pack = request.token_ids, self._pack
+            tokens = request.token_ids
             parent = hashes[-1] if hashes else _hash(request.cache_salt.encode())
             for start in range(len(hashes) * size, count * size, size):
-                parent = _hash(parent + pack(*tokens[start : start + size]))
+                parent = _hash(parent + tokens[start : start + size].tobytes())
                 hashes.append(parent)
         return hashes
 

@@ -6,6 +6,7 @@ orders requests; the scheduler and the KV cache manager are the only ones that c
 
 from __future__ import annotations
 
+from array import array
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,8 @@ class Request:
     Attributes:
         request_id: unique among the requests in flight.
         num_prompt_tokens: length of the prompt.
-        token_ids: the prompt, then the output, as far as the host knows it.
+        token_ids: the prompt, then the output, as far as the host knows it; an array, for a list
+            of millions of ints is what the garbage collector would walk through.
         num_tokens: tokens that exist, those in flight on the device included.
         num_computed_tokens: tokens whose KV is in the cache once every planned step has run.
         max_num_tokens: the request ends when it has this many tokens.
@@ -101,7 +103,7 @@ class Request:
     ) -> None:
         self.request_id = request_id
         self.num_prompt_tokens = len(prompt_token_ids)
-        self.token_ids = list(prompt_token_ids)
+        self.token_ids = array("i", prompt_token_ids)
         self.num_tokens = self.num_prompt_tokens
         self.num_computed_tokens = 0
         self.max_num_tokens = self.num_prompt_tokens + (params.max_tokens or 2**62)
@@ -148,7 +150,7 @@ class Request:
         """What the device must know before the request's next step; a copy."""
         return RowInit(
             row=self.row,
-            token_ids=self.token_ids.copy(),
+            token_ids=self.token_ids.tolist(),
             num_prompt_tokens=self.num_prompt_tokens,
             params=self.params,
             seed=self.seed,

@@ -194,15 +194,19 @@ class Scheduler:
         Raises:
             EngineError: the result is not the plan's; nothing changed, `fail` may follow.
         """
-        if result.step_id != plan.step_id or len(result.token_ids) != sum(plan.samples):
+        tokens, logprobs = result.token_ids, result.logprobs
+        if (
+            result.step_id != plan.step_id
+            or len(tokens) != sum(plan.samples)
+            or len(logprobs) not in (0, len(tokens))
+        ):
             raise EngineError(
-                f"step {plan.step_id} was answered with {len(result.token_ids)} tokens of step "
-                f"{result.step_id}; expected {sum(plan.samples)}"
+                f"step {plan.step_id} was answered with {len(tokens)} tokens and {len(logprobs)} "
+                f"logprobs of step {result.step_id}; expected {sum(plan.samples)}"
             )
         step_id, block_size = plan.step_id, self.kv_cache.block_size
         outputs: list[TokenOutput] = []
         num_done, index = 0, -1
-        tokens, logprobs = result.token_ids, result.logprobs
         for request, num_computed, num_new, samples in zip(
             self._in_flight.pop(step_id),
             plan.num_computed_tokens,
