@@ -17,10 +17,17 @@ Key = tuple[int, int]
 """Where a request stands: smaller runs earlier. Unique, and constant for a request's life."""
 
 _MIN_DEAD = 64
+_MAX_IDLE_TENANTS = 4096
 
 
 class Policy(Protocol):
-    """What the scheduler asks of a policy."""
+    """What the scheduler asks of a policy.
+
+    Attributes:
+        counts_service: whether `charge` wants to be called; not doing so saves time per token.
+    """
+
+    counts_service: bool
 
     def key(self, request: Request) -> Key:
         """Rank among running requests too: a request never preempts one of a smaller key."""
@@ -42,12 +49,18 @@ class Policy(Protocol):
         """A held request was aborted; its status says so already."""
         ...
 
+    def charge(self, request: Request, num_input_tokens: int, num_output_tokens: int) -> None:
+        """The request was served: prompt tokens computed, tokens sampled."""
+        ...
+
 
 class FCFSPolicy:
     """First come, first served: by arrival, whatever happened to a request since.
 
     A heap; an aborted request stays in it until it comes to the top, or until half of it is such.
     """
+
+    counts_service = False
 
     def __init__(self) -> None:
         self._heap: list[tuple[Key, Request]] = []
@@ -84,6 +97,9 @@ class FCFSPolicy:
             heapify(self._heap)
             self._num_dead = 0
 
+    def charge(self, request: Request, num_input_tokens: int, num_output_tokens: int) -> None:
+        """Service changes nothing here."""
+
 
 class PriorityPolicy(FCFSPolicy):
     """Lower `priority` first, then by arrival; may preempt running requests of higher value."""
@@ -91,3 +107,76 @@ class PriorityPolicy(FCFSPolicy):
     def key(self, request: Request) -> Key:
         """Rank by priority, then arrival."""
         return (request.priority, request.arrival)
+
+
+class FairPolicy:
+    """The tenant that got the least service so far first; within a tenant first come, first served.
+
+    The virtual token counter of "Fairness in Serving Large Language Models" (OSDI '24): each tenant
+    has a counter of its weighted tokens. One that comes back after a pause is lifted to the least
+    counter of those that queue, so that nobody saves up a right to flood. Tokens found in the
+    prefix cache cost nothing, nor does what a preemption makes the engine compute again.
+
+    Args:
+        input_weight, output_weight: cost of a prompt token computed and of a token sampled.
+    """
+
+    counts_service = True
+
+    def __init__(self, *, input_weight: float = 1.0, output_weight: float = 2.0) -> None:
+        self._weights = (input_weight, output_weight)
+        self._counters: dict[str, float] = {}
+        # Tenants with held requests; a queue of dead ones alone goes when `peek` meets it.
+        self._queues: dict[str, FCFSPolicy] = {}
+        # The counter of the tenant served last: where one starts when nobody queues.
+        self._floor = 0.0
+
+    def key(self, request: Request) -> Key:
+        """Rank by arrival: fairness decides who starts, not who is thrown out."""
+        return (0, request.arrival)
+
+    def push(self, request: Request) -> None:
+        """Linear in tenants that queue, for the first request of one; else logarithmic."""
+        tenant, counters = request.tenant, self._counters
+        if tenant not in self._queues:
+            floor = min((counters[other] for other in self._queues), default=self._floor)
+            counters[tenant] = max(counters.get(tenant, 0.0), floor)
+            self._queues[tenant] = FCFSPolicy()
+            if len(counters) > _MAX_IDLE_TENANTS + len(self._queues):
+                # Those at or below the floor would be lifted to it anyway.
+                self._counters = {
+                    name: count
+                    for name, count in counters.items()
+                    if count > floor or name in self._queues
+                }
+        self._queues[tenant].push(request)
+
+    def peek(self) -> Request | None:
+        """Linear in tenants that queue."""
+        while self._queues:
+            tenant = min(self._queues, key=self._counters.__getitem__)
+            request = self._queues[tenant].peek()
+            if request is not None:
+                self._floor = self._counters[tenant]
+                return request
+            del self._queues[tenant]
+        return None
+
+    def pop(self) -> None:
+        """Linear in tenants that queue."""
+        request = self.peek()
+        assert request is not None
+        self._queues[request.tenant].pop()
+        # So that a tenant without held requests counts as one that left the queue.
+        if self._queues[request.tenant].peek() is None:
+            del self._queues[request.tenant]
+
+    def forget(self, request: Request) -> None:
+        """Constant time, amortised."""
+        if request.tenant in self._queues:
+            self._queues[request.tenant].forget(request)
+
+    def charge(self, request: Request, num_input_tokens: int, num_output_tokens: int) -> None:
+        """Constant time."""
+        cost = num_input_tokens * self._weights[0] + num_output_tokens * self._weights[1]
+        self._counters[request.tenant] = self._counters.get(request.tenant, self._floor) + cost

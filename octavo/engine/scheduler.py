@@ -207,6 +207,7 @@ class Scheduler:
         step_id, block_size = plan.step_id, self.kv_cache.block_size
         outputs: list[TokenOutput] = []
         num_done, index = 0, -1
+        charge = self.policy.charge if self.policy.counts_service else None
         for request, num_computed, num_new, samples in zip(
             self._in_flight.pop(step_id),
             plan.num_computed_tokens,
@@ -230,6 +231,8 @@ class Scheduler:
             if len(known) == request.num_prompt_tokens:
                 self._num_prompt_tokens += request.num_prompt_tokens
             known.append(token)
+            if charge is not None:
+                charge(request, 0, 1)
             finish_reason: FinishReason | None = None
             stop_reason: int | None = None
             if token in request.end_token_ids:
@@ -327,10 +330,12 @@ class Scheduler:
             request.row = self._free_rows.pop()
             request.start_step = plan.step_id
             insort(self._running, request, key=policy.key)
-            if kv_cache.enable_prefix_caching and not request.num_preemptions:
+            if not request.num_preemptions:
                 request.num_cached_tokens = request.num_computed_tokens
-                self._num_queried_tokens += request.num_prompt_tokens
-                self._num_hit_tokens += request.num_cached_tokens
+                policy.charge(request, request.num_tokens - request.num_computed_tokens, 0)
+                if kv_cache.enable_prefix_caching:
+                    self._num_queried_tokens += request.num_prompt_tokens
+                    self._num_hit_tokens += request.num_cached_tokens
             plan.new_rows.append(request.row_init())
             budget -= self._schedule(plan, request, request.block_ids.copy(), budget)
             scheduled.append(request)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from octavo.engine.kv_cache import KVCacheManager
-from octavo.engine.policy import FCFSPolicy, PriorityPolicy
+from octavo.engine.policy import FairPolicy, FCFSPolicy, PriorityPolicy
 from octavo.engine.request import Request
 from octavo.engine.scheduler import Scheduler
 from octavo.errors import InvalidRequestError
@@ -28,7 +28,7 @@ VOCAB_SIZE = 20
 EOS = 3
 STOP = 5
 
-POLICIES = {"fcfs": FCFSPolicy, "priority": PriorityPolicy}
+POLICIES = {"fcfs": FCFSPolicy, "priority": PriorityPolicy, "fair": FairPolicy}
 
 
 @lru_cache(10_000)
@@ -113,6 +113,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             eos_token_ids=[EOS],
             cache_salt=salt,
             priority=priority,
+            tenant=f"t{priority}",
         )
         self.count += 1
         try:
