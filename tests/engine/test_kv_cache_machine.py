@@ -30,18 +30,24 @@ class KVCacheMachine(RuleBasedStateMachine):
         self.count = 0
 
     @rule(
-        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14),
-        salt=st.sampled_from(["", "s"]),
+        zeros=st.integers(0, 12),
+        tail=st.lists(st.integers(0, 1), max_size=3),
+        salt=st.sampled_from(["", "", "s"]),
+        may_wait=st.booleans(),
     )
-    def arrive(self, tokens: list[int], salt: str) -> None:
+    def arrive(self, zeros: int, tail: list[int], salt: str, may_wait: bool) -> None:
         self.count += 1
+        tokens = [0] * zeros + (tail or [1])
         request = Request(f"r{self.count}", tokens, PARAMS, seed=0, cache_salt=salt)
         self.waiting.append(request)
+        self.try_to_start(request, may_wait, 0)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data(), may_wait=st.booleans(), num_spare=st.integers(0, 2))
     def start(self, data: st.DataObject, may_wait: bool, num_spare: int) -> None:
-        request = data.draw(st.sampled_from(self.waiting))
+        self.try_to_start(data.draw(st.sampled_from(self.waiting)), may_wait, num_spare)
+
+    def try_to_start(self, request: Request, may_wait: bool, num_spare: int) -> None:
         prefix = self.manager.find_prefix(request)
         assert len(prefix) * self.manager.block_size < request.num_tokens
         if may_wait and self.manager.wait_for_prefix(request, len(prefix)):
@@ -60,8 +66,8 @@ class KVCacheMachine(RuleBasedStateMachine):
         self.check_content(request)
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), num_tokens=st.integers(1, 9), commits=st.booleans())
-    def compute(self, data: st.DataObject, num_tokens: int, commits: bool) -> None:
+    @rule(data=st.data(), num_tokens=st.integers(1, 20), commits=st.integers(0, 3))
+    def compute(self, data: st.DataObject, num_tokens: int, commits: int) -> None:
         request = data.draw(st.sampled_from(self.running))
         end = min(request.num_computed_tokens + num_tokens, request.num_tokens)
         for position in range(request.num_computed_tokens, end):
@@ -102,6 +108,7 @@ class KVCacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data(), again=st.booleans())
     def free(self, data: st.DataObject, again: bool) -> None:
+        """A request ends, or is preempted."""
         request = data.draw(st.sampled_from(self.running))
         self.running.remove(request)
         self.manager.free(request)

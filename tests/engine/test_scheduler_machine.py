@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -36,16 +36,31 @@ def tokens_of(prompt: tuple[int, ...], seed: int) -> list[int]:
     return expected_tokens(list(prompt), seed, MAX_MODEL_LEN + 1 - len(prompt), VOCAB_SIZE)
 
 
+PROMPTS = st.builds(
+    lambda family, shared, tail: [family] * shared + tail,
+    st.integers(0, 1),
+    st.integers(0, 12),
+    st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=4),
+)
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "max_tokens": st.integers(1, 20) | st.none(),
+    "seed": st.integers(0, 2),
+    "ends": st.sampled_from([False, False, True]),
+    "salt": st.sampled_from(["", "", "s"]),
+    "priority": st.integers(0, 2),
+}
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Pools smaller than what is asked of them, a few prefixes, up to two steps in flight."""
 
     @initialize(
-        num_blocks=st.integers(2, 24),
-        block_size=st.integers(1, 4),
-        max_num_seqs=st.integers(1, 6),
-        budget=st.integers(1, 24),
-        caching=st.booleans(),
-        max_in_flight=st.integers(1, 3),
+        num_blocks=st.integers(6, 16) | st.integers(2, 6),
+        block_size=st.sampled_from([2, 1, 3, 4]),
+        max_num_seqs=st.sampled_from([6, 4, 2, 1]),
+        budget=st.sampled_from([24, 9, 5, 2, 1]),
+        caching=st.sampled_from([True, True, False]),
+        max_in_flight=st.sampled_from([3, 2, 1]),
         policy=st.sampled_from(sorted(POLICIES)),
     )
     def set_up(
@@ -80,28 +95,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.got: dict[str, list[int]] = {}
         self.count = 0
 
-    @rule(
-        family=st.integers(0, 1),
-        shared=st.integers(0, 20),
-        tail=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=5),
-        max_tokens=st.one_of(st.none(), st.integers(1, 20)),
-        seed=st.integers(0, 2),
-        ends=st.booleans(),
-        salt=st.sampled_from(["", "s"]),
-        priority=st.integers(0, 2),
-    )
+    @rule(prompts=st.lists(PROMPTS, min_size=1, max_size=4), **FIELDS)
+    def arrive(self, prompts: list[list[int]], **fields: Any) -> None:
+        for prompt in prompts:
+            self.add(prompt, **fields)
+
     def add(
         self,
-        family: int,
-        shared: int,
-        tail: list[int],
+        prompt: list[int],
         max_tokens: int | None,
         seed: int,
         ends: bool,
         salt: str,
         priority: int,
     ) -> None:
-        prompt = [family] * shared + tail
         params = SamplingParams(
             max_tokens=max_tokens, stop_token_ids=[STOP] if ends else [], ignore_eos=not ends
         )
@@ -190,7 +197,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 10))
     def run(self, count: int) -> None:
         for _ in range(count):
-            if len(self.in_flight) < self.max_in_flight:
+            for _ in range(self.max_in_flight - len(self.in_flight)):
                 self.plan(False)
                 self.is_sound()
             if self.in_flight:
