@@ -45,8 +45,10 @@ class Shutdown(msgspec.Struct, tag="shutdown", array_like=True):
     """End the engine process."""
 
 
-class TokenOutput(msgspec.Struct, array_like=True):
+class TokenOutput(msgspec.Struct, array_like=True, gc=False):
     """What a step added to one request.
+
+    Not tracked by the garbage collector: a step makes hundreds, and none can be part of a cycle.
 
     Attributes:
         token_ids: may be empty when the request ends without a token (abort, error).
