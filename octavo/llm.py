@@ -17,7 +17,7 @@ from octavo.engine.messages import AddRequest
 from octavo.engine.output import OutputProcessor, merge_deltas
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.text.tokenizer import load_tokenizer
-from octavo.types import Delta, EngineInfo, SamplingParams
+from octavo.types import Delta, EngineInfo, EngineStats, SamplingParams
 from octavo.weights.open import open_checkpoint
 from octavo.weights.store import resolve
 
@@ -136,6 +136,11 @@ class LLM:
     def has_chat_template(self) -> bool:
         """Whether `chat` works."""
         return self.tokenizer is not None and self.tokenizer.chat_template is not None
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's state and counters."""
+        return self._core.stats
 
     def sampling_params(self, given: Mapping[str, Any] | None = None) -> SamplingParams:
         """Parameters with the model's own defaults (its generation_config) under `given`."""

@@ -13,10 +13,10 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-import msgspec
 import zmq
 
 import octavo.errors
+from octavo.engine.admission import check_request
 from octavo.engine.messages import (
     AbortRequests,
     AddRequest,
@@ -28,7 +28,7 @@ from octavo.engine.messages import (
 )
 from octavo.engine.output import OutputProcessor, merge_deltas
 from octavo.engine.spawn import describe_exit
-from octavo.errors import EngineUnavailableError, InvalidRequestError, StartupError
+from octavo.errors import EngineUnavailableError, StartupError
 from octavo.types import Delta, EngineStats
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class AsyncEngine:
     ) -> AsyncGenerator[Delta, None]:
         """See `EngineClient.generate`. A slow reader gets several tokens in one delta."""
         prompt = list(prompt_token_ids)
-        params = self._checked(prompt, params)
+        params = check_request(prompt, params, self.info, has_tokenizer=self._tokenizer is not None)
         if not self.is_alive:
             raise self._unavailable()
         # Ids of our own: callers choose theirs, and one may come again while its last outputs are
@@ -186,37 +186,6 @@ class AsyncEngine:
         self._is_closing = True
         self._loop.remove_reader(self._fd)
         await asyncio.to_thread(self._process.stop, timeout_s)
-
-    def _checked(self, prompt: list[int], params: SamplingParams) -> SamplingParams:
-        """The parameters with `max_tokens` set, if the request can run at all."""
-        vocab_size, max_len = self.info.vocab_size, self.info.max_model_len
-        if not prompt:
-            raise InvalidRequestError("the prompt has no tokens", param="prompt")
-        if min(prompt) < 0 or max(prompt) >= vocab_size:
-            wrong = next(i for i in prompt if not 0 <= i < vocab_size)
-            raise InvalidRequestError(
-                f"the prompt has token id {wrong}, but ids go from 0 to {vocab_size - 1}",
-                param="prompt",
-            )
-        if any(token_id >= vocab_size for token_id in params.stop_token_ids):
-            raise InvalidRequestError(
-                f"stop_token_ids must be below the vocabulary's size, {vocab_size}",
-                param="stop_token_ids",
-            )
-        if params.stop_strings and self._tokenizer is None:
-            raise InvalidRequestError("there is no tokenizer to find stop strings", param="stop")
-        room = max_len - len(prompt)
-        wanted = room if params.max_tokens is None else params.max_tokens
-        if room < 1 or wanted > room:
-            raise InvalidRequestError(
-                f"the maximum context length is {max_len} tokens, but the prompt has "
-                f"{len(prompt)} tokens and max_tokens is {params.max_tokens}",
-                param="max_tokens" if room >= 1 else "prompt",
-                code="context_length_exceeded",
-            )
-        if params.max_tokens is None:
-            params = msgspec.structs.replace(params, max_tokens=room)
-        return params
 
     def _unavailable(self) -> EngineUnavailableError:
         reason = self._death.result() if self._death.done() else "the engine is shutting down"

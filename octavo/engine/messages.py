@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from octavo.types import (  # noqa: TC001 (msgspec reads the annotations at run time)
+from octavo.types import (
     EngineInfo,
     EngineStats,
     FinishReason,

@@ -1,0 +1,84 @@
+"""SmolLM2 and Gemma 3 from their published GGUF files, in float32, against `transformers`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from octavo import LLM, SamplingParams
+from tests.models.reference import Verdict, compare, load_reference
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from octavo.llm import RequestOutput
+
+pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(900)]
+
+OUTPUT_LEN = 64
+GREEDY = SamplingParams(temperature=0, max_tokens=OUTPUT_LEN, ignore_eos=True, logprobs=0)
+TOPICS = [
+    "The capital of France is",
+    "Once upon a time there was a lighthouse keeper who",
+    "def fibonacci(n):\n    ",
+    "Water boils at 100 degrees Celsius because",
+    "1, 1, 2, 3, 5, 8,",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "Die Hauptstadt von Deutschland ist",
+    "The three laws of motion, first stated by Newton, say that",
+]
+
+
+def prompts() -> list[str]:
+    """32 prompts from 4 to some 300 tokens."""
+    return [
+        " ".join([TOPICS[(start + k) % len(TOPICS)] for k in range(count)])
+        for count in (1, 2, 3, 12)
+        for start in range(len(TOPICS))
+    ]
+
+
+def run(path: Path, **options: Any) -> list[RequestOutput]:
+    llm = LLM(str(path), dtype="float32", kv_cache_memory=1024**3, **options)
+    try:
+        return llm.generate(prompts(), GREEDY)
+    finally:
+        llm.close()
+
+
+def check(verdict: Verdict) -> None:
+    assert verdict.num_tokens == 32 * OUTPUT_LEN
+    assert verdict.num_ties <= 4, verdict
+    assert verdict.max_logprob_error < 1e-3, verdict
+
+
+@pytest.fixture(scope="module")
+def smollm2_reference(smollm2_path: Path) -> Any:
+    return load_reference(smollm2_path)
+
+
+def test_smollm2_batched(smollm2_path: Path, smollm2_reference: Any) -> None:
+    check(compare(smollm2_reference, run(smollm2_path)))
+
+
+def test_smollm2_in_chunks_of_16(smollm2_path: Path, smollm2_reference: Any) -> None:
+    check(compare(smollm2_reference, run(smollm2_path, max_num_batched_tokens=16)))
+
+
+def test_smollm2_alone_and_streamed(smollm2_path: Path, smollm2_reference: Any) -> None:
+    llm = LLM(str(smollm2_path), dtype="float32", kv_cache_memory=1024**3, max_num_seqs=1)
+    outputs = llm.generate(prompts(), GREEDY)
+    check(compare(smollm2_reference, outputs))
+    for prompt, output in list(zip(prompts(), outputs, strict=True))[::8]:
+        deltas = list(llm.stream(prompt, GREEDY))
+        completion = output.outputs[0]
+        assert [token for delta in deltas for token in delta.token_ids] == completion.token_ids
+        assert "".join(delta.text for delta in deltas) == completion.text
+    llm.close()
+
+
+def test_gemma3_batched(gemma_path: Path) -> None:
+    reference = load_reference(gemma_path)
+    check(compare(reference, run(gemma_path)))
+    check(compare(reference, run(gemma_path, max_num_batched_tokens=16)))
