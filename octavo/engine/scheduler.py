@@ -154,7 +154,8 @@ class Scheduler:
         block_size = self.kv_cache.block_size
         rows, computed, samples = plan.rows, plan.num_computed_tokens, plan.samples
         new_block_ids = plan.new_block_ids
-        # A victim of preemption leaves the list behind the current place, or at it if it is last.
+        # A victim of preemption leaves the list behind the current place, or at it if it is last:
+        # never one that is in `prefills` or scheduled already.
         for request in self._running:
             num_computed = request.num_computed_tokens
             if num_computed + 1 != request.num_tokens:
@@ -178,7 +179,7 @@ class Scheduler:
         plan.num_new_tokens += [1] * len(rows)
         budget -= len(rows)
         for request in prefills:
-            if budget and request.status is RUNNING:
+            if budget:
                 budget -= self._schedule(plan, request, [], budget)
                 scheduled.append(request)
         if budget and preempted == self._num_preemptions:
