@@ -15,6 +15,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from octavo.runner import sampler
+from octavo.runner.philox import uniform
 from octavo.runner.sampler import SamplerRows, sample
 from octavo.types import PositionLogprobs, RowInit, SamplingParams
 
@@ -271,3 +273,34 @@ def test_rows_are_replaced_whole() -> None:
     fresh.set(0, RowInit(0, [1], 1, SamplingParams(temperature=0.0), 5, []))
     for name, value in vars(state).items():
         np.testing.assert_array_equal(value[1], vars(fresh)[name][0], err_msg=name)
+
+
+@pytest.mark.parametrize("params", CASES, ids=str)
+def test_tokens_are_the_inverse_of_the_distribution(
+    params: SamplingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a plain loop over one row, where few candidates are enough for some rows only."""
+    generator = torch.Generator().manual_seed(5)
+    num, vocab_size = 64, 300
+    spread = torch.logspace(-1, 1, num)[torch.randperm(num, generator=generator)]
+    logits = torch.randn(num, vocab_size, generator=generator) * spread[:, None]
+    positions = np.arange(num) + 100
+    state = rows_of([params] * num)
+    u = uniform(state.seed, positions)
+    expected = []
+    for i in range(num):
+        probs = reference_probs(logits[i], params)
+        truncated = params.top_k not in (0, 1000) or params.top_p < 1
+        order = torch.argsort(probs, descending=True) if truncated else torch.arange(vocab_size)
+        cdf = probs[order].cumsum(0)
+        expected.append(order[int((cdf <= u[i] * cdf[-1]).sum())].item())
+    for num_candidates in (8, 64, 1024):
+        monkeypatch.setattr(sampler, "NUM_CANDIDATES", num_candidates)
+        got = sample(logits.clone(), np.arange(num), positions, state)
+        assert got.token_ids.tolist() == expected
+
+
+def test_the_smallest_number_never_draws_a_token_without_mass() -> None:
+    cdf = torch.tensor([[0.0, 0.0, 0.25, 0.25, 1.0]], dtype=torch.float64)
+    drawn = [sampler._invert(cdf, cdf[:, -1:], np.array([u])).item() for u in (0.0, 0.25, 0.9)]
+    assert drawn == [2, 4, 4]
