@@ -90,7 +90,7 @@ class FakeExecutor:
         sampled = self._run(plan)
         if plan.step_id in self.fail_steps:
             for row in plan.rows:
-                del self.rows[row]
+                self.rows.pop(row, None)
             future.set_exception(RuntimeError("planted failure"))
         else:
             future.set_result(StepResult(plan.step_id, sampled, [], 1000))
