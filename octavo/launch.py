@@ -99,6 +99,7 @@ def build_engine(config: EngineConfig) -> _BuiltEngine:
         StartupError: it cannot be loaded.
     """
     begin = time.perf_counter()
+    default_thread_waiting()
     from octavo.engine.core import EngineCore
     from octavo.runner.executor import InProcessExecutor
     from octavo.weights.open import open_checkpoint

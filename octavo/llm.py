@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from octavo.config import EngineConfig
+from octavo.config import EngineConfig, default_thread_waiting
 from octavo.engine.admission import check_request
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
@@ -102,6 +102,7 @@ class LLM:
         if unknown:
             raise ConfigError(f"LLM has no option {sorted(unknown)[0]!r}")
         config = EngineConfig(model=model, **options)
+        default_thread_waiting()
         path = resolve(model)
         checkpoint = open_checkpoint(path)
         self.tokenizer: Tokenizer | None = None

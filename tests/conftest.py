@@ -11,6 +11,10 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
+from octavo.config import default_thread_waiting
+
+default_thread_waiting()  # before any test imports torch
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
