@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from octavo.config import default_thread_waiting
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping
