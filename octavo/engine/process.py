@@ -129,11 +129,13 @@ def engine_process(builder: str) -> int:
         module, _, name = builder.partition(":")
         engine: BuiltEngine = getattr(importlib.import_module(module), name)(start.config)
     except StartupError as error:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent ends us when it has read this
         channel.send(EngineFailed(type(error).__name__, str(error)))
         channel.close(linger_s=2.0)
         return EXIT_STARTUP_FAILED
     except Exception as error:
         logger.exception("the engine failed to start")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         channel.send(EngineFailed(type(error).__name__, str(error) or "no reason given"))
         channel.close(linger_s=2.0)
         return EXIT_STARTUP_FAILED
@@ -190,6 +192,9 @@ def _take(core: Core, message: ToEngine) -> list[TokenOutput]:
 
 
 def _on_terminate(signum: int, frame: FrameType | None) -> None:
+    # A second one, or one that finds us on the way out, ends us there and then: an exception in
+    # the interpreter's own clean-up would print a traceback.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise SystemExit(128 + signum)
 
 
