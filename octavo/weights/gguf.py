@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.weights.block_formats import FORMATS, FORMATS_BY_NAME
+from octavo.weights.sidecar import read_generation_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -146,7 +147,7 @@ class GGUFCheckpoint:
             reader = _Reader(path, self._map)
             num_tensors, metadata = reader.header()
             self.config: Mapping[str, Any] = metadata
-            self.generation_config: Mapping[str, Any] = {}
+            self.generation_config: Mapping[str, Any] = read_generation_config(path.parent)
             self.architecture = _architecture(path, metadata)
             self._tensors = [
                 GGUFTensor(self, *entry) for entry in reader.tensor_table(num_tensors, metadata)

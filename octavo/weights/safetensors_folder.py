@@ -6,7 +6,6 @@ no torch. The file format is specified in safetensors' README ("Format").
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from octavo.errors import CheckpointError, UnsupportedModelError
+from octavo.weights.sidecar import parse_object, read_generation_config, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -112,11 +112,8 @@ class FolderCheckpoint:
                 f"{path}: neither a Hugging Face folder (no config.json) nor a folder with one "
                 "GGUF file"
             )
-        self.config: Mapping[str, Any] = _read_json(path / "config.json")
-        generation = path / "generation_config.json"
-        self.generation_config: Mapping[str, Any] = (
-            _read_json(generation) if generation.exists() else {}
-        )
+        self.config: Mapping[str, Any] = read_json(path / "config.json")
+        self.generation_config: Mapping[str, Any] = read_generation_config(path)
         self.architecture = _architecture(path, self.config)
         self._shards: list[_Shard] = []
         self._tensors: list[FolderTensor] = []
@@ -203,7 +200,7 @@ class _Shard:
         self.read_into(memoryview(header), 8)
         tensors = [
             self._tensor(name, entry, data_start)
-            for name, entry in _parse_object(self.path, header, "header").items()
+            for name, entry in parse_object(self.path, header, "header").items()
             if name != "__metadata__"
         ]
         tensors.sort(key=lambda tensor: (tensor.offset, tensor.num_bytes))
@@ -254,7 +251,7 @@ def _weight_files(path: Path) -> dict[str, set[str] | None]:
         return {SINGLE_FILE: None}
     index_path = path / INDEX_FILE
     if index_path.exists():
-        weight_map = _read_json(index_path).get("weight_map")
+        weight_map = read_json(index_path).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index_path}: has no weight_map")
         files: dict[str, set[str] | None] = {}
@@ -285,27 +282,3 @@ def _architecture(path: Path, config: Mapping[str, Any]) -> str:
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise CheckpointError(f"{path / 'config.json'}: names no architectures")
     return names[0]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return _parse_object(path, data, "file")
-
-
-def _parse_object(path: Path, data: bytes | bytearray, what: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return result
-
-    try:
-        value = json.loads(data.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the {what} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: the {what} is not a JSON object")
-    return value

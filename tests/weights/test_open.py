@@ -94,3 +94,22 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 def test_a_device_is_not_read_without_end() -> None:
     with pytest.raises(CheckpointError, match="neither a GGUF file"):
         open_checkpoint(Path("/dev/zero"))
+
+
+def test_recommended_sampling_beside_a_gguf_file(tmp_path: Path, gguf_bytes: bytes) -> None:
+    (tmp_path / "model.gguf").write_bytes(gguf_bytes)
+    assert open_checkpoint(tmp_path).generation_config == {}
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.2}')
+    assert open_checkpoint(tmp_path).generation_config == {"temperature": 0.2}
+    (tmp_path / "generation_config.json").write_text('{"temperature": ')
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.model
+def test_a_pull_leaves_what_the_authors_recommend(smollm2_path: Path) -> None:
+    from octavo.weights.fetch import pull
+
+    assert pull("smollm2") == smollm2_path
+    recommended = open_checkpoint(smollm2_path).generation_config
+    assert recommended == {"temperature": 0.2, "top_p": 0.9}
