@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from octavo.errors import ConfigError
+from octavo.types import SchedulingPolicy
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -83,6 +84,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         block_size: tokens per KV block.
         gpu_memory_utilization: share of the device's memory that Octavo may use in all; on a CPU,
             the share of the memory that is free after loading that the KV cache may use.
+        scheduling_policy: order of waiting requests. `fcfs`: by arrival; `priority`: by the
+            requests' `priority`, lower first, running ones give way; `fair`: the API key that got
+            the least tokens so far first.
         enable_prefix_caching: reuse the KV blocks of prompts that begin alike.
         kv_cache_memory: bytes for the KV cache; None: measured, see `gpu_memory_utilization`
             (on a CPU at most 4 GiB).
@@ -99,6 +103,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int | None = None
     block_size: int = 16
     gpu_memory_utilization: float = 0.9
+    scheduling_policy: SchedulingPolicy = "fcfs"
     enable_prefix_caching: bool = True
     kv_cache_memory: int | None = None
     attention_backend: str = "auto"
@@ -132,6 +137,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         served_model_names: names that requests may use; the first is the one in answers.
         max_body_bytes: larger request bodies are refused with 413.
         log_level: least level that is logged.
+        max_num_queued_requests: most requests that wait for a place in the batch; more get a 503
+            with Retry-After; None: no bound.
+        watchdog_timeout: seconds without a finished step, while there are requests, after which the
+            engine counts as stuck and is killed; must be longer than any step takes.
+        max_engine_restarts: engine processes started anew within ten minutes, before the server
+            gives up and exits with 70.
     """
 
     host: str = "127.0.0.1"
@@ -140,3 +151,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     served_model_names: tuple[str, ...] = ()
     max_body_bytes: int = 32 * 1024**2
     log_level: LogLevel = "info"
+    max_num_queued_requests: int | None = None
+    watchdog_timeout: float = 120.0
+    max_engine_restarts: int = 3
+
+    def __post_init__(self) -> None:
+        if self.max_num_queued_requests is not None and self.max_num_queued_requests < 0:
+            raise ConfigError(
+                f"--max-num-queued-requests must be at least 0, got {self.max_num_queued_requests}"
+            )
+        if not self.watchdog_timeout > 0:
+            raise ConfigError(f"--watchdog-timeout must be above 0, got {self.watchdog_timeout}")
+        if self.max_engine_restarts < 0:
+            raise ConfigError(
+                f"--max-engine-restarts must be at least 0, got {self.max_engine_restarts}"
+            )

@@ -17,7 +17,8 @@ Every message is one line for a user, and says what to do next where that is kno
     │   ├── ModelNotServedError     404
     │   ├── NotFoundError           404 or 405, a route
     │   ├── RequestTooLargeError    413, a body
-    │   └── EngineUnavailableError  503, the engine is dead, stuck or draining
+    │   ├── EngineUnavailableError  503, the engine is dead, stuck, restarting or draining
+    │   └── QueueFullError          503, too many requests wait already
     └── EngineError             the engine failed while it computed: becomes a 500
 """
 
@@ -69,10 +70,13 @@ class RequestError(OctavoError):
         code: a stable word for programs (`context_length_exceeded`), or None.
         status: the HTTP status.
         type: OpenAI's error type.
+        retry_after_s: when the same request may be worth another try, seconds from now; None:
+            that is not known, or it never is.
     """
 
     status: int = 400
     type: str = "invalid_request_error"
+    retry_after_s: int | None = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -117,6 +121,16 @@ class EngineUnavailableError(RequestError):
 
     status = 503
     type = "service_unavailable_error"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFullError(EngineUnavailableError):
+    """As many requests wait as the server lets wait."""
 
 
 class EngineError(OctavoError):

@@ -103,6 +103,7 @@ def build_engine(config: EngineConfig) -> _BuiltEngine:
     begin = time.perf_counter()
     default_thread_waiting()
     from octavo.engine.core import EngineCore
+    from octavo.engine.policy import make_policy
     from octavo.runner.executor import InProcessExecutor
     from octavo.weights.open import open_checkpoint
 
@@ -118,10 +119,14 @@ def build_engine(config: EngineConfig) -> _BuiltEngine:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=executor.token_budget,
         enable_prefix_caching=config.enable_prefix_caching,
+        policy=make_policy(config.scheduling_policy),
         seed=config.seed,
     )
     parts = {"imports": imported - begin, "open": opened - imported, **executor.info.startup_s}
-    return _BuiltEngine(core, msgspec.structs.replace(executor.info, startup_s=parts), executor)
+    info = msgspec.structs.replace(
+        executor.info, startup_s=parts, scheduling_policy=config.scheduling_policy
+    )
+    return _BuiltEngine(core, info, executor)
 
 
 @dataclass

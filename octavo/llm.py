@@ -15,6 +15,7 @@ from octavo.engine.admission import check_request
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
 from octavo.engine.output import OutputProcessor, merge_deltas
+from octavo.engine.policy import make_policy
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.text.tokenizer import load_tokenizer
 from octavo.types import Delta, EngineInfo, EngineStats, SamplingParams
@@ -126,6 +127,7 @@ class LLM:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=self._executor.token_budget,
             enable_prefix_caching=config.enable_prefix_caching,
+            policy=make_policy(config.scheduling_policy),
             seed=config.seed,
         )
         eos = self.tokenizer.eos_token_ids if self.tokenizer is not None else ()

@@ -14,13 +14,18 @@ import msgspec
 
 from octavo.errors import InvalidRequestError
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
 """Why a request ended. `stop`: end-of-sequence, stop token or stop string; `length`: max_tokens or
-the context is full; `abort`: the client went or asked; `error`: the engine failed."""
+the context is full; `abort`: the client went or asked; `error`: the engine failed; `timeout`: the
+request's own deadline passed, and what was generated until then is the answer."""
+
+SchedulingPolicy = Literal["fcfs", "priority", "fair"]
+"""Order of waiting requests: by arrival; by `priority`; the least served tenant's first."""
 
 MAX_LOGPROBS = 20
 """Most alternatives that a request may ask for per position (OpenAI's bound)."""
 
+MAX_CACHE_SALT_LEN = 1024
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LEN = 1024
 MAX_STOP_TOKEN_IDS = 256
@@ -127,6 +132,37 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as a tuple, whatever it was given as."""
         return tuple(self.stop)
+
+
+class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to treat a request, whatever it samples.
+
+    Attributes:
+        priority: lower runs earlier; other than 0 only under the policy `priority`.
+        cache_salt: cached prefixes are shared only between requests of the same salt.
+        timeout_s: seconds until the request ends with `timeout`; None: never.
+        tenant: whom the policy `fair` counts the request to.
+
+    Raises:
+        InvalidRequestError: a value is out of range; its `param` names the request's field.
+    """
+
+    priority: int = 0
+    cache_salt: str = ""
+    timeout_s: float | None = None
+    tenant: str = ""
+
+    def __post_init__(self) -> None:
+        _check(
+            len(self.cache_salt) <= MAX_CACHE_SALT_LEN,
+            "cache_salt",
+            f"cache_salt must have at most {MAX_CACHE_SALT_LEN} characters",
+        )
+        _check(
+            self.timeout_s is None or (math.isfinite(self.timeout_s) and self.timeout_s > 0),
+            "timeout",
+            f"timeout must be a finite number of seconds > 0, got {self.timeout_s}",
+        )
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -250,6 +286,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         max_model_len: most tokens of prompt and output together.
         kv_cache: size of the KV cache.
         startup_s: named parts of start-up and their seconds, in order.
+        scheduling_policy: in force.
     """
 
     architecture: str
@@ -259,6 +296,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     kv_cache: KVCacheLayout
     startup_s: dict[str, float]
+    scheduling_policy: SchedulingPolicy = "fcfs"
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,6 +305,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         num_running: requests that hold a row.
         num_waiting: requests admitted to the queue and not running.
+        num_free_rows: how many more could run, as far as rows go.
+        num_received: requests that reached the engine, those it refused included, counter.
         kv_cache_usage: share of KV blocks in use, 0..1.
         num_steps, num_preemptions, num_prompt_tokens, num_generation_tokens: counters.
             Prompt tokens count once per request, when its first token was sampled.
@@ -274,10 +314,15 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
         scheduler_ns: the host's time for planning and updating, nanoseconds, counter.
         prefix_cache_queries, prefix_cache_hits: prompt tokens looked up in the prefix cache, and
             found there, counters; once per request.
+        num_restarts: engine processes that took the place of one that failed, counter; the API
+            server's, like `is_up`.
+        is_up: whether the engine takes requests.
     """
 
     num_running: int = 0
     num_waiting: int = 0
+    num_free_rows: int = 0
+    num_received: int = 0
     kv_cache_usage: float = 0.0
     num_steps: int = 0
     num_preemptions: int = 0
@@ -287,6 +332,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     scheduler_ns: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
+    num_restarts: int = 0
+    is_up: bool = True
 
 
 class Delta(msgspec.Struct, kw_only=True):

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import msgspec
 
 from octavo.config import DType, EngineConfig, parse_bytes
+from octavo.types import SchedulingPolicy
 
 _TYPES: dict[str, dict[str, Any]] = {
     "dtype": {"choices": get_args(DType)},
@@ -23,6 +24,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "max_num_batched_tokens": {"type": int, "metavar": "TOKENS"},
     "block_size": {"type": int, "metavar": "TOKENS"},
     "gpu_memory_utilization": {"type": float, "metavar": "SHARE"},
+    "scheduling_policy": {"choices": get_args(SchedulingPolicy)},
     "enable_prefix_caching": {"action": argparse.BooleanOptionalAction},
     "kv_cache_memory": {"type": parse_bytes, "metavar": "SIZE"},
     "attention_backend": {"metavar": "NAME"},

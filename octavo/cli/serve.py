@@ -69,6 +69,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="NAME",
         help=docs["served_model_names"].rstrip(".") + " (default: MODEL as it is given)",
     )
+    numbers: tuple[tuple[str, type, str], ...] = (
+        ("max_num_queued_requests", int, "N"),
+        ("watchdog_timeout", float, "SECONDS"),
+        ("max_engine_restarts", int, "N"),
+    )
+    for name, kind, metavar in numbers:
+        default = getattr(defaults, name)
+        text = docs[name].rstrip(".").replace("None:", "default:")
+        server.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            default=default,
+            metavar=metavar,
+            help=text if default is None else f"{text} (default: {default:g})",
+        )
     server.add_argument(
         "--log-level",
         choices=get_args(LogLevel),
@@ -98,6 +113,9 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
         api_keys=(*args.api_key, *default_api_keys()),
         served_model_names=names,
         log_level=args.log_level,
+        max_num_queued_requests=args.max_num_queued_requests,
+        watchdog_timeout=args.watchdog_timeout,
+        max_engine_restarts=args.max_engine_restarts,
     )
 
 

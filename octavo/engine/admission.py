@@ -11,7 +11,21 @@ from octavo.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from octavo.types import EngineInfo, SamplingParams
+    from octavo.types import EngineInfo, RequestOptions, SamplingParams
+
+
+def check_options(options: RequestOptions, info: EngineInfo) -> None:
+    """Refuse a priority that the scheduler would not look at.
+
+    Raises:
+        InvalidRequestError: the policy has no priorities.
+    """
+    if options.priority and info.scheduling_policy != "priority":
+        raise InvalidRequestError(
+            f"this server schedules by {info.scheduling_policy!r}, without priorities: leave "
+            "priority out, or start the server with --scheduling-policy priority",
+            param="priority",
+        )
 
 
 def check_request(

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
 import zmq
 
 import octavo.errors
-from octavo.engine.admission import check_request
+from octavo.engine.admission import check_options, check_request
 from octavo.engine.messages import (
     AbortRequests,
     AddRequest,
@@ -28,8 +29,8 @@ from octavo.engine.messages import (
 )
 from octavo.engine.output import OutputProcessor, merge_deltas
 from octavo.engine.spawn import describe_exit
-from octavo.errors import EngineUnavailableError, StartupError
-from octavo.types import Delta, EngineStats
+from octavo.errors import EngineUnavailableError, QueueFullError, StartupError
+from octavo.types import Delta, EngineStats, RequestOptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -48,6 +49,12 @@ LAST_WORDS_S = 0.2
 """How long a process's last messages may take to arrive after its end."""
 
 
+_NO_OPTIONS = RequestOptions()
+
+QUEUE_FULL_RETRY_S = 1
+"""What a caller whom the queue has no place for is told to wait, seconds."""
+
+
 class AsyncEngine:
     """Implements `EngineClient` over an `EngineProcess`. Make it with `connect`.
 
@@ -61,6 +68,8 @@ class AsyncEngine:
         process: EngineProcess,
         tokenizer: Tokenizer | None,
         eos_token_ids: Sequence[int],
+        max_num_queued_requests: int | None,
+        watchdog_timeout_s: float,
     ) -> None:
         self.info: EngineInfo
         self.process_startup_s = 0.0
@@ -68,6 +77,10 @@ class AsyncEngine:
         self._channel = process.channel
         self._tokenizer = tokenizer
         self._eos_token_ids = list(eos_token_ids)
+        self._max_num_queued = max_num_queued_requests
+        self._watchdog_timeout_s = watchdog_timeout_s
+        self._num_sent = 0
+        self._verdict: str | None = None
         self._stats = EngineStats()
         self._streams: dict[str, _Stream] = {}
         self._ids = itertools.count()
@@ -88,6 +101,8 @@ class AsyncEngine:
         *,
         tokenizer: Tokenizer | None = None,
         eos_token_ids: Sequence[int] = (),
+        max_num_queued_requests: int | None = None,
+        watchdog_timeout_s: float = math.inf,
     ) -> AsyncEngine:
         """Wait until the engine is ready.
 
@@ -95,11 +110,13 @@ class AsyncEngine:
             process: just started; the result owns it, and a failure ends it.
             tokenizer: the model's; None: deltas have no text, and stop strings are refused.
             eos_token_ids: ids that end every request unless `ignore_eos`.
+            max_num_queued_requests: more waiting requests are refused; None: no bound.
+            watchdog_timeout_s: the engine is stuck when it does not answer for longer.
 
         Raises:
             StartupError: the engine could not start; of the class that the engine process raised.
         """
-        engine = cls(process, tokenizer, eos_token_ids)
+        engine = cls(process, tokenizer, eos_token_ids, max_num_queued_requests, watchdog_timeout_s)
         try:
             engine.info = await engine._ready
         except BaseException:
@@ -133,23 +150,67 @@ class AsyncEngine:
         """Wait until the engine process ends by itself; returns how it did."""
         return await asyncio.shield(self._death)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it has been silent for longer than the watchdog lets it."""
+        if self.stalled_s > self._watchdog_timeout_s:
+            self._read()  # the silent one may be this loop, which was busy with something else
+        return self.stalled_s > self._watchdog_timeout_s
+
+    def check_health(self) -> None:
+        """See `EngineClient.check_health`."""
+        if not self.is_alive:
+            raise self._unavailable()
+        if self.is_stuck:
+            raise EngineUnavailableError(
+                f"the engine has been stuck for {self.stalled_s:.0f} s", code="engine_stuck"
+            )
+
+    def kill(self, reason: str) -> None:
+        """End the process at once, whatever it is at; its requests' error gives the reason."""
+        self._verdict = reason
+        self._process.kill()
+
     async def generate(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, request_id: str
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        options: RequestOptions = _NO_OPTIONS,
     ) -> AsyncGenerator[Delta, None]:
         """See `EngineClient.generate`. A slow reader gets several tokens in one delta."""
         prompt = list(prompt_token_ids)
         params = check_request(prompt, params, self.info, has_tokenizer=self._tokenizer is not None)
+        check_options(options, self.info)
         if not self.is_alive:
             raise self._unavailable()
+        self._check_queue()
         # Ids of our own: callers choose theirs, and one may come again while its last outputs are
         # still on their way.
         engine_id = f"{request_id}:{next(self._ids)}"
         stream = _Stream(request_id, OutputProcessor(prompt, params, self._tokenizer), self._loop)
         if not self._streams:
             self._last_message_at = time.monotonic()
-        if not self._send(AddRequest(engine_id, prompt, params, self._eos_token_ids)):
+        message = AddRequest(
+            engine_id,
+            prompt,
+            params,
+            self._eos_token_ids,
+            options.cache_salt,
+            options.priority,
+            options.tenant,
+        )
+        if not self._send(message):
             raise self._unavailable()
+        self._num_sent += 1
         self._streams[engine_id] = stream
+        # The deadline is kept here: so it holds while the engine hangs, and needs no common clock.
+        timer = (
+            self._loop.call_later(options.timeout_s, self._end, engine_id, "timeout")
+            if options.timeout_s is not None
+            else None
+        )
         try:
             while True:
                 delta = await stream.next()
@@ -157,6 +218,8 @@ class AsyncEngine:
                 if delta.finish_reason is not None:
                     return
         finally:
+            if timer is not None:
+                timer.cancel()
             if self._streams.pop(engine_id, None) is not None:
                 self._send(AbortRequests([engine_id]))
 
@@ -164,9 +227,7 @@ class AsyncEngine:
         """End a request: its last delta says `abort`. Unknown ids are ignored."""
         for engine_id, stream in list(self._streams.items()):
             if stream.request_id == request_id:
-                del self._streams[engine_id]
-                self._send(AbortRequests([engine_id]))
-                stream.end("abort")
+                self._end(engine_id, "abort")
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Stop the engine and wait for its end. Requests in flight end with `abort`.
@@ -186,6 +247,31 @@ class AsyncEngine:
         self._is_closing = True
         self._loop.remove_reader(self._fd)
         await asyncio.to_thread(self._process.stop, timeout_s)
+
+    def _end(self, engine_id: str, reason: FinishReason) -> None:
+        """End a request from this side, if it has not ended."""
+        stream = self._streams.pop(engine_id, None)
+        if stream is not None:
+            self._send(AbortRequests([engine_id]))
+            stream.end(reason)
+
+    def _check_queue(self) -> None:
+        """Refuse a newcomer when the queue is full.
+
+        The engine's last word says who waited after a step was planned. Those sent since then wait
+        too, unless nobody did: then rows are free for as many as the engine said.
+        """
+        if self._max_num_queued is None:
+            return
+        stats = self._stats
+        num_waiting = stats.num_waiting + self._num_sent - stats.num_received
+        num_free = 0 if stats.num_waiting else stats.num_free_rows
+        if num_waiting >= self._max_num_queued + num_free:
+            raise QueueFullError(
+                f"{num_waiting} requests wait already, try again later",
+                code="queue_full",
+                retry_after_s=QUEUE_FULL_RETRY_S,
+            )
 
     def _unavailable(self) -> EngineUnavailableError:
         reason = self._death.result() if self._death.done() else "the engine is shutting down"
@@ -216,6 +302,7 @@ class AsyncEngine:
                 self.process_startup_s = message.after_s
                 self._process.forget_address()
             elif isinstance(message, EngineReady):
+                self._stats = message.stats
                 if not self._ready.done():
                     self._ready.set_result(message.info)
             elif not self._ready.done():
@@ -247,7 +334,7 @@ class AsyncEngine:
 
     def _on_exit(self, code: int) -> None:
         self._read()
-        what = f"the engine process ended with {describe_exit(code)}"
+        what = self._verdict or f"the engine process ended with {describe_exit(code)}"
         if not self._ready.done():
             self._ready.set_exception(
                 StartupError(f"{what} while it was starting; its log is above")

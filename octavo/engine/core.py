@@ -75,6 +75,7 @@ class EngineCore:
         self._random = Random(seed)
         self._device_ns = 0
         self._scheduler_ns = 0
+        self._num_received = 0
 
     @property
     def has_work(self) -> bool:
@@ -85,7 +86,10 @@ class EngineCore:
     def stats(self) -> EngineStats:
         """A snapshot, cheap enough for every step."""
         return msgspec.structs.replace(
-            self.scheduler.stats, device_ns=self._device_ns, scheduler_ns=self._scheduler_ns
+            self.scheduler.stats,
+            num_received=self._num_received,
+            device_ns=self._device_ns,
+            scheduler_ns=self._scheduler_ns,
         )
 
     def add(self, message: AddRequest) -> None:
@@ -94,6 +98,7 @@ class EngineCore:
         Raises:
             InvalidRequestError: it can never run.
         """
+        self._num_received += 1
         self.scheduler.add(Request.from_message(message, seed=self._random.getrandbits(63)))
 
     def abort(self, request_ids: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from octavo.types import Delta, EngineInfo, EngineStats, SamplingParams
+    from octavo.types import Delta, EngineInfo, EngineStats, RequestOptions, SamplingParams
 
 
 class EngineClient(Protocol):
@@ -27,13 +27,21 @@ class EngineClient(Protocol):
         """The newest snapshot that the engine sent."""
         ...
 
-    @property
-    def is_alive(self) -> bool:
-        """False once the engine has died; it does not come back."""
+    def check_health(self) -> None:
+        """Return while the engine takes requests and answers them.
+
+        Raises:
+            EngineUnavailableError: it is dead, stuck, restarting or shutting down.
+        """
         ...
 
     def generate(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, request_id: str
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        options: RequestOptions = ...,
     ) -> AsyncIterator[Delta]:
         """Generate from a prompt: an async generator of increments, one or more tokens each.
 
@@ -44,11 +52,14 @@ class EngineClient(Protocol):
             prompt_token_ids: at least one id, each below `info.vocab_size`.
             params: how to sample; `max_tokens` None means up to the context's end.
             request_id: unique among the requests in flight.
+            options: `timeout_s` counts from this call.
 
         Raises:
             InvalidRequestError: before the first delta: the prompt is empty, too long for the
-                context (code `context_length_exceeded`), or has ids out of the vocabulary.
-            EngineUnavailableError: the engine is dead.
+                context (code `context_length_exceeded`), or has ids out of the vocabulary; or the
+                engine has no priorities.
+            EngineUnavailableError: before the first delta: `check_health` would raise, or too many
+                requests wait (`QueueFullError`).
         """
         ...
 

@@ -86,9 +86,10 @@ class EngineStarted(msgspec.Struct, tag="started", array_like=True):
 
 
 class EngineReady(msgspec.Struct, tag="ready", array_like=True):
-    """The engine takes requests from now on."""
+    """The engine takes requests from now on; its state before the first one."""
 
     info: EngineInfo
+    stats: EngineStats
 
 
 class EngineFailed(msgspec.Struct, tag="failed", array_like=True):

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 from octavo.engine.request import RequestStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from octavo.engine.request import Request
+    from octavo.types import SchedulingPolicy
 
 Key = tuple[int, int]
 """Where a request stands: smaller runs earlier. Unique, and constant for a request's life."""
@@ -107,6 +110,16 @@ class PriorityPolicy(FCFSPolicy):
     def key(self, request: Request) -> Key:
         """Rank by priority, then arrival."""
         return (request.priority, request.arrival)
+
+
+def make_policy(name: SchedulingPolicy) -> Policy:
+    """The policy of this name, without requests."""
+    policies: dict[SchedulingPolicy, Callable[[], Policy]] = {
+        "fcfs": FCFSPolicy,
+        "priority": PriorityPolicy,
+        "fair": FairPolicy,
+    }
+    return policies[name]()
 
 
 class FairPolicy:

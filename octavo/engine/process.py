@@ -140,7 +140,7 @@ def engine_process(builder: str) -> int:
         channel.close(linger_s=2.0)
         return EXIT_STARTUP_FAILED
     gc.freeze()  # what start-up left lives for good: collections need not walk it
-    channel.send(EngineReady(engine.info))
+    channel.send(EngineReady(engine.info, engine.core.stats))
     try:
         run_engine_loop(engine.core, channel)
     except Exception:

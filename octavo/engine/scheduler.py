@@ -88,6 +88,7 @@ class Scheduler:
         return EngineStats(
             num_running=len(self._running),
             num_waiting=len(self._requests) - len(self._running),
+            num_free_rows=len(self._free_rows),
             kv_cache_usage=self.kv_cache.usage,
             num_steps=self._num_steps,
             num_preemptions=self._num_preemptions,

@@ -89,6 +89,10 @@ class EngineProcess:
         """Delete the channel's folder: once the engine is connected, nobody needs it any more."""
         remove_address(self.channel.address)
 
+    def kill(self) -> None:
+        """End the process at once; `watch` tells when it is gone, and `stop` cleans up."""
+        self._popen.kill()
+
     def stop(self, timeout_s: float) -> int:
         """Wait for the end, terminate after `timeout_s` seconds, kill after another second.
 

@@ -136,6 +136,26 @@ class Metrics(Collector):
         yield self._counter(
             "num_preemptions", "Requests put back into the queue.", stats.num_preemptions
         )
+        yield self._counter(
+            "prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries
+        )
+        yield self._counter(
+            "prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits
+        )
+        yield self._own_counter(
+            "scheduler_seconds", "The host's time for planning and updating.", stats.scheduler_ns
+        )
+        yield self._own_counter("device_seconds", "Time in steps.", stats.device_ns)
+        restarts = CounterMetricFamily(
+            "octavo:engine_restarts", "Engines started anew.", labels=["model_name"]
+        )
+        restarts.add_metric(self._labels, stats.num_restarts)
+        yield restarts
+        is_up = GaugeMetricFamily(
+            "octavo:engine_up", "1 while the engine takes requests.", labels=["model_name"]
+        )
+        is_up.add_metric(self._labels, stats.is_up)
+        yield is_up
         yield self._counter("prompt_tokens", "Prompt tokens computed.", stats.num_prompt_tokens)
         yield self._counter("generation_tokens", "Tokens generated.", stats.num_generation_tokens)
         ends = CounterMetricFamily(
@@ -164,6 +184,11 @@ class Metrics(Collector):
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(f"vllm:{name}", text, labels=["model_name"])
         family.add_metric(self._labels, value)
+        return family
+
+    def _own_counter(self, name: str, text: str, nanoseconds: int) -> Metric:
+        family = CounterMetricFamily(f"octavo:{name}", text, labels=["model_name"])
+        family.add_metric(self._labels, nanoseconds / 1e9)
         return family
 
     def _counter(self, name: str, text: str, value: float) -> Metric:

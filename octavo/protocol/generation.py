@@ -13,7 +13,7 @@ import msgspec
 
 from octavo.errors import InvalidRequestError
 from octavo.protocol.decode import Int32, Int64
-from octavo.types import SamplingParams
+from octavo.types import RequestOptions, SamplingParams
 
 DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p")
 """Sampling fields whose default may come from a model's generation_config."""
@@ -47,7 +47,6 @@ NEUTRAL_VALUES: Neutral = {
     "prompt_logprobs": (None,),
     "truncate_prompt_tokens": (None,),
     "echo": (None, False),
-    "priority": (None, 0),
     "store": (None, False),
     "response_format": (None, {"type": "text"}),
 }
@@ -85,6 +84,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    priority: Int32 | None = None
+    cache_salt: str | None = None
+    timeout: float | None = None
 
     # Harmless.
     metadata: dict[str, Any] | None = None
@@ -108,9 +110,25 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     prompt_logprobs: int | None = None
     truncate_prompt_tokens: int | None = None
     echo: bool | None = None
-    priority: int | None = None
     store: bool | None = None
     response_format: dict[str, Any] | None = None
+
+    def options(self, tenant: str) -> RequestOptions:
+        """How the engine shall treat the request.
+
+        Raises:
+            InvalidRequestError: a value is out of range.
+        """
+        if self.cache_salt == "":
+            raise InvalidRequestError(
+                "cache_salt must not be empty: leave it out to share", param="cache_salt"
+            )
+        return RequestOptions(
+            priority=self.priority or 0,
+            cache_salt=self.cache_salt or "",
+            timeout_s=self.timeout,
+            tenant=tenant,
+        )
 
     @property
     def include_usage(self) -> bool:

@@ -21,6 +21,7 @@ from octavo.protocol.chat import (
     ChatDelta,
 )
 from octavo.server.answers import UsageCounter, chat_logprobs, collect
+from octavo.server.auth import tenant_of
 from octavo.server.context import ServerContext, context_of
 from octavo.server.generation import Job, run_jobs
 from octavo.server.http import json_response, until_disconnect
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp
 
-    from octavo.types import Delta
+    from octavo.types import Delta, RequestOptions
 
 
 async def create_chat_completion(request: Request) -> ASGIApp:
@@ -46,13 +47,16 @@ async def create_chat_completion(request: Request) -> ASGIApp:
     body = await context.read(request, ChatCompletionRequest)
     context.check_model(body.model)
     body.check()
-    answer = _Answer(context, body, await _job(context, body, arrived))
+    options = body.options(tenant_of(request.scope))
+    answer = _Answer(context, body, await _job(context, body, arrived, options))
     if body.stream:
         return EventStream(answer.events())
     return json_response(await until_disconnect(request.receive, answer.complete()))
 
 
-async def _job(context: ServerContext, body: ChatCompletionRequest, arrived: float) -> Job:
+async def _job(
+    context: ServerContext, body: ChatCompletionRequest, arrived: float, options: RequestOptions
+) -> Job:
     """The conversation rendered, encoded, checked, and with its parameters."""
     params = body.sampling_params(context.defaults)
     encoder = context.prompts
@@ -68,7 +72,7 @@ async def _job(context: ServerContext, body: ChatCompletionRequest, arrived: flo
         params = encoder.fit(params, len(ids), prompt="messages", max_tokens=body.max_tokens_field)
     except InvalidRequestError as exc:
         raise body.in_own_names(exc) from None
-    return Job(f"chatcmpl-{uuid4().hex}", ids, params, arrived)
+    return Job(f"chatcmpl-{uuid4().hex}", ids, params, arrived, options)
 
 
 class _Answer:

@@ -12,6 +12,7 @@ from msgspec import UNSET
 from octavo.protocol import sse
 from octavo.protocol.completions import Completion, CompletionChoice, CompletionRequest
 from octavo.server.answers import UsageCounter, collect, completion_logprobs
+from octavo.server.auth import tenant_of
 from octavo.server.context import ServerContext, context_of
 from octavo.server.generation import Job, run_jobs
 from octavo.server.http import json_response, until_disconnect
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from octavo.protocol.usage import Usage
-    from octavo.types import Delta
+    from octavo.types import Delta, RequestOptions
 
 
 async def create_completion(request: Request) -> ASGIApp:
@@ -39,14 +40,16 @@ async def create_completion(request: Request) -> ASGIApp:
     body = await context.read(request, CompletionRequest)
     context.check_model(body.model)
     body.check()
-    jobs = await _jobs(context, body, arrived)
+    jobs = await _jobs(context, body, arrived, body.options(tenant_of(request.scope)))
     answer = _Answer(context, body, jobs)
     if body.stream:
         return EventStream(answer.events())
     return json_response(await until_disconnect(request.receive, answer.complete()))
 
 
-async def _jobs(context: ServerContext, body: CompletionRequest, arrived: float) -> list[Job]:
+async def _jobs(
+    context: ServerContext, body: CompletionRequest, arrived: float, options: RequestOptions
+) -> list[Job]:
     """The prompts encoded, checked, and with their parameters."""
     params = body.sampling_params(context.defaults)
     encoder = context.prompts
@@ -63,7 +66,7 @@ async def _jobs(context: ServerContext, body: CompletionRequest, arrived: float)
             ids = prompt
             encoder.check_ids(ids, param=param)
         fitted = encoder.fit(params, len(ids), prompt=param, max_tokens="max_tokens")
-        jobs.append(Job(f"{completion_id}-{index}", ids, fitted, arrived))
+        jobs.append(Job(f"{completion_id}-{index}", ids, fitted, arrived, options))
     return jobs
 
 

@@ -62,6 +62,8 @@ def error_response(exc: RequestError, headers: Mapping[str, str] | None = None) 
     all_headers = dict(headers or {})
     if exc.status == 401:
         all_headers["WWW-Authenticate"] = "Bearer"
+    if exc.retry_after_s is not None:
+        all_headers["Retry-After"] = str(exc.retry_after_s)
     return Response(body, exc.status, all_headers, "application/json")
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
 import msgspec
 
 from octavo.errors import EngineError, RequestError
-from octavo.types import Delta, SamplingParams
+from octavo.types import Delta, RequestOptions, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -29,12 +30,14 @@ class Job(msgspec.Struct, frozen=True):
         prompt_token_ids: checked against the vocabulary and the context.
         params: how to sample.
         arrived: when the HTTP request came, `time.perf_counter()`.
+        options: how to treat it; `timeout_s` counts from `arrived`.
     """
 
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
     arrived: float
+    options: RequestOptions = RequestOptions()
 
 
 async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGenerator[Delta, None]:
@@ -46,7 +49,12 @@ async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGene
     """
     timer = metrics.start_request(job.arrived)
     is_admitted = False
-    stream = engine.generate(job.prompt_token_ids, job.params, request_id=job.request_id)
+    stream = engine.generate(
+        job.prompt_token_ids,
+        job.params,
+        request_id=job.request_id,
+        options=_with_time_left(job.options, job.arrived),
+    )
     try:
         async with aclosing(cast("AsyncGenerator[Delta, None]", stream)) as deltas:
             async for delta in deltas:
@@ -65,6 +73,14 @@ async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGene
         if is_admitted or not isinstance(exc, RequestError):
             timer.finish("error")
         raise
+
+
+def _with_time_left(options: RequestOptions, arrived: float) -> RequestOptions:
+    """The options with the deadline counted from now; a missed one ends the request at once."""
+    if options.timeout_s is None:
+        return options
+    left = options.timeout_s - (perf_counter() - arrived)
+    return msgspec.structs.replace(options, timeout_s=max(left, 1e-6))
 
 
 async def run_jobs(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 import octavo
-from octavo.errors import EngineUnavailableError
 from octavo.server.context import context_of
 from octavo.server.http import json_response
 
@@ -16,13 +15,12 @@ if TYPE_CHECKING:
 
 
 async def health(request: Request) -> Response:
-    """200 while the engine lives.
+    """200 while the engine takes requests and answers them.
 
     Raises:
-        EngineUnavailableError: it does not.
+        EngineUnavailableError: it is dead, stuck, restarting or shutting down.
     """
-    if not context_of(request).engine.is_alive:
-        raise EngineUnavailableError("The engine is not running", code="engine_dead")
+    context_of(request).engine.check_health()
     return json_response({"status": "ok"})
 
 

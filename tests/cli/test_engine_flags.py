@@ -34,6 +34,7 @@ def test_every_field_is_a_flag(model: str) -> None:
         "attention_backend": "torch",
         "num_threads": "2",
         "seed": "5",
+        "scheduling_policy": "fair",
     }
     names = {field.name for field in msgspec.structs.fields(EngineConfig)} - {"model"}
     assert set(words) | {"enable_prefix_caching"} == names

@@ -45,6 +45,7 @@ def test_flags(launched: Launched, model: str, monkeypatch: pytest.MonkeyPatch) 
     levels: list[str] = []
     monkeypatch.setattr("octavo.observability.logs.configure_logs", levels.append)
     flags = "--host 0.0.0.0 --port 0 --api-key a --api-key b --log-level debug --max-num-seqs 4"
+    flags += " --max-num-queued-requests 7 --watchdog-timeout 2.5 --max-engine-restarts 0"
     assert main(["serve", model, *flags.split(), "--served-model-name", "x", "y"]) == 3
     [(engine, server)] = launched
     assert engine == EngineConfig(model=model, max_num_seqs=4)
@@ -54,6 +55,9 @@ def test_flags(launched: Launched, model: str, monkeypatch: pytest.MonkeyPatch) 
         api_keys=("a", "b", "c", "d"),
         served_model_names=("x", "y"),
         log_level="debug",
+        max_num_queued_requests=7,
+        watchdog_timeout=2.5,
+        max_engine_restarts=0,
     )
     assert levels == ["debug"]
 

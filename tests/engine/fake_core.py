@@ -36,6 +36,7 @@ class FakeCore:
         raise_at: after so many steps `step` raises.
         hang_at: after so many steps one takes forever.
         tokens_per_step: of each request.
+        max_num_running: requests that advance in a step; the others wait.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class FakeCore:
         raise_at: int | None = None,
         hang_at: int | None = None,
         tokens_per_step: int = 1,
+        max_num_running: int = 1_000_000,
     ) -> None:
         self.step_s = step_s
         self.die_at = die_at
@@ -54,6 +56,8 @@ class FakeCore:
         self.requests: dict[str, tuple[AddRequest, list[int]]] = {}
         self.num_steps = 0
         self.num_tokens = 0
+        self.num_received = 0
+        self.max_num_running = max_num_running
 
     @property
     def has_work(self) -> bool:
@@ -62,12 +66,16 @@ class FakeCore:
     @property
     def stats(self) -> EngineStats:
         return EngineStats(
-            num_running=len(self.requests),
+            num_running=min(len(self.requests), self.max_num_running),
+            num_waiting=max(0, len(self.requests) - self.max_num_running),
+            num_free_rows=max(0, self.max_num_running - len(self.requests)),
+            num_received=self.num_received,
             num_steps=self.num_steps,
             num_generation_tokens=self.num_tokens,
         )
 
     def add(self, request: AddRequest) -> None:
+        self.num_received += 1
         if request.prompt_token_ids == [13]:
             raise InvalidRequestError("thirteen is refused")
         if request.prompt_token_ids == [14]:
@@ -88,7 +96,8 @@ class FakeCore:
         time.sleep(self.step_s)
         self.num_steps += 1
         return [
-            self._advance(request_id, *entry) for request_id, entry in list(self.requests.items())
+            self._advance(request_id, *entry)
+            for request_id, entry in list(self.requests.items())[: self.max_num_running]
         ]
 
     def _advance(self, request_id: str, request: AddRequest, tokens: list[int]) -> TokenOutput:

@@ -17,9 +17,10 @@ from octavo.errors import (
     EngineUnavailableError,
     InsufficientMemoryError,
     InvalidRequestError,
+    QueueFullError,
     StartupError,
 )
-from octavo.types import Delta, SamplingParams
+from octavo.types import Delta, RequestOptions, SamplingParams
 from tests.engine.byte_tokenizer import EOS, byte_tokenizer, ids_of
 from tests.engine.fake_core import MAX_MODEL_LEN, VOCAB_SIZE
 
@@ -31,13 +32,22 @@ FOREVER = SamplingParams(max_tokens=None, ignore_eos=True)
 
 @asynccontextmanager
 async def running(
-    monkeypatch: pytest.MonkeyPatch, builder: str = "build", **core: Any
+    monkeypatch: pytest.MonkeyPatch,
+    builder: str = "build",
+    *,
+    max_num_queued_requests: int | None = None,
+    watchdog_timeout_s: float = 60.0,
+    **core: Any,
 ) -> AsyncIterator[AsyncEngine]:
     """An engine process with a `FakeCore` made with these arguments."""
     monkeypatch.setenv("FAKE_ENGINE", json.dumps(core))
     process = EngineProcess(f"tests.engine.fake_core:{builder}", EngineConfig(model="fake"))
     engine = await AsyncEngine.connect(
-        process, tokenizer=byte_tokenizer(), eos_token_ids=[EOS, 1_000_000]
+        process,
+        tokenizer=byte_tokenizer(),
+        eos_token_ids=[EOS, 1_000_000],
+        max_num_queued_requests=max_num_queued_requests,
+        watchdog_timeout_s=watchdog_timeout_s,
     )
     try:
         yield engine
@@ -217,14 +227,83 @@ async def test_the_end_of_the_process_ends_every_request(
             await collect(engine, [5], FOREVER)
 
 
+async def test_a_full_queue_refuses_newcomers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(
+        monkeypatch, max_num_queued_requests=2, max_num_running=3, step_s=0.002
+    ) as engine:
+        # All at once: the engine has not heard of any when the last one is checked.
+        tasks = [asyncio.create_task(collect(engine, [5], FOREVER, f"r{i}")) for i in range(9)]
+        done, running_tasks = await asyncio.wait(tasks, timeout=0.3)
+        assert len(done) == 4
+        for task in done:
+            error = task.exception()
+            assert isinstance(error, QueueFullError)
+            assert (error.status, error.code, error.retry_after_s) == (503, "queue_full", 1)
+        assert (engine.stats.num_running, engine.stats.num_waiting) == (3, 2)
+        with pytest.raises(QueueFullError, match="2 requests wait already"):
+            await collect(engine, [5], SamplingParams())
+        for task in running_tasks:
+            task.cancel()
+        await until(lambda: engine.stats.num_running == 0)
+        assert (await collect(engine, [5], SamplingParams()))[-1].finish_reason == "length"
+
+
+async def test_a_deadline_ends_a_request_with_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(monkeypatch, step_s=0.002, max_num_running=1) as engine:
+        soon = RequestOptions(timeout_s=0.2)
+
+        async def timed(name: str, options: RequestOptions) -> tuple[list[Delta], float]:
+            begin = time.perf_counter()
+            stream = engine.generate([5], FOREVER, request_id=name, options=options)
+            deltas = [delta async for delta in stream]
+            return deltas, time.perf_counter() - begin
+
+        ran, waited = await asyncio.gather(timed("a", soon), timed("b", soon))
+        for deltas, seconds in (ran, waited):
+            assert deltas[-1].finish_reason == "timeout"
+            assert 0.19 < seconds < 0.4
+        assert 1 < ran[0][-1].num_output_tokens < 200
+        assert waited[0][-1].num_output_tokens == 0
+        await until(lambda: engine.stats.num_running == 0)
+        late = RequestOptions(timeout_s=5.0)
+        stream = engine.generate([5], SamplingParams(), request_id="c", options=late)
+        assert [delta async for delta in stream][-1].finish_reason == "length"
+
+
+async def test_a_deadline_holds_while_a_step_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(monkeypatch, hang_at=2) as engine:
+        options = RequestOptions(timeout_s=0.2)
+        stream = engine.generate([5], FOREVER, request_id="r", options=options)
+        deltas = await asyncio.wait_for(_all(stream), 1.0)
+        assert (deltas[-1].finish_reason, deltas[-1].num_output_tokens) == ("timeout", 2)
+        await engine.close(timeout_s=0.0)
+
+
+async def _all(stream: AsyncIterator[Delta]) -> list[Delta]:
+    return [delta async for delta in stream]
+
+
+async def test_priorities_need_their_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(monkeypatch) as engine:
+        stream = engine.generate(
+            [5], SamplingParams(), request_id="r", options=RequestOptions(priority=1)
+        )
+        with pytest.raises(InvalidRequestError, match="--scheduling-policy priority") as caught:
+            await anext(stream)
+        assert caught.value.param == "priority"
+
+
 async def test_a_hanging_step_shows_and_does_not_keep_close_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with running(monkeypatch, hang_at=3) as engine:
+    async with running(monkeypatch, hang_at=3, watchdog_timeout_s=0.25) as engine:
         assert engine.stalled_s == 0.0
+        engine.check_health()
         task = asyncio.create_task(collect(engine, [5], FOREVER))
         await until(lambda: engine.stalled_s > 0.3)
         assert engine.stats.num_steps == 3
+        with pytest.raises(EngineUnavailableError, match="has been stuck for 0 s"):
+            engine.check_health()
         begin = time.perf_counter()
         await engine.close(timeout_s=0.1)
         assert time.perf_counter() - begin < 2

@@ -135,7 +135,7 @@ def test_timer(clock: Clock) -> None:
     assert metrics.inter_token_latency.sum == pytest.approx(2.0)
     clock.now = 110.0
     timer.finish("abort")
-    assert metrics.finished == {"stop": 0, "length": 1, "abort": 0, "error": 0}
+    assert metrics.finished == {"stop": 0, "length": 1, "abort": 0, "error": 0, "timeout": 0}
     assert (metrics.e2e_request_latency.count, metrics.e2e_request_latency.sum) == (1, 5.0)
 
 

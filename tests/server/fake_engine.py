@@ -10,6 +10,7 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Any
 
+from octavo.engine.admission import check_options
 from octavo.errors import EngineUnavailableError, InvalidRequestError
 from octavo.types import (
     Delta,
@@ -17,6 +18,7 @@ from octavo.types import (
     EngineStats,
     KVCacheLayout,
     PositionLogprobs,
+    RequestOptions,
     SamplingParams,
     TokenLogprob,
 )
@@ -83,6 +85,9 @@ class FakeTokenizer:
         return bytes([token_id - NUM_SPECIAL])
 
 
+_NO_OPTIONS = RequestOptions()
+
+
 class FakeEngine:
     """See the module. What reached it is in `prompts`, `params`, `aborted`, `finished`.
 
@@ -105,6 +110,7 @@ class FakeEngine:
             max_model_len=max_model_len,
             kv_cache=KVCacheLayout(num_blocks=1, block_size=1, bytes_per_block=1),
             startup_s={},
+            scheduling_policy="priority",
         )
         self.stats = EngineStats()
         self.is_alive = True
@@ -116,8 +122,13 @@ class FakeEngine:
         self.num_open = 0
         self.most_open = 0
         self.requests: dict[str, tuple[list[int], SamplingParams]] = {}
+        self.options: dict[str, RequestOptions] = {}
         self.aborted: list[str] = []
         self.finished: list[str] = []
+
+    def check_health(self) -> None:
+        if not self.is_alive:
+            raise EngineUnavailableError("the engine is dead", code="engine_dead", retry_after_s=4)
 
     def answer(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> list[int]:
         """The tokens of the answer, without end."""
@@ -126,14 +137,20 @@ class FakeEngine:
         return [byte + NUM_SPECIAL for byte in (text * (1 + 1024 // len(text))).encode()]
 
     async def generate(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, request_id: str
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        options: RequestOptions = _NO_OPTIONS,
     ) -> AsyncIterator[Delta]:
-        if not self.is_alive:
-            raise EngineUnavailableError("the engine is dead")
+        self.check_health()
+        check_options(options, self.info)
         assert request_id not in self.requests
         assert prompt_token_ids
         assert all(0 <= i < VOCAB_SIZE for i in prompt_token_ids)
         self.requests[request_id] = (list(prompt_token_ids), params)
+        self.options[request_id] = options
         self.num_open += 1
         self.most_open = max(self.most_open, self.num_open)
         try:

@@ -87,6 +87,21 @@ def test_good_keys(guarded: RunningServer, scheme: str, key: str) -> None:
     assert statuses["GET", "/metrics"] == 200
 
 
+def test_each_key_is_a_tenant(guarded: RunningServer) -> None:
+    for key in (KEYS[0], KEYS[1], KEYS[0]):
+        guarded.client.headers["Authorization"] = f"Bearer {key}"
+        assert guarded.chat().status_code == 200
+    first, second, again = (options.tenant for options in guarded.engine.options.values())
+    assert first == again != second
+    assert not any(key in tenant for tenant in (first, second) for key in KEYS)
+
+
+def test_without_keys_there_is_one_tenant(server: RunningServer) -> None:
+    server.client.headers["Authorization"] = "Bearer whoever"
+    assert server.chat().status_code == 200
+    assert [options.tenant for options in server.engine.options.values()] == [""]
+
+
 def test_keys_are_not_kept_in_the_clear(guarded: RunningServer) -> None:
     app = create_app(
         FakeEngine(), FakeTokenizer(), ServerConfig(served_model_names=("m",), api_keys=KEYS)

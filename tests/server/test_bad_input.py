@@ -104,6 +104,11 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ),
     ({"temprature": 1}, "temprature"),
     ({"guided_json": {}}, "guided_json"),
+    ({"cache_salt": ""}, "cache_salt"),
+    ({"cache_salt": "s" * 1025}, "cache_salt"),
+    ({"timeout": 0}, "timeout"),
+    ({"timeout": -1.5}, "timeout"),
+    ({"priority": 2**31}, "priority"),
     ({"n": 2}, "n"),
     ({"n": 0}, "n"),
     ({"best_of": 3}, "best_of"),
@@ -419,6 +424,7 @@ def test_dead_engine(server: RunningServer, stream: bool) -> None:
         server.client.get("/health"),
     ):
         assert error_of(response, 503)["type"] == "service_unavailable_error"
+        assert response.headers["retry-after"] == "4"
     assert sum(server.metrics.finished.values()) == 0
     server.engine.is_alive = True
     server.assert_serves()

@@ -51,6 +51,8 @@ COMMON: dict[str, Any] = {
     "truncate_prompt_tokens": 5,
     "echo": True,
     "priority": 1,
+    "cache_salt": "salt",
+    "timeout": 30.0,
     "store": True,
     "response_format": {"type": "json_object"},
 }
@@ -91,7 +93,10 @@ def effect(server: RunningServer, kind: str, fields: dict[str, Any]) -> tuple[in
     response = getattr(server, kind)(**fields)
     if response.status_code >= 400:
         return response.status_code, response.json()["error"]["param"]
-    asked = [msgspec.to_builtins(job) for job in server.engine.requests.values()]
+    asked = [
+        (msgspec.to_builtins(job), server.engine.options[request_id])
+        for request_id, job in server.engine.requests.items()
+    ]
     if response.headers["content-type"].startswith("text/event-stream"):
         return 200, (asked, response.text.count("data:"))
     answer = response.json()

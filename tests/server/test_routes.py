@@ -269,6 +269,11 @@ def test_metrics_route(server: RunningServer) -> None:
         num_preemptions=1,
         num_prompt_tokens=70,
         num_generation_tokens=30,
+        prefix_cache_queries=90,
+        prefix_cache_hits=64,
+        device_ns=2_500_000_000,
+        scheduler_ns=1_000_000,
+        num_restarts=2,
     )
     server.completion(max_tokens=5)
     server.completion(prompt=["a", "b"], max_tokens=5)
@@ -295,11 +300,17 @@ def test_metrics_route(server: RunningServer) -> None:
     assert value("vllm:prompt_tokens_total") == 70
     assert value("vllm:generation_tokens_total") == 30
     assert value("vllm:num_preemptions_total") == 1
+    assert value("vllm:prefix_cache_queries_total") == 90
+    assert value("vllm:prefix_cache_hits_total") == 64
+    assert value("octavo:device_seconds_total") == 2.5
+    assert value("octavo:scheduler_seconds_total") == 0.001
+    assert value("octavo:engine_restarts_total") == 2
+    assert value("octavo:engine_up") == 1
     ends = {
         reason: value("vllm:request_success_total", ("finished_reason", reason))
-        for reason in ("stop", "length", "abort", "error")
+        for reason in ("stop", "length", "abort", "error", "timeout")
     }
-    assert ends == {"stop": 1, "length": 3, "abort": 0, "error": 1}
+    assert ends == {"stop": 1, "length": 3, "abort": 0, "error": 1, "timeout": 0}
     assert value("vllm:time_to_first_token_seconds_count") == 5
     assert value("vllm:e2e_request_latency_seconds_count") == 5
     num_tokens = sum(3 * [4]) + 1 + value("vllm:inter_token_latency_seconds_count") - 13
