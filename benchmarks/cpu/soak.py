@@ -42,11 +42,13 @@ class Round:
     engine_mib: float = 0.0
 
 
-async def client(http: httpx.AsyncClient, model: str, rng: random.Random, result: Round) -> None:
+async def client(
+    http: httpx.AsyncClient, args: argparse.Namespace, rng: random.Random, result: Round
+) -> None:
     leaves_after = rng.randrange(0, 30) if rng.random() < 1 / 3 else None
-    words = " ".join(rng.choice(WORDS) for _ in range(rng.randrange(5, 120)))
+    words = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, args.words)))
     body = {
-        "model": model,
+        "model": args.model,
         "messages": [{"role": "user", "content": f"Write about: {words}"}],
         "max_tokens": rng.randrange(8, 64),
         "temperature": 0.7,
@@ -100,7 +102,7 @@ async def rounds(url: str, args: argparse.Namespace, server: psutil.Process) -> 
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
         for number in range(args.rounds):
             result, begin = Round(), time.perf_counter()
-            jobs = [client(http, args.model, rng, result) for _ in range(args.clients)]
+            jobs = [client(http, args, rng, result) for _ in range(args.clients)]
             await asyncio.gather(*jobs)
             result.seconds = time.perf_counter() - begin
             while True:
@@ -125,6 +127,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--growth", type=float, default=0.03, help="of memory, later half")
+    parser.add_argument("--words", type=int, default=120, help="most words of a prompt")
     parser.add_argument("--kv-cache-memory", default="256MiB")
     args = parser.parse_args()
     with socket.socket() as free:
