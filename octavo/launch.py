@@ -23,12 +23,13 @@ from octavo.config import default_thread_waiting
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from octavo.config import EngineConfig, ServerConfig
     from octavo.engine.client import AsyncEngine
     from octavo.engine.core import EngineCore
     from octavo.engine.spawn import EngineProcess
+    from octavo.engine.supervisor import EngineSupervisor
     from octavo.runner.executor import InProcessExecutor
     from octavo.server.http_server import HTTPServer
     from octavo.text.tokenizer import Tokenizer
@@ -39,6 +40,9 @@ logger = logging.getLogger("octavo")
 ENGINE_BUILDER = "octavo.launch:build_engine"
 DRAIN_S = 30.0
 """How long running requests may go on after the first SIGTERM or SIGINT."""
+
+EXIT_ENGINE_LOST = 70
+"""Exit code when the engine failed too often: EX_SOFTWARE."""
 
 LAST_ANSWERS_S = 1.0
 """How long answers that the engine has ended may take to leave."""
@@ -53,8 +57,9 @@ def serve(
 ) -> int:
     """Serve a model over HTTP until a signal; the exit code.
 
-    0: ended by SIGTERM or SIGINT. 1: the engine process died. 128 + the signal's number: a signal
-    came before the server was ready. Call it from the main thread, with logs configured.
+    0: ended by SIGTERM or SIGINT. 70: the engine process died or hung more often than
+    `server.max_engine_restarts` lets it. 128 + the signal's number: a signal came before the server
+    was ready. Call it from the main thread, with logs configured.
 
     Args:
         engine: `model` is a path, or a name that the model store knows.
@@ -75,13 +80,15 @@ def serve(
     with contextlib.closing(bind(server.host, server.port)) as listener:
         from octavo.engine.spawn import EngineProcess
 
-        process = EngineProcess(builder, engine, log_level=server.log_level)
+        def spawn() -> EngineProcess:
+            return EngineProcess(builder, engine, log_level=server.log_level)
+
+        service = _Service(spawn, spawn(), Path(engine.model), server, listener, drain_s, times)
         try:
-            service = _Service(process, Path(engine.model), server, listener, drain_s, times)
             with asyncio.Runner(loop_factory=_new_loop) as runner:
                 return runner.run(service.run())
         finally:
-            process.stop(0.0)  # nothing to do after an orderly end
+            service.process.stop(0.0)  # nothing to do after an orderly end
 
 
 @dataclass(frozen=True)
@@ -131,8 +138,9 @@ def build_engine(config: EngineConfig) -> _BuiltEngine:
 
 @dataclass
 class _Service:
-    """One serving life: start, serve, drain, stop."""
+    """One serving life: start, serve, drain, stop. `process` is the newest engine process."""
 
+    spawn: Callable[[], EngineProcess]
     process: EngineProcess
     model: Path
     config: ServerConfig
@@ -155,25 +163,46 @@ class _Service:
         finally:
             await engine.close()
 
-    async def _start(self) -> tuple[AsyncEngine, HTTPServer]:
+    async def _start(self) -> tuple[EngineSupervisor, HTTPServer]:
         (tokenizer, defaults), _ = await asyncio.gather(
             asyncio.to_thread(self._load_text), asyncio.to_thread(self._import_server)
         )
-        from octavo.engine.client import AsyncEngine
+        from octavo.engine.supervisor import EngineSupervisor
         from octavo.server.listen import listen, url_of
 
-        engine = await AsyncEngine.connect(
-            self.process, tokenizer=tokenizer, eos_token_ids=sorted(tokenizer.eos_token_ids)
+        engine = await self._connect(tokenizer)
+
+        async def restart() -> AsyncEngine:
+            self.process = self.spawn()
+            return await self._connect(tokenizer)
+
+        supervisor = EngineSupervisor(
+            engine,
+            restart,
+            startup_s=time.perf_counter() - self.times.begin,
+            max_restarts=self.config.max_engine_restarts,
         )
         try:
-            http = self._make_server(engine, tokenizer, defaults)
+            http = self._make_server(supervisor, tokenizer, defaults)
             listen(self.listener)
         except BaseException:
             await engine.close()
             raise
         gc.freeze()  # what start-up left lives for good: collections need not walk it
         _log_start(engine, self.config, url_of(self.listener), self.times)
-        return engine, http
+        return supervisor, http
+
+    async def _connect(self, tokenizer: Tokenizer) -> AsyncEngine:
+        """The engine in `process`, once it is ready."""
+        from octavo.engine.client import AsyncEngine
+
+        return await AsyncEngine.connect(
+            self.process,
+            tokenizer=tokenizer,
+            eos_token_ids=sorted(tokenizer.eos_token_ids),
+            max_num_queued_requests=self.config.max_num_queued_requests,
+            watchdog_timeout_s=self.config.watchdog_timeout,
+        )
 
     def _load_text(self) -> tuple[Tokenizer, Mapping[str, Any]]:
         """The tokenizer, and the model's defaults for sampling."""
@@ -193,6 +222,7 @@ class _Service:
     def _import_server(self) -> None:
         begin = time.perf_counter()
         import octavo.engine.client
+        import octavo.engine.supervisor
         import octavo.server.app
         import octavo.server.http_server  # noqa: F401
 
@@ -204,7 +234,7 @@ class _Service:
             self.times.before_s = max(0.0, age - (time.perf_counter() - self.times.begin))
 
     def _make_server(
-        self, engine: AsyncEngine, tokenizer: Tokenizer, defaults: Mapping[str, Any]
+        self, engine: EngineSupervisor, tokenizer: Tokenizer, defaults: Mapping[str, Any]
     ) -> HTTPServer:
         from octavo.observability.metrics import Metrics
         from octavo.server.app import create_app
@@ -214,17 +244,24 @@ class _Service:
         app = create_app(engine, tokenizer, self.config, metrics=metrics, defaults=defaults)
         return HTTPServer(app, self.listener)
 
-    async def _serve(self, engine: AsyncEngine, http: HTTPServer, signals: _Signals) -> int:
+    async def _serve(self, engine: EngineSupervisor, http: HTTPServer, signals: _Signals) -> int:
+        from octavo.engine.supervisor import WINDOW_S
+
         serving = asyncio.ensure_future(http.run_until_exit())
-        death = asyncio.ensure_future(engine.died())
+        watching = asyncio.ensure_future(engine.watch())
         try:
-            await _first_of(serving, death, signals.first)
+            await _first_of(serving, watching, signals.first)
+            engine.stop_restarting()
             if serving.done():
                 serving.result()  # not asked to end: only a failure can be the reason
-            if death.done():
-                # A policy that restarts the engine would come in here.
-                logger.error("%s; every request gets an error", death.result())
-                patience, code = LAST_ANSWERS_S, 1
+            if watching.done():
+                logger.error(
+                    "%s, and is not started again after %d restarts within %.0f minutes",
+                    watching.result(),
+                    self.config.max_engine_restarts,
+                    WINDOW_S / 60,
+                )
+                patience, code = LAST_ANSWERS_S, EXIT_ENGINE_LOST
             else:
                 logger.info(
                     "stopping: %d running requests have up to %.0f s, a second signal ends them",
@@ -233,15 +270,15 @@ class _Service:
                 )
                 patience, code = self.drain_s, 0
             http.should_exit = True
-            more = (death,) if code == 0 else ()
+            more = (watching,) if code == 0 else ()
             await _first_of(serving, signals.second, *more, timeout_s=patience)
             await engine.close()  # what still runs ends with `abort`
             await asyncio.wait({serving}, timeout=LAST_ANSWERS_S)
             return code
         finally:
-            death.cancel()
+            watching.cancel()
             serving.cancel()
-            await asyncio.wait({death, serving})
+            await asyncio.wait({watching, serving})
 
 
 async def _first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:

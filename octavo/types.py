@@ -314,7 +314,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
         scheduler_ns: the host's time for planning and updating, nanoseconds, counter.
         prefix_cache_queries, prefix_cache_hits: prompt tokens looked up in the prefix cache, and
             found there, counters; once per request.
-        num_restarts: engine processes that took the place of one that failed, counter; the API
+        num_restarts: engine processes started in the place of one that failed, counter; the API
             server's, like `is_up`.
         is_up: whether the engine takes requests.
     """

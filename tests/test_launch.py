@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 
 SERVE = """
+import json
 import sys
 from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import OctavoError
@@ -37,11 +38,11 @@ from octavo.launch import serve
 from octavo.observability.logs import configure_logs
 
 configure_logs("info")
-model, builder, drain_s, port = sys.argv[1:]
+model, builder, drain_s, port, options = sys.argv[1:]
 try:
     code = serve(
         EngineConfig(model=model),
-        ServerConfig(port=int(port), served_model_names=("fake",)),
+        ServerConfig(port=int(port), served_model_names=("fake",), **json.loads(options)),
         builder="tests.engine.fake_core:" + builder,
         drain_s=float(drain_s),
     )
@@ -69,7 +70,14 @@ class Server:
     """A server in a process of its own, with the log that it wrote so far."""
 
     def __init__(
-        self, model: str, folder: Path, builder: str, drain_s: float, port: int, core: Any
+        self,
+        model: str,
+        folder: Path,
+        builder: str,
+        drain_s: float,
+        port: int,
+        options: dict[str, Any],
+        core: dict[str, Any],
     ) -> None:
         environment = {
             **os.environ,
@@ -78,7 +86,10 @@ class Server:
             "TMPDIR": str(folder),
         }
         self.popen = subprocess.Popen(
-            [sys.executable, "-c", SERVE, model, builder, str(drain_s), str(port)],
+            [
+                *(sys.executable, "-c", SERVE, model, builder, str(drain_s), str(port)),
+                json.dumps(options),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -125,9 +136,10 @@ def serving(
     *,
     drain_s: float = 10.0,
     port: int = 0,
+    options: dict[str, Any] | None = None,
     **core: Any,
 ) -> Iterator[Server]:
-    server = Server(model, folder, builder, drain_s, port, core)
+    server = Server(model, folder, builder, drain_s, port, options or {}, core)
     try:
         yield server
     finally:
@@ -194,6 +206,7 @@ def test_running_requests_may_finish(model: str, tmp_path: Path) -> None:
         wait_until_running(url)
         server.popen.send_signal(signal.SIGINT)
         server.wait_for("stopping")
+        time.sleep(0.15)  # the server looks at its flag every 0.1 s
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/models")
         assert server.end() == 0
@@ -223,8 +236,9 @@ def test_what_takes_too_long_is_ended(model: str, tmp_path: Path, by_signal: boo
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_the_end_of_the_engine_ends_requests_and_server(model: str, tmp_path: Path) -> None:
-    with serving(model, tmp_path, step_s=0.01) as server:
+def test_the_last_end_of_the_engine_ends_requests_and_server(model: str, tmp_path: Path) -> None:
+    options = {"max_engine_restarts": 0}
+    with serving(model, tmp_path, step_s=0.01, options=options) as server:
         url = server.wait_for("ready at ")
         streams = [Stream(url, 4000) for _ in range(4)]
         wait_until_running(url, 4)
@@ -233,12 +247,115 @@ def test_the_end_of_the_engine_ends_requests_and_server(model: str, tmp_path: Pa
         for stream in streams:
             stream.join(1.0)
             assert not stream.is_alive()
-        assert server.end() == 1
+        assert server.end() == 70
         assert time.perf_counter() - begin < 4
     for stream in streams:
         assert stream.error is None
         assert any('"error"' in line for line in stream.lines[-2:])
     assert "signal 9 (SIGKILL)" in server.log
+    assert "Traceback" not in server.log
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = response.json()["error"]
+    return error
+
+
+def wait_until_healthy(base: str, timeout_s: float = 10.0) -> list[dict[str, Any]]:
+    """Poll until `/health` is 200; the errors that came before."""
+    errors: list[dict[str, Any]] = []
+    deadline = time.monotonic() + timeout_s
+    while (response := httpx.get(f"{base}/health")).status_code == 503:
+        errors.append(error_of(response) | {"retry-after": response.headers.get("retry-after")})
+        assert time.monotonic() < deadline, errors[-1]
+        time.sleep(0.01)
+    assert response.status_code == 200
+    return errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_killed_engine_is_replaced(model: str, tmp_path: Path) -> None:
+    with serving(model, tmp_path, step_s=0.01, start_s=0.5) as server:
+        url = server.wait_for("ready at ")
+        base = url.removesuffix("/v1")
+        for num_restarts in (1, 2):
+            streams = [Stream(url, 4000) for _ in range(4)]
+            wait_until_running(url, 4)
+            os.kill(server.engine_pid(), signal.SIGKILL)
+            begin = time.perf_counter()
+            for stream in streams:
+                stream.join(1.0)
+                assert not stream.is_alive()
+                assert stream.error is None
+                assert any('"error"' in line for line in stream.lines[-2:])
+            assert time.perf_counter() - begin < 1
+            refused = httpx.post(f"{url}/completions", json=completion(5))
+            assert refused.status_code == 503
+            assert error_of(refused)["code"] == "engine_restarting"
+            assert int(refused.headers["retry-after"]) >= 1
+            assert 'octavo:engine_up{model_name="fake"} 0.0' in httpx.get(f"{base}/metrics").text
+            errors = wait_until_healthy(base)
+            assert {error["code"] for error in errors} == {"engine_restarting"}
+            assert all(int(error["retry-after"]) >= 1 for error in errors)
+            answer = httpx.post(f"{url}/completions", json=completion(5)).json()
+            assert answer["usage"]["completion_tokens"] == 5
+            metrics = httpx.get(f"{base}/metrics").text
+            expected = f'octavo:engine_restarts_total{{model_name="fake"}} {num_restarts}.0'
+            assert expected in metrics
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.end() == 0
+    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in server.log
+
+
+def test_a_hanging_engine_is_killed_and_replaced(model: str, tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    once.touch()
+    options = {"watchdog_timeout": 0.5}
+    with serving(model, tmp_path, hang_at=3, once=str(once), options=options) as server:
+        url = server.wait_for("ready at ")
+        begin = time.perf_counter()
+        stream = Stream(url, 4000)
+        whole = httpx.post(f"{url}/completions", json=completion(4000), timeout=5)
+        stream.join(1.0)
+        assert not stream.is_alive()
+        assert 0.5 < time.perf_counter() - begin < 2.0
+        assert whole.status_code == 500
+        assert error_of(whole)["code"] == "engine_error"
+        assert '"error"' in stream.lines[-2]
+        wait_until_healthy(url.removesuffix("/v1"))
+        assert httpx.post(f"{url}/completions", json=completion(5)).status_code == 200
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.end() == 0
+    assert "the engine was stuck for" in server.log
+
+
+def test_an_engine_that_fails_again_and_again_is_given_up(model: str, tmp_path: Path) -> None:
+    options = {"max_engine_restarts": 2}
+    with serving(model, tmp_path, raise_at=2, options=options) as server:
+        url = server.wait_for("ready at ")
+        for num_left in (2, 1, 0):
+            response = httpx.post(f"{url}/completions", json=completion(50))
+            assert response.status_code == 500
+            if num_left:
+                wait_until_healthy(url.removesuffix("/v1"))
+        assert server.end() == 70
+    assert "exit code 70, and is not started again after 2 restarts within 10 minutes" in server.log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_signal_while_the_engine_restarts(model: str, tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    once.touch()
+    with serving(model, tmp_path, start_s=30.0, slow_unless=str(once)) as server:
+        url = server.wait_for("ready at ")
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        server.wait_for("signal 9 (SIGKILL)")
+        begin = time.perf_counter()
+        assert httpx.get(f"{url.removesuffix('/v1')}/health").status_code == 503
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.end() == 0
+        assert time.perf_counter() - begin < 4
     assert "Traceback" not in server.log
 
 

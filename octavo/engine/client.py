@@ -80,7 +80,6 @@ class AsyncEngine:
         self._max_num_queued = max_num_queued_requests
         self._watchdog_timeout_s = watchdog_timeout_s
         self._num_sent = 0
-        self._verdict: str | None = None
         self._stats = EngineStats()
         self._streams: dict[str, _Stream] = {}
         self._ids = itertools.count()
@@ -168,8 +167,8 @@ class AsyncEngine:
 
     def kill(self, reason: str) -> None:
         """End the process at once, whatever it is at; its requests' error gives the reason."""
-        self._verdict = reason
         self._process.kill()
+        self._die(reason)  # now: a process that waits for its device may take its time to go
 
     async def generate(
         self,
@@ -334,11 +333,15 @@ class AsyncEngine:
 
     def _on_exit(self, code: int) -> None:
         self._read()
-        what = self._verdict or f"the engine process ended with {describe_exit(code)}"
+        what = f"the engine process ended with {describe_exit(code)}"
         if not self._ready.done():
             self._ready.set_exception(
                 StartupError(f"{what} while it was starting; its log is above")
             )
+        self._die(what)
+
+    def _die(self, what: str) -> None:
+        """Tell everybody, once."""
         if not self._is_closing and not self._death.done():
             self._death.set_result(what)
             self._end_all("error", what)

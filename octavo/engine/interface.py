@@ -14,13 +14,12 @@ if TYPE_CHECKING:
 
 
 class EngineClient(Protocol):
-    """A running engine, seen from the API server's event loop.
+    """A running engine, seen from the API server's event loop."""
 
-    Attributes:
-        info: what the engine reported when it was ready.
-    """
-
-    info: EngineInfo
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine reported when it was ready."""
+        ...
 
     @property
     def stats(self) -> EngineStats:

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.engine.messages import TokenOutput
@@ -140,7 +141,27 @@ def fake_info() -> EngineInfo:
 
 
 def build(config: EngineConfig) -> FakeBuilt:
-    return FakeBuilt(FakeCore(**json.loads(os.environ.get("FAKE_ENGINE", "{}"))), fake_info())
+    """Beside the core's arguments: how long it takes, and what holds for the first one alone.
+
+    once: a path; only the one who finds the file there, and removes it, gets the core's arguments.
+    start_s: seconds; slow_unless: a path, likewise: who finds the file there starts at once.
+    """
+    arguments = json.loads(os.environ.get("FAKE_ENGINE", "{}"))
+    start_s = arguments.pop("start_s", 0.0)
+    time.sleep(0.0 if _take(arguments.pop("slow_unless", None)) else start_s)
+    once = arguments.pop("once", None)
+    return FakeBuilt(FakeCore(**(arguments if once is None or _take(once) else {})), fake_info())
+
+
+def _take(path: str | None) -> bool:
+    """Whether the file was there; it is no longer."""
+    if path is None:
+        return False
+    try:
+        Path(path).unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def build_without_memory(config: EngineConfig) -> FakeBuilt:
