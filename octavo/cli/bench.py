@@ -1,4 +1,4 @@
-"""`octavo bench serve` and `octavo bench offline`: from flags to a report, with progress."""
+"""`octavo bench serve`, `offline` and `simulate`: from flags to a report, with progress."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.cli.bench_flags import DEFAULT_LEN, add_bench_parser
+from octavo.cli.bench_simulate import add_simulate_parser
 from octavo.cli.engine_flags import engine_config, engine_options
 from octavo.config import default_api_keys
 from octavo.errors import ConfigError
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `bench` to the command line."""
-    add_bench_parser(subparsers, run_serve, run_offline)
+    modes = add_bench_parser(subparsers, run_serve, run_offline)
+    add_simulate_parser(modes, run_simulate)
 
 
 def run_serve(args: argparse.Namespace) -> int:
@@ -126,6 +128,18 @@ def run_offline(args: argparse.Namespace) -> int:
         llm.close()
     _deliver(report, args.json, print_report)
     return 0
+
+
+def run_simulate(args: argparse.Namespace) -> int:
+    """Simulate an engine; the exit code is 1 when no request could run."""
+    from octavo.bench.simulate.report import print_report
+    from octavo.cli.bench_simulate import simulate
+
+    check_target(args.json)
+    console = _console(to_stderr=True)
+    report = simulate(args, console)
+    _deliver(report, args.json, print_report)
+    return 0 if any(policy.num_completed for policy in report.policies) else 1
 
 
 def _refuse_what_would_be_ignored(args: argparse.Namespace) -> None:

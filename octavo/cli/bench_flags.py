@@ -33,12 +33,12 @@ def add_bench_parser(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
     run_serve: Run,
     run_offline: Run,
-) -> None:
-    """Add `bench serve` and `bench offline`, done by the two functions."""
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    """Add `bench serve` and `bench offline`, done by the two functions; where to add more modes."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure a server or an engine",
-        description="Measure latency and throughput.",
+        help="measure a server or an engine, or simulate one",
+        description="Measure latency and throughput, or simulate them.",
     )
     modes = parser.add_subparsers(dest="mode", metavar="MODE", required=True)
     serve = modes.add_parser(
@@ -80,6 +80,7 @@ def add_bench_parser(
     _add_report_flags(offline)
     add_engine_flags(offline, skip=("seed",))
     offline.set_defaults(run=run_offline)
+    return modes
 
 
 def _add_target_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,428 @@
+"""The loop: arrivals, plan, cost, update, in virtual time.
+
+Knows the real scheduler and the cost model. The front end is a queue behind the engine: it takes
+requests in and carries tokens out in order, so that a slow one delays both; see `hardware.Host`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from octavo.bench.simulate.record import Record
+from octavo.bench.simulate.scheduler import DecodeRun, SimulatedScheduler
+from octavo.engine.kv_cache import KVCacheManager
+from octavo.engine.policy import FairPolicy, FCFSPolicy, PriorityPolicy
+from octavo.engine.request import Request, RequestStatus
+from octavo.errors import ConfigError, EngineError, InvalidRequestError
+from octavo.types import SamplingParams, StepResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from octavo.bench.simulate.cost import CostModel
+    from octavo.bench.simulate.trace import Trace
+    from octavo.engine.policy import Policy
+    from octavo.types import EngineStats, StepPlan
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "fcfs": FCFSPolicy,
+    "priority": PriorityPolicy,
+    "fair": FairPolicy,
+}
+_FINISHED = RequestStatus.FINISHED
+_CALL_EVERY = 256
+_LEAST_RUN = 2
+_NO_PREFILLS: list[tuple[int, int]] = []
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine's flags that scheduling depends on, under their names.
+
+    Attributes:
+        num_kv_blocks: None: as many as the device's memory has room for.
+        max_model_len: None: the model's.
+    """
+
+    max_num_seqs: int = 1024
+    max_num_batched_tokens: int = 8192
+    max_model_len: int | None = None
+    block_size: int = 16
+    gpu_memory_utilization: float = 0.92
+    num_kv_blocks: int | None = None
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+        for name in ("max_model_len", "num_kv_blocks"):
+            if (getattr(self, name) or 1) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError("--gpu-memory-utilization must be in (0, 1]")
+
+
+class Simulation:
+    """One trace through one engine.
+
+    Args:
+        trace: what arrives; not changed.
+        cost: what a step takes.
+        settings: the engine's flags.
+        policy: `fcfs`, `priority` or `fair`.
+        skip: pass over runs of steps that only decode, without planning each. The result is the
+            same; a test says so.
+        observer: called now and then with requests ended so far.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        cost: CostModel,
+        settings: EngineSettings,
+        *,
+        policy: str = "fcfs",
+        skip: bool = True,
+        observer: Callable[[int], None] | None = None,
+    ) -> None:
+        self.trace, self.cost = trace, cost
+        num_blocks = settings.num_kv_blocks or cost.num_blocks(
+            settings.block_size, settings.gpu_memory_utilization, settings.max_num_batched_tokens
+        )
+        # Where no two prompts begin alike nothing can be found, and hashing would only take time.
+        self._has_prefixes = settings.enable_prefix_caching and trace.prefixes is not None
+        self.kv_cache = KVCacheManager(
+            num_blocks, settings.block_size, enable_prefix_caching=self._has_prefixes
+        )
+        self.scheduler = SimulatedScheduler(
+            self.kv_cache,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            max_model_len=settings.max_model_len or cost.model.max_model_len,
+            policy=POLICIES[policy](),
+        )
+        num_rows = min(settings.max_num_seqs, settings.max_num_batched_tokens)
+        self.record = Record(len(trace))
+        self._skip, self._observer = skip, observer
+        self._now = 0.0
+        self._front_end_free = 0.0
+        self._num_ended = 0
+        self._is_alike = False
+        self._events: list[tuple[float, int]] = []
+        self._ready: deque[tuple[float, int]] = deque()
+        self._turn_after: dict[int, int] = {}
+        # By row: the request's token, when its last one came, tokens that it shares with others.
+        self._tokens = [0] * num_rows
+        self._last_s = np.full(num_rows, np.nan)
+        self._shared = [0] * num_rows
+        self._num_shared = 0
+        self._left_s: dict[int, float] = {}  # of preempted requests, by index
+        self._params: dict[int, SamplingParams] = {}
+        self._refuse_empty()
+        self._seed_events()
+
+    @property
+    def stats(self) -> EngineStats:
+        """The scheduler's counters."""
+        return self.scheduler.stats
+
+    def run(self) -> Record:
+        """Until the last request has ended.
+
+        Raises:
+            EngineError: the scheduler has work and plans none.
+        """
+        was_enabled = gc.isenabled()
+        gc.disable()  # nothing here is cyclic, and there are millions of objects to walk
+        try:
+            self._loop()
+        finally:
+            if was_enabled:
+                gc.enable()
+        self.record.end_s = max(self._now, self._front_end_free)
+        return self.record
+
+    def _loop(self) -> None:
+        scheduler = self.scheduler
+        num_rounds = 0
+        while True:
+            self._take_arrivals()
+            if not scheduler.has_work:
+                if not self._wait():
+                    return
+                continue
+            if not (self._is_alike and self._skip and self._advance()):
+                plan = scheduler.plan()
+                if plan.is_empty:
+                    raise EngineError("the scheduler has work and plans no step")
+                self._is_alike = self._step(plan)
+            num_rounds += 1
+            if self._observer is not None and num_rounds % _CALL_EVERY == 0:
+                self._observer(self._num_ended)
+
+    def _step(self, plan: StepPlan) -> bool:
+        """Run a planned step; whether it did nothing but decode every running request."""
+        scheduler = self.scheduler
+        requests = scheduler.scheduled(plan)
+        num_preempted = self._take_released(self._now)
+        if plan.new_rows:
+            self._enter(requests[-len(plan.new_rows) :])
+        num_tokens, num_sequences = plan.num_tokens, len(plan.rows)
+        # Decodes come first in a plan: what is left is theirs when each has one token.
+        num_decodes, num_left, prefills = num_sequences, num_tokens, _NO_PREFILLS
+        if num_left != num_decodes:
+            prefills = []
+            while num_left != num_decodes:
+                num_decodes -= 1
+                num_new = plan.num_new_tokens[num_decodes]
+                num_left -= num_new
+                prefills.append((plan.num_computed_tokens[num_decodes], num_new))
+        rows = plan.rows
+        if prefills:
+            rows = [row for row, samples in zip(rows, plan.samples, strict=True) if samples]
+        context = sum(plan.num_computed_tokens[:num_decodes]) + num_decodes
+        end = self._time(num_tokens, len(rows), num_sequences, context, prefills)
+        self._sample_state(end - self._now)
+        tokens = (
+            list(map(self._tokens.__getitem__, rows)) if self._has_prefixes else [0] * len(rows)
+        )
+        scheduler.update(plan, StepResult(plan.step_id, tokens, [], 0))
+        self._now = end
+        seen = self._carry_out(end, len(rows))
+        num_firsts = self._record_gaps(rows, seen)
+        if num_firsts:
+            self._record_firsts(requests, num_firsts, seen)
+        num_ended = self._take_released(seen)
+        return (
+            not (plan.new_rows or prefills or num_preempted or num_firsts or num_ended)
+            and len(scheduler.running) == num_sequences
+        )
+
+    def _advance(self) -> bool:
+        """Pass over as many steps as are alike and see no arrival; False: none."""
+        scheduler, record = self.scheduler, self.record
+        limit = scheduler.num_steps_alike()
+        if limit < _LEAST_RUN:
+            return False
+        rows = [request.row for request in scheduler.running]
+        num_sequences = len(rows)
+        context = sum(request.num_computed_tokens for request in scheduler.running) + num_sequences
+        previous = float(self._last_s[rows[0]])  # that of all: each got a token in the last step
+        run = DecodeRun(scheduler, limit, self._tokens)
+        for _ in range(limit):
+            run.plan()
+            end = self._time(num_sequences, num_sequences, num_sequences, context, _NO_PREFILLS)
+            self._sample_state(end - self._now)
+            run.update()
+            self._now = end
+            seen = self._carry_out(end, num_sequences)
+            record.gaps.add(seen - previous, num_sequences)
+            previous = seen
+            context += num_sequences
+            if self._is_arrival_due():
+                break
+        run.finish()
+        self._last_s[rows] = previous
+        return True
+
+    def _time(
+        self,
+        num_tokens: int,
+        num_samples: int,
+        num_sequences: int,
+        context: int,
+        prefills: list[tuple[int, int]],
+    ) -> float:
+        """When the step that begins now ends."""
+        shared = min(self._num_shared, context)
+        device_s = self.cost.device_s(
+            num_tokens, num_samples, num_sequences, context, shared, prefills
+        )
+        self.record.device_s += device_s
+        return self._now + self.cost.step_s(device_s, num_tokens, num_sequences)
+
+    def _carry_out(self, end: float, num_outputs: int) -> float:
+        """When the client sees what a step put out."""
+        host = self.cost.host
+        if not num_outputs:
+            return end
+        begin = max(self._front_end_free, end)
+        self._front_end_free = begin + (host.output_us + host.token_us * num_outputs) * 1e-6
+        return self._front_end_free
+
+    def _sample_state(self, duration: float) -> None:
+        """Weigh the state of this step by its duration."""
+        record, scheduler = self.record, self.scheduler
+        num_running = len(scheduler.running)
+        num_waiting = scheduler.num_waiting
+        usage = self.kv_cache.usage
+        record.step_s += duration
+        record.running_s += num_running * duration
+        record.waiting_s += num_waiting * duration
+        record.kv_usage_s += usage * duration
+        record.max_waiting = max(record.max_waiting, num_waiting)
+        record.max_kv_usage = max(record.max_kv_usage, usage)
+        if record.samples.is_due(self._now):
+            record.samples.add(self._now, num_running, num_waiting, usage)
+
+    # -- requests in
+
+    def _refuse_empty(self) -> None:
+        trace = self.trace
+        if len(trace) and (trace.input_len.min() < 1 or trace.output_len.min() < 1):
+            raise ConfigError("every request of a trace needs at least one token in and one out")
+
+    def _seed_events(self) -> None:
+        trace = self.trace
+        after = trace.after
+        indices = range(len(trace))
+        if after is not None:
+            self._turn_after = {int(after[i]): i for i in indices if after[i] >= 0}
+            indices = [i for i in indices if after[i] < 0]  # type: ignore[assignment]
+        self._pending = deque(indices)
+        for _ in range(trace.concurrency or len(self._pending)):
+            self._issue(0.0)
+        heapify(self._events)
+
+    def _issue(self, now: float) -> None:
+        """Send the next request of the trace, at its time or now."""
+        if self._pending:
+            index = self._pending.popleft()
+            heappush(self._events, (max(float(self.trace.arrival_s[index]), now), index))
+
+    def _is_arrival_due(self) -> bool:
+        """Whether `_take_arrivals` would change anything now."""
+        now = self._now
+        return bool(
+            (self._events and self._events[0][0] <= now)
+            or (self._ready and self._ready[0][0] <= now)
+        )
+
+    def _take_arrivals(self) -> None:
+        """Requests that have come by now: through the front end, and into the scheduler."""
+        events, ready, now, host = self._events, self._ready, self._now, self.cost.host
+        while events and events[0][0] <= now:
+            sent, index = heappop(events)
+            self.record.sent_s[index] = sent
+            begin = max(self._front_end_free, sent)
+            self._front_end_free = begin + host.request_us * 1e-6
+            ready.append((self._front_end_free + host.latency_us * 1e-6, index))
+        while ready and ready[0][0] <= now:
+            self._add(ready.popleft()[1])
+            self._is_alike = False
+
+    def _wait(self) -> bool:
+        """Let time pass until something happens; False: nothing will."""
+        times = [queue[0][0] for queue in (self._events, self._ready) if queue]
+        if not times:
+            return False
+        self._now = max(self._now, min(times))
+        return True
+
+    def _add(self, index: int) -> None:
+        trace = self.trace
+        num_output = int(trace.output_len[index])
+        params = self._params.get(num_output)
+        if params is None:
+            params = SamplingParams(max_tokens=num_output, ignore_eos=True)
+            self._params[num_output] = params
+        request = Request(
+            str(index),
+            trace.prompt(index),
+            params,
+            seed=0,
+            priority=int(trace.priority[index]),
+            tenant=trace.tenants[trace.tenant[index]],
+        )
+        try:
+            self.scheduler.add(request)
+        except InvalidRequestError as error:
+            self.record.num_refused += 1
+            self.record.first_refusal = self.record.first_refusal or str(error)
+            self._follow(index, self._now)
+
+    def _enter(self, requests: list[Request]) -> None:
+        """Requests that got a row in this step."""
+        for request in requests:
+            index, row = int(request.request_id), request.row
+            self._last_s[row] = self._left_s.pop(index, np.nan)
+            if self._has_prefixes:
+                self._tokens[row] = self.trace.own_token(index)
+                if request.num_computed_tokens:
+                    self._shared[row] = self._count_shared(request)
+                    self._num_shared += self._shared[row]
+
+    def _take_released(self, seen: float) -> int:
+        """Requests that lost their row: how many, ended at `seen` or preempted."""
+        released = self.scheduler.released
+        if not released:
+            return 0
+        for request, row in released:
+            index = int(request.request_id)
+            self._num_shared -= self._shared[row]
+            self._shared[row] = 0
+            if request.status is _FINISHED:
+                self.record.preemptions[index] = request.num_preemptions
+                self._end(index, seen)
+            else:
+                self._left_s[index] = float(self._last_s[row])
+        count = len(released)
+        released.clear()
+        return count
+
+    def _count_shared(self, request: Request) -> int:
+        """Tokens at its head that other running requests read in the same steps."""
+        num_refs, count = self.kv_cache.pool.num_refs, 0
+        for block in request.block_ids:
+            if num_refs(block) < 2:
+                break
+            count += 1
+        num_tokens = count * self.kv_cache.block_size
+        return num_tokens if self.cost.fits_l2(num_tokens) else 0
+
+    # -- tokens out
+
+    def _record_gaps(self, rows: list[int], seen: float) -> int:
+        """Gaps before the tokens of this step; how many of them were first tokens."""
+        if not rows:
+            return 0
+        places = np.array(rows)
+        gaps = seen - self._last_s[places]
+        self._last_s[places] = seen
+        known = gaps[~np.isnan(gaps)]
+        if len(known):
+            if (known == known[0]).all():
+                self.record.gaps.add(float(known[0]), len(known))
+            else:
+                self.record.gaps.add_all(known)
+        return len(gaps) - len(known)
+
+    def _record_firsts(self, requests: list[Request], num_firsts: int, seen: float) -> None:
+        for request in reversed(requests):
+            if len(request.token_ids) == request.num_prompt_tokens + 1:
+                index = int(request.request_id)
+                self.record.first_s[index] = seen
+                self.record.cached[index] = request.num_cached_tokens
+                num_firsts -= 1
+                if not num_firsts:
+                    return
+
+    def _end(self, index: int, seen: float) -> None:
+        self.record.last_s[index] = seen
+        self._num_ended += 1
+        self._follow(index, seen)
+
+    def _follow(self, index: int, now: float) -> None:
+        """What waited for the request's end: the session's next turn, the loop's next request."""
+        turn = self._turn_after.pop(index, None)
+        if turn is not None:
+            assert self.trace.think_s is not None
+            heappush(self._events, (now + float(self.trace.think_s[turn]), turn))
+        elif self.trace.concurrency is not None:
+            self._issue(now)
