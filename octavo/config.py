@@ -87,6 +87,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         scheduling_policy: order of waiting requests. `fcfs`: by arrival; `priority`: by the
             requests' `priority`, lower first, running ones give way; `fair`: the API key that got
             the least tokens so far first.
+        async_scheduling: plan the next step while the device runs the last one; None: on a GPU.
         enable_prefix_caching: reuse the KV blocks of prompts that begin alike.
         kv_cache_memory: bytes for the KV cache; None: measured, see `gpu_memory_utilization`
             (on a CPU at most 4 GiB).
@@ -104,6 +105,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     gpu_memory_utilization: float = 0.9
     scheduling_policy: SchedulingPolicy = "fcfs"
+    async_scheduling: bool | None = None
     enable_prefix_caching: bool = True
     kv_cache_memory: int | None = None
     attention_backend: str = "auto"

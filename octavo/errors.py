@@ -20,6 +20,7 @@ Every message is one line for a user, and says what to do next where that is kno
     │   ├── EngineUnavailableError  503, the engine is dead, stuck, restarting or draining
     │   └── QueueFullError          503, too many requests wait already
     └── EngineError             the engine failed while it computed: becomes a 500
+        └── DeviceLostError         nothing can be computed any more: ends the engine process
 """
 
 from __future__ import annotations
@@ -135,3 +136,7 @@ class QueueFullError(EngineUnavailableError):
 
 class EngineError(OctavoError):
     """The engine failed while it computed this request."""
+
+
+class DeviceLostError(EngineError):
+    """The device takes no further work in this process."""

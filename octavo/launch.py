@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from octavo.engine.core import EngineCore
     from octavo.engine.spawn import EngineProcess
     from octavo.engine.supervisor import EngineSupervisor
-    from octavo.runner.executor import InProcessExecutor
+    from octavo.runner.executor import InProcessExecutor, ThreadExecutor
     from octavo.server.http_server import HTTPServer
     from octavo.text.tokenizer import Tokenizer
     from octavo.types import EngineInfo
@@ -95,7 +95,7 @@ def serve(
 class _BuiltEngine:
     core: EngineCore
     info: EngineInfo
-    executor: InProcessExecutor
+    executor: InProcessExecutor | ThreadExecutor
 
     def close(self) -> None:
         self.executor.close()
@@ -111,14 +111,14 @@ def build_engine(config: EngineConfig) -> _BuiltEngine:
     default_thread_waiting()
     from octavo.engine.core import EngineCore
     from octavo.engine.policy import make_policy
-    from octavo.runner.executor import InProcessExecutor
+    from octavo.runner.executor import make_executor
     from octavo.weights.open import open_checkpoint
 
     imported = time.perf_counter()
     checkpoint = open_checkpoint(Path(config.model))
     try:
         opened = time.perf_counter()
-        executor = InProcessExecutor(config, checkpoint)
+        executor = make_executor(config, checkpoint)
     finally:
         checkpoint.close()
     core = EngineCore(
@@ -126,6 +126,7 @@ def build_engine(config: EngineConfig) -> _BuiltEngine:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=executor.token_budget,
         enable_prefix_caching=config.enable_prefix_caching,
+        num_steps_ahead=executor.num_steps_ahead,
         policy=make_policy(config.scheduling_policy),
         seed=config.seed,
     )

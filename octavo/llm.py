@@ -114,9 +114,9 @@ class LLM:
                 else pool.submit(load_tokenizer, path, checkpoint.config)
             )
             # torch is imported while the tokenizer is built.
-            from octavo.runner.executor import InProcessExecutor
+            from octavo.runner.executor import make_executor
 
-            self._executor = InProcessExecutor(config, checkpoint)
+            self._executor = make_executor(config, checkpoint)
             if tokenizer is not None:
                 self.tokenizer = tokenizer.result()
         self._generation_config = dict(checkpoint.generation_config)
@@ -127,6 +127,7 @@ class LLM:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=self._executor.token_budget,
             enable_prefix_caching=config.enable_prefix_caching,
+            num_steps_ahead=self._executor.num_steps_ahead,
             policy=make_policy(config.scheduling_policy),
             seed=config.seed,
         )

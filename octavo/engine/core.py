@@ -17,6 +17,7 @@ import msgspec
 from octavo.engine.kv_cache import KVCacheManager
 from octavo.engine.request import Request
 from octavo.engine.scheduler import Scheduler
+from octavo.errors import DeviceLostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -110,6 +111,9 @@ class EngineCore:
         """Plan a step and run it, and take in the oldest one once it is done.
 
         A step that fails ends its requests with an error, and nothing else.
+
+        Raises:
+            DeviceLostError: no step can run any more.
         """
         begin = perf_counter_ns()
         plan = self.scheduler.plan()
@@ -125,6 +129,8 @@ class EngineCore:
     def _run(self, plan: StepPlan) -> list[TokenOutput]:
         try:
             self._in_flight.append((plan, self._executor.submit(plan)))
+        except DeviceLostError:
+            raise
         except Exception:
             return self._fail(plan)
         return []
@@ -134,6 +140,8 @@ class EngineCore:
             result = future.result()
             begin = perf_counter_ns()
             outputs = self.scheduler.update(plan, result)
+        except DeviceLostError:
+            raise
         except Exception:
             return self._fail(plan)
         self._scheduler_ns += perf_counter_ns() - begin

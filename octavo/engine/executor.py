@@ -21,7 +21,9 @@ class Executor(Protocol):
 
     def submit(self, plan: StepPlan) -> Future[StepResult]:
         """Begin a step. The future carries an exception when the step failed; rows of the failed
-        step must then be reinitialised (`StepPlan.new_rows`) before they are used again.
+        step must then be reinitialised (`StepPlan.new_rows`) before they are used again. Steps that
+        were planned before the failure was known may still name them: what those compute for them
+        is ignored, and must not make them fail. `DeviceLostError` means that no step can run.
         """
         ...
 

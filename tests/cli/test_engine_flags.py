@@ -37,14 +37,15 @@ def test_every_field_is_a_flag(model: str) -> None:
         "scheduling_policy": "fair",
     }
     names = {field.name for field in msgspec.structs.fields(EngineConfig)} - {"model"}
-    assert set(words) | {"enable_prefix_caching"} == names
-    flags = ["--no-enable-prefix-caching"]
+    assert set(words) | {"enable_prefix_caching", "async_scheduling"} == names
+    flags = ["--no-enable-prefix-caching", "--async-scheduling"]
     flags += [part for k, v in words.items() for part in (f"--{k.replace('_', '-')}", v)]
     config = engine_config(parse(model, *flags))
     numbers = {"max_model_len": 100, "max_num_seqs": 7, "max_num_batched_tokens": 64}
     numbers |= {"block_size": 32, "kv_cache_memory": 3 * 2**29, "num_threads": 2, "seed": 5}
     expected = words | numbers
-    expected |= {"gpu_memory_utilization": 0.5, "enable_prefix_caching": False}
+    expected |= {"gpu_memory_utilization": 0.5}
+    expected |= {"enable_prefix_caching": False, "async_scheduling": True}
     assert config == EngineConfig(model=model, **expected)
     assert engine_options(parse(model, *flags)) == expected
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import pytest
 
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest, TokenOutput
-from octavo.errors import InvalidRequestError
+from octavo.errors import DeviceLostError, InvalidRequestError
 from octavo.types import SamplingParams
 from tests.engine.fake_executor import FakeExecutor, expected_tokens
 
@@ -228,3 +229,19 @@ def test_decodes_go_first_and_prompts_are_chunked() -> None:
     for _ in range(5):
         assert "short" in {output.request_id for output in core.step()}
     assert [plan.num_new_tokens for plan in executor.plans] == [[1]] + [[1, 7]] * 5
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_lost_device_ends_the_engine(ahead: int) -> None:
+    class Lost(FakeExecutor):
+        def submit(self, plan):
+            future = super().submit(plan)
+            if plan.step_id == 2:
+                future = Future()
+                future.set_exception(DeviceLostError("cuda:0 is lost"))
+            return future
+
+    core = make_core(Lost(), ahead=ahead)
+    core.add(message("a", [1]))
+    with pytest.raises(DeviceLostError, match="cuda:0 is lost"):
+        drain(core)
