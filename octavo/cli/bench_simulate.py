@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from octavo.bench.simulate.hardware import DEVICES, HOSTS, MODELS
 from octavo.errors import ConfigError
@@ -83,6 +83,7 @@ def simulate(args: argparse.Namespace, console: Console) -> SimulationReport:
         from octavo.bench.simulate.plots import check_plots
 
         check_plots()
+    trace, load = make(args)
     comparison = Comparison(
         device=args.device,
         host=args.host_profile,
@@ -96,12 +97,13 @@ def simulate(args: argparse.Namespace, console: Console) -> SimulationReport:
             gpu_memory_utilization=args.gpu_memory_utilization,
             num_kv_blocks=args.num_kv_blocks,
             enable_prefix_caching=args.enable_prefix_caching,
+            async_scheduling=args.async_scheduling,
         ),
         policies=policies,
         slo_ms=parse_slo(args.slo) if args.slo else {},
+        load=load,
         skip=args.skip_alike,
     )
-    trace = make(args)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     progress = Progress(
@@ -128,24 +130,28 @@ def simulate(args: argparse.Namespace, console: Console) -> SimulationReport:
     return report
 
 
-def make(args: argparse.Namespace) -> Trace:
-    """The trace that the flags describe.
+def make(args: argparse.Namespace) -> tuple[Trace, dict[str, Any]]:
+    """The trace that the flags describe, and what it was made of.
 
     Raises:
         ConfigError: flags contradict each other, or a file is no good.
     """
+    import msgspec
+
     from octavo.bench.simulate.trace import Lengths, Synthetic, make_trace
     from octavo.bench.simulate.trace_file import load_lengths, load_trace
 
     given = {name for name in _SYNTHETIC if getattr(args, name) is not None}
     if args.trace is not None:
         _refuse(given - {"num_requests"}, "a trace has its own requests")
-        return load_trace(
+        speed = 1.0 if args.speed is None else args.speed
+        trace = load_trace(
             Path(args.trace),
             limit=args.num_requests,
-            speed=1.0 if args.speed is None else args.speed,
+            speed=speed,
             concurrency=args.concurrency,
         )
+        return trace, {"trace": args.trace, "speed": speed, "concurrency": args.concurrency}
     _refuse({"speed"} if args.speed is not None else set(), "it is for --trace")
     values = {name: getattr(args, name) for name in given}
     values = {**_SYNTHETIC, **values}
@@ -167,23 +173,25 @@ def make(args: argparse.Namespace) -> Trace:
         _refuse(given & {"think_time"}, "it needs --turns")
     elif args.concurrency is not None:
         raise ConfigError("--turns and --concurrency exclude each other: turns wait for their own")
-    return make_trace(
-        Synthetic(
-            num_requests=values["num_requests"],
-            input_len=input_len,
-            output_len=output_len,
-            arrivals=arrivals or "at-once",
-            rate=values["rate"] or 0.0,
-            burstiness=1.0 if values["burstiness"] is None else values["burstiness"],
-            concurrency=args.concurrency,
-            num_prefixes=1 if values["prefixes"] is None else values["prefixes"],
-            prefix_len=values["prefix_len"] or 0,
-            turns=1 if values["turns"] is None else values["turns"],
-            think_s=values["think_time"] or 0.0,
-            tenants=_tenants(values["tenants"]) if values["tenants"] else (),
-            seed=values["seed"],
-        )
+    spec = Synthetic(
+        num_requests=values["num_requests"],
+        input_len=input_len,
+        output_len=output_len,
+        arrivals=arrivals or "at-once",
+        rate=values["rate"] or 0.0,
+        burstiness=1.0 if values["burstiness"] is None else values["burstiness"],
+        concurrency=args.concurrency,
+        num_prefixes=1 if values["prefixes"] is None else values["prefixes"],
+        prefix_len=values["prefix_len"] or 0,
+        turns=1 if values["turns"] is None else values["turns"],
+        think_s=values["think_time"] or 0.0,
+        tenants=_tenants(values["tenants"]) if values["tenants"] else (),
+        seed=values["seed"],
     )
+    load: dict[str, Any] = msgspec.to_builtins(spec)
+    if values["lengths"] is not None:
+        load["input_len"] = load["output_len"] = values["lengths"]
+    return make_trace(spec), load
 
 
 def _refuse(names: set[str], reason: str) -> None:
@@ -270,6 +278,12 @@ def _add_engine_flags(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="reuse the KV blocks of prompts that begin alike (default: on)",
+    )
+    group.add_argument(
+        "--async-scheduling",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="plan a step while the one before it runs (default: on)",
     )
     group.add_argument(
         "--policies",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,6 +30,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         settings: the engine's flags.
         policies: names, in the order of the report.
         slo_ms: bounds for goodput.
+        load: what the trace was made of, for the report.
         skip: see `Simulation`.
     """
 
@@ -40,6 +41,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     settings: EngineSettings = EngineSettings()
     policies: tuple[str, ...] = ("fcfs",)
     slo_ms: dict[str, float] = {}
+    load: dict[str, Any] = {}
     skip: bool = True
 
 
@@ -91,6 +93,7 @@ def compare(
             "model": comparison.model.name,
             "dtype": comparison.dtype,
             **msgspec.to_builtins(comparison.settings),
+            "load": comparison.load,
         },
         num_requests=len(trace),
         num_kv_blocks=num_blocks,

@@ -100,12 +100,17 @@ class CostModel:
             )
         return seconds
 
-    def step_s(self, device_s: float, num_tokens: int, num_sequences: int) -> float:
-        """Time from this step's begin to the next one's: the device's, or the host's if longer."""
+    def step_s(
+        self, device_s: float, num_tokens: int, num_sequences: int, *, overlaps: bool = True
+    ) -> float:
+        """Time from this step's begin to the next one's.
+
+        The larger of the device's and the host's where the host plans ahead, else both.
+        """
         host_s = (self.host.step_us + self.host.step_sequence_us * num_sequences) * 1e-6
         if num_tokens > self.device.graph_max_tokens:
             host_s += self._launch_s
-        return max(device_s, host_s)
+        return max(device_s, host_s) if overlaps else device_s + host_s
 
     def fits_l2(self, num_tokens: int) -> bool:
         """Whether a layer's KV of so many tokens stays in the last cache."""

@@ -51,8 +51,9 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 class Host(msgspec.Struct, frozen=True, kw_only=True):
     """What the processes beside the device cost, in microseconds.
 
-    The engine's loop overlaps with the device. The front end is a queue of its own behind it: it
-    takes requests in and carries tokens out, one thing at a time, and may fall behind.
+    The engine's loop overlaps with the device where it plans ahead. The front end is a queue of its
+    own behind it: it takes requests in and carries tokens out, one thing at a time, and may fall
+    behind.
 
     Attributes:
         step_us, step_sequence_us: the engine's loop, per step and per sequence in it.

@@ -30,8 +30,7 @@ class TenantReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one tenant got.
 
     Attributes:
-        contended_tokens_per_s: prompt and output tokens of requests that ended, a second, while at
-            least two tenants had requests in the system; what Jain's index compares.
+        contended_tokens_per_s: prompt and output tokens a second while all tenants were sending.
     """
 
     name: str
@@ -53,8 +52,8 @@ class PolicyReport(msgspec.Struct, frozen=True, kw_only=True):
         queue_mean, queue_max, running_mean: requests, weighed by time.
         kv_usage_mean, kv_usage_max: share of blocks that requests held, by time in steps.
         device_busy: share of the time that the device computed.
-        jain_index: of the tenants' service under contention, 1 when all got the same; None for
-            one tenant.
+        jain_index: of what tenants got while all were sending, each as a part of its max-min fair
+            share: 1 when all got theirs; None for one tenant.
         samples: (time, running, waiting, KV usage), at most 2048 points.
         simulated_in_s: seconds of real time.
     """
@@ -130,7 +129,7 @@ def summarize(
     num_done = int(done.sum())
     input_tokens = int(trace.input_len[done].sum())
     output_tokens = int(trace.output_len[done].sum())
-    served = _contended_service(trace, record)
+    served, asked = _contended(trace, record)
     tenants = [
         TenantReport(
             name=name,
@@ -149,7 +148,7 @@ def summarize(
         values = {"ttft": ttft, "tpot": tpot, "itl": tpot, "e2e": e2e}
         met = done.copy()
         for name, bound in slo_ms.items():
-            met &= np.nan_to_num(values[name][...], nan=0.0) * 1000 <= bound
+            met &= np.nan_to_num(values[name], nan=0.0) * 1000 <= bound
         num_met = int(met.sum())
         goodput = Goodput(num_met, num_met / max(len(trace), 1), num_met / duration)
     return PolicyReport(
@@ -177,7 +176,7 @@ def summarize(
         kv_usage_mean=record.kv_usage_s / in_steps,
         kv_usage_max=record.max_kv_usage,
         device_busy=min(record.device_s / duration, 1.0),
-        jain_index=jain_index(served) if len(tenants) > 1 else None,
+        jain_index=_fairness(served, asked) if len(tenants) > 1 else None,
         tenants=tenants if len(tenants) > 1 else [],
         samples=record.samples.rows,
         simulated_in_s=simulated_in_s,
@@ -190,32 +189,48 @@ def jain_index(shares: NDArray[np.float64]) -> float:
     return float(shares.sum()) ** 2 / (len(shares) * squares) if squares else 1.0
 
 
-def _contended_service(trace: Trace, record: Record) -> NDArray[np.float64]:
-    """Tokens a second per tenant while every tenant still had requests in the system.
+def _fairness(served: NDArray[np.float64], asked: NDArray[np.float64]) -> float:
+    shares = max_min_shares(asked, float(served.sum()))
+    return jain_index(served[shares > 0] / shares[shares > 0])
 
-    A request's tokens count as evenly served from its first token back to its sending and on to
-    its last; the window is where the tenants' activities overlap.
+
+def max_min_shares(demands: NDArray[np.float64], capacity: float) -> NDArray[np.float64]:
+    """What each gets when all get the same, but nobody more than asked for, of `capacity`."""
+    shares = np.zeros(len(demands))
+    left = capacity
+    for place, index in enumerate(np.argsort(demands, kind="stable")):
+        shares[index] = min(float(demands[index]), left / (len(demands) - place))
+        left -= shares[index]
+    return shares
+
+
+def _contended(trace: Trace, record: Record) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Tokens a second that each tenant was served, and asked for, while all of them were sending.
+
+    If they sent everything at once, while all of them had unfinished requests. A prompt's tokens
+    count at its first token, the output's evenly from there to the last.
     """
     num = len(trace.tenants)
     done = ~np.isnan(record.last_s)
     owners = [done & (trace.tenant == tenant) for tenant in range(num)]
     active = [mine for mine in owners if mine.any()]
+    served, asked = np.zeros(num), np.zeros(num)
     if not active:
-        return np.zeros(num)
-    begin = max(float(record.sent_s[mine].min()) for mine in active)
-    end = min(float(record.last_s[mine].max()) for mine in active)
+        return served, asked
+    sent, first, last = record.sent_s, record.first_s, record.last_s
+    begin = max(float(sent[mine].min()) for mine in active)
+    end = min(float(sent[mine].max()) for mine in active)
     if end <= begin:
-        return np.array([float((trace.output_len[mine]).sum()) for mine in owners])
-    first, last = record.first_s, record.last_s
-    served = np.zeros(num)
+        end = min(float(last[mine].max()) for mine in active)
+    end = max(end, begin + 1e-9)
     for tenant, mine in enumerate(owners):
-        in_window = mine & (first >= begin) & (first <= end)
-        served[tenant] += trace.input_len[in_window].sum()
-        span = np.maximum(last[mine] - first[mine], 1e-9)
+        tokens = trace.input_len[mine] + trace.output_len[mine]
+        asked[tenant] = tokens[sent[mine] <= end].sum()
+        begun = mine & (first >= begin) & (first <= end)
         overlap = np.minimum(last[mine], end) - np.maximum(first[mine], begin)
-        share = np.clip(overlap / span, 0.0, 1.0)
-        served[tenant] += float((trace.output_len[mine] * share).sum())
-    return served / (end - begin)
+        share = np.clip(overlap / np.maximum(last[mine] - first[mine], 1e-9), 0.0, 1.0)
+        served[tenant] = trace.input_len[begun].sum() + (trace.output_len[mine] * share).sum()
+    return served / (end - begin), asked / (end - begin)
 
 
 def _distribution(values: NDArray[np.float64]) -> Distribution | None:

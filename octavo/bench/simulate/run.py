@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         num_kv_blocks: None: as many as the device's memory has room for.
         max_model_len: None: the model's.
+        async_scheduling: plan a step while the one before it runs, as on a GPU.
     """
 
     max_num_seqs: int = 1024
@@ -56,6 +58,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     gpu_memory_utilization: float = 0.92
     num_kv_blocks: int | None = None
     enable_prefix_caching: bool = True
+    async_scheduling: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
@@ -66,6 +69,24 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError("--gpu-memory-utilization must be in (0, 1]")
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step on the device.
+
+    Attributes:
+        plan, requests: what it computes, and for whom.
+        rows: those that sample.
+        end_s: when it is done.
+        is_alike: whether it does nothing but decode every running request.
+    """
+
+    plan: StepPlan
+    requests: list[Request]
+    rows: list[int]
+    end_s: float
+    is_alike: bool
 
 
 class Simulation:
@@ -111,7 +132,10 @@ class Simulation:
         self.record = Record(len(trace))
         self._skip, self._observer = skip, observer
         self._now = 0.0
+        self._device_free = 0.0
         self._front_end_free = 0.0
+        self._num_steps_ahead = int(settings.async_scheduling)
+        self._in_flight: deque[_Step] = deque()
         self._num_ended = 0
         self._is_alike = False
         self._events: list[tuple[float, int]] = []
@@ -149,7 +173,7 @@ class Simulation:
         return self.record
 
     def _loop(self) -> None:
-        scheduler = self.scheduler
+        scheduler, in_flight = self.scheduler, self._in_flight
         num_rounds = 0
         while True:
             self._take_arrivals()
@@ -159,18 +183,24 @@ class Simulation:
                 continue
             if not (self._is_alike and self._skip and self._advance()):
                 plan = scheduler.plan()
+                num_ahead = self._num_steps_ahead
                 if plan.is_empty:
-                    raise EngineError("the scheduler has work and plans no step")
-                self._is_alike = self._step(plan)
+                    if not in_flight:
+                        raise EngineError("the scheduler has work and plans no step")
+                    num_ahead = 0
+                else:
+                    in_flight.append(self._begin(plan))
+                if len(in_flight) > num_ahead:
+                    self._complete(in_flight.popleft())
             num_rounds += 1
             if self._observer is not None and num_rounds % _CALL_EVERY == 0:
                 self._observer(self._num_ended)
 
-    def _step(self, plan: StepPlan) -> bool:
-        """Run a planned step; whether it did nothing but decode every running request."""
+    def _begin(self, plan: StepPlan) -> _Step:
+        """Put a planned step on the device, behind those that are there."""
         scheduler = self.scheduler
         requests = scheduler.scheduled(plan)
-        num_preempted = self._take_released(self._now)
+        num_preempted = self._take_left(self._now)
         if plan.new_rows:
             self._enter(requests[-len(plan.new_rows) :])
         num_tokens, num_sequences = plan.num_tokens, len(plan.rows)
@@ -184,24 +214,36 @@ class Simulation:
                 num_left -= num_new
                 prefills.append((plan.num_computed_tokens[num_decodes], num_new))
         rows = plan.rows
-        if prefills:
+        if not all(plan.samples):
             rows = [row for row, samples in zip(rows, plan.samples, strict=True) if samples]
         context = sum(plan.num_computed_tokens[:num_decodes]) + num_decodes
-        end = self._time(num_tokens, len(rows), num_sequences, context, prefills)
-        self._sample_state(end - self._now)
+        self._run_device(num_tokens, len(rows), num_sequences, context, prefills)
+        is_alike = not (plan.new_rows or prefills or num_preempted)
+        is_alike = is_alike and len(rows) == len(scheduler.running)
+        return _Step(plan, requests, rows, self._device_free, is_alike)
+
+    def _complete(self, step: _Step) -> None:
+        """Let time pass until a step has ended, and take in what came of it."""
+        scheduler, rows = self.scheduler, step.rows
         tokens = (
             list(map(self._tokens.__getitem__, rows)) if self._has_prefixes else [0] * len(rows)
         )
-        scheduler.update(plan, StepResult(plan.step_id, tokens, [], 0))
-        self._now = end
-        seen = self._carry_out(end, len(rows))
+        scheduler.update(step.plan, StepResult(step.plan.step_id, tokens, [], 0))
+        self._now = step.end_s
+        seen = self._carry_out(step.end_s, len(rows))
+        if self._left_s:  # one that was preempted since keeps its token, but not its row
+            for request, samples in zip(step.requests, step.plan.samples, strict=True):
+                if samples and int(request.request_id) in self._left_s:
+                    self._left_s[int(request.request_id)] = seen
         num_firsts = self._record_gaps(rows, seen)
         if num_firsts:
-            self._record_firsts(requests, num_firsts, seen)
-        num_ended = self._take_released(seen)
-        return (
-            not (plan.new_rows or prefills or num_preempted or num_firsts or num_ended)
-            and len(scheduler.running) == num_sequences
+            self._record_firsts(step.requests, num_firsts, seen)
+        num_ended = self._take_left(seen)
+        self._is_alike = (
+            step.is_alike
+            and not num_firsts
+            and not num_ended
+            and all(later.is_alike for later in self._in_flight)
         )
 
     def _advance(self) -> bool:
@@ -214,38 +256,46 @@ class Simulation:
         num_sequences = len(rows)
         context = sum(request.num_computed_tokens for request in scheduler.running) + num_sequences
         previous = float(self._last_s[rows[0]])  # that of all: each got a token in the last step
-        run = DecodeRun(scheduler, limit, self._tokens)
+        ends = deque(step.end_s for step in self._in_flight)
+        run = DecodeRun(scheduler, limit, self._tokens, num_in_flight=len(ends))
         for _ in range(limit):
             run.plan()
-            end = self._time(num_sequences, num_sequences, num_sequences, context, _NO_PREFILLS)
-            self._sample_state(end - self._now)
+            self._run_device(num_sequences, num_sequences, num_sequences, context, _NO_PREFILLS)
+            ends.append(self._device_free)
             run.update()
-            self._now = end
-            seen = self._carry_out(end, num_sequences)
+            self._now = ends.popleft()
+            seen = self._carry_out(self._now, num_sequences)
             record.gaps.add(seen - previous, num_sequences)
             previous = seen
             context += num_sequences
             if self._is_arrival_due():
                 break
-        run.finish()
+        run.finish([step.plan for step in self._in_flight])
+        for step, end in zip(self._in_flight, ends, strict=True):
+            step.end_s = end
         self._last_s[rows] = previous
         return True
 
-    def _time(
+    def _run_device(
         self,
         num_tokens: int,
         num_samples: int,
         num_sequences: int,
         context: int,
         prefills: list[tuple[int, int]],
-    ) -> float:
-        """When the step that begins now ends."""
+    ) -> None:
+        """Run a step that is planned now, after those before it."""
         shared = min(self._num_shared, context)
         device_s = self.cost.device_s(
             num_tokens, num_samples, num_sequences, context, shared, prefills
         )
+        begin = max(self._now, self._device_free)
+        duration = self.cost.step_s(
+            device_s, num_tokens, num_sequences, overlaps=self._num_steps_ahead > 0
+        )
+        self._device_free = begin + duration
         self.record.device_s += device_s
-        return self._now + self.cost.step_s(device_s, num_tokens, num_sequences)
+        self._sample_state(begin, duration)
 
     def _carry_out(self, end: float, num_outputs: int) -> float:
         """When the client sees what a step put out."""
@@ -256,8 +306,8 @@ class Simulation:
         self._front_end_free = begin + (host.output_us + host.token_us * num_outputs) * 1e-6
         return self._front_end_free
 
-    def _sample_state(self, duration: float) -> None:
-        """Weigh the state of this step by its duration."""
+    def _sample_state(self, begin: float, duration: float) -> None:
+        """Weigh the state in which a step was planned by its duration."""
         record, scheduler = self.record, self.scheduler
         num_running = len(scheduler.running)
         num_waiting = scheduler.num_waiting
@@ -268,8 +318,8 @@ class Simulation:
         record.kv_usage_s += usage * duration
         record.max_waiting = max(record.max_waiting, num_waiting)
         record.max_kv_usage = max(record.max_kv_usage, usage)
-        if record.samples.is_due(self._now):
-            record.samples.add(self._now, num_running, num_waiting, usage)
+        if record.samples.is_due(begin):
+            record.samples.add(begin, num_running, num_waiting, usage)
 
     # -- requests in
 
@@ -358,22 +408,24 @@ class Simulation:
                     self._shared[row] = self._count_shared(request)
                     self._num_shared += self._shared[row]
 
-    def _take_released(self, seen: float) -> int:
-        """Requests that lost their row: how many, ended at `seen` or preempted."""
-        released = self.scheduler.released
-        if not released:
+    def _take_left(self, seen: float) -> int:
+        """Requests that ended, at `seen`, or were preempted: how many."""
+        left = self.scheduler.left
+        if not left:
             return 0
-        for request, row in released:
+        for request, row in left:
             index = int(request.request_id)
-            self._num_shared -= self._shared[row]
-            self._shared[row] = 0
+            if row >= 0:
+                self._num_shared -= self._shared[row]
+                self._shared[row] = 0
             if request.status is _FINISHED:
                 self.record.preemptions[index] = request.num_preemptions
+                self._left_s.pop(index, None)
                 self._end(index, seen)
             else:
                 self._left_s[index] = float(self._last_s[row])
-        count = len(released)
-        released.clear()
+        count = len(left)
+        left.clear()
         return count
 
     def _count_shared(self, request: Request) -> int:

@@ -23,7 +23,8 @@ class SimulatedScheduler(Scheduler):
     """`Scheduler`, unchanged, that tells who lost a row and can pass over decodes.
 
     Attributes:
-        released: requests that lost their row since the list was last emptied, with the row.
+        left: requests that ended or were preempted since the list was last emptied, with the row
+            that they had, or -1.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class SimulatedScheduler(Scheduler):
             max_model_len=max_model_len,
             policy=policy,
         )
-        self.released: list[tuple[Request, int]] = []
+        self.left: list[tuple[Request, int]] = []
 
     def scheduled(self, plan: StepPlan) -> list[Request]:
         """The requests of a plan that was not updated yet, in its order."""
@@ -75,25 +76,50 @@ class SimulatedScheduler(Scheduler):
         num_rounds = self.kv_cache.num_free_blocks // len(self._running)
         return min(num_steps, num_rounds * self.kv_cache.block_size)
 
-    def _release(self, request: Request) -> None:
-        self.released.append((request, request.row))
-        super()._release(request)
+    def advance(self, in_flight: list[StepPlan], num_steps: int) -> None:
+        """Count steps that a `DecodeRun` has passed over; the plans in flight become the last of
+        them. New blocks of theirs were entered when they were planned.
+        """
+        self._num_steps += num_steps
+        self._num_generation_tokens += num_steps * len(self._running)
+        moved = [self._in_flight.pop(plan.step_id) for plan in in_flight]
+        for plan, requests in zip(in_flight, moved, strict=True):
+            plan.step_id += num_steps
+            plan.num_computed_tokens = [count + num_steps for count in plan.num_computed_tokens]
+            self._in_flight[plan.step_id] = requests
+
+    def _preempt(self, request: Request) -> None:
+        row = request.row
+        super()._preempt(request)
+        self.left.append((request, row))
+
+    def _finish(self, request: Request) -> None:
+        row = request.row
+        super()._finish(request)
+        self.left.append((request, row))
 
 
 class DecodeRun:
     """A run of steps that only decode: only requests at the end of a block are touched in each.
 
     Args:
-        scheduler: as it is between an update and a plan; not to be used until `finish`.
+        scheduler: between an update and a plan; not to be used until `finish`.
         num_steps: most steps to come, at most `num_steps_alike`.
         output_tokens: by row, the token that a request samples in every step.
+        num_in_flight: steps planned and not updated, of the same kind.
     """
 
     def __init__(
-        self, scheduler: SimulatedScheduler, num_steps: int, output_tokens: list[int]
+        self,
+        scheduler: SimulatedScheduler,
+        num_steps: int,
+        output_tokens: list[int],
+        *,
+        num_in_flight: int = 0,
     ) -> None:
         self._scheduler, self._kv_cache = scheduler, scheduler.kv_cache
         self._output_tokens = output_tokens
+        self._num_in_flight = num_in_flight
         self._size = size = self._kv_cache.block_size
         # In which of the next `size` steps each request takes a block, and fills one.
         self._grows: list[list[Request]] = [[] for _ in range(size)]
@@ -105,7 +131,7 @@ class DecodeRun:
             if due < num_steps:
                 self._grows[due].append(request)
             if self._kv_cache.enable_prefix_caching:
-                self._commits[(size - 1 - computed) % size].append(request)
+                self._commits[(size - 1 - computed + num_in_flight) % size].append(request)
         self._num_steps = 0
 
     def plan(self) -> None:
@@ -116,25 +142,25 @@ class DecodeRun:
             assert blocks, "there are blocks for all steps of a run"
 
     def update(self) -> None:
-        """What `Scheduler.update` does to the blocks."""
+        """What `Scheduler.update` does to the blocks, for the oldest step in flight."""
+        done = self._num_steps + 1 - self._num_in_flight
         for request in self._commits[self._num_steps % self._size]:
-            num_tokens = request.num_computed_tokens + self._num_steps + 1
+            num_tokens = request.num_computed_tokens + done
             self._extend(request, num_tokens)
             self._kv_cache.commit(request, num_tokens)
         self._num_steps += 1
 
-    def finish(self) -> None:
-        """Bring requests and counters to where the steps have led."""
+    def finish(self, in_flight: list[StepPlan]) -> None:
+        """Bring requests, counters and the plans in flight to where the steps have led."""
         scheduler, num_steps = self._scheduler, self._num_steps
         charge = scheduler.policy.charge if scheduler.policy.counts_service else None
         for request in scheduler.running:
             request.num_computed_tokens += num_steps
             request.num_tokens += num_steps
-            self._extend(request, request.num_tokens)
+            self._extend(request, request.num_tokens - self._num_in_flight)
             if charge is not None:
                 charge(request, 0, num_steps)
-        scheduler._num_steps += num_steps
-        scheduler._num_generation_tokens += num_steps * len(scheduler.running)
+        scheduler.advance(in_flight, num_steps)
 
     def _extend(self, request: Request, num_tokens: int) -> None:
         token = self._output_tokens[request.row]

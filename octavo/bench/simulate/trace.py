@@ -16,8 +16,6 @@ import numpy as np
 from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
 Segment = tuple[int, int]
@@ -218,28 +216,6 @@ def make_trace(spec: Synthetic) -> Trace:
         group = rng.integers(0, max(spec.num_prefixes, 1), num_sessions)
         _add_prefixes(trace, spec.prefix_len, group, num_sessions)
     return trace
-
-
-def merge(traces: Sequence[Trace]) -> Trace:
-    """One trace of several open-loop ones without prefixes, tenants by name, in order of arrival.
-
-    Raises:
-        ConfigError: one has a closed loop, sessions or prefixes.
-    """
-    if any(t.concurrency or t.after is not None or t.prefixes is not None for t in traces):
-        raise ConfigError("only open-loop traces without prefixes can be merged")
-    names = sorted({name for trace in traces for name in trace.tenants})
-    arrival = np.concatenate([trace.arrival_s for trace in traces])
-    order = np.argsort(arrival, kind="stable")
-    tenant = [np.array([names.index(n) for n in t.tenants])[t.tenant] for t in traces]
-    return Trace(
-        arrival_s=arrival[order],
-        input_len=np.concatenate([trace.input_len for trace in traces])[order],
-        output_len=np.concatenate([trace.output_len for trace in traces])[order],
-        tenant=np.concatenate(tenant)[order],
-        priority=np.concatenate([trace.priority for trace in traces])[order],
-        tenants=names,
-    )
 
 
 def _arrivals(spec: Synthetic, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
