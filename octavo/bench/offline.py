@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from octavo import __version__
 from octavo.bench.workload import Length, random_asks
 from octavo.errors import ConfigError
 from octavo.types import SamplingParams
+from octavo.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

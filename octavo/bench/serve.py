@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from octavo import __version__
 from octavo.bench.client import Endpoint, OpenAIClient, Outcome
 from octavo.bench.report import ServeReport, Setup, summarize
 from octavo.bench.workload import (
@@ -37,6 +36,7 @@ from octavo.bench.workload import (
     stream_of,
 )
 from octavo.errors import ConfigError
+from octavo.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence

@@ -17,8 +17,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Protocol, cast
 
-from octavo import __version__
 from octavo.errors import OctavoError
+from octavo.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-import octavo
 from octavo.server.context import context_of
 from octavo.server.http import json_response
+from octavo.version import __version__
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -26,7 +26,7 @@ async def health(request: Request) -> Response:
 
 async def version(request: Request) -> Response:
     """Octavo's version."""
-    return json_response({"version": octavo.__version__})
+    return json_response({"version": __version__})
 
 
 async def metrics(request: Request) -> Response:

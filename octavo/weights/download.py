@@ -8,8 +8,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from octavo import __version__
 from octavo.errors import DownloadError
+from octavo.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from octavo import __version__
+from octavo.version import __version__
 from octavo.bench.simulate.cost import CostModel
 from octavo.bench.simulate.hardware import DEVICES, HOSTS, ModelShape, WeightDType
 from octavo.bench.simulate.report import SimulationReport, summarize
