@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from octavo.version import __version__
 from octavo.bench.simulate.cost import CostModel
 from octavo.bench.simulate.hardware import DEVICES, HOSTS, ModelShape, WeightDType
 from octavo.bench.simulate.report import SimulationReport, summarize
 from octavo.bench.simulate.run import EngineSettings, Simulation
+from octavo.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
