@@ -16,6 +16,7 @@ from octavo.protocol.generation import (
     NEUTRAL_VALUES,
     GenerationRequest,
     Neutral,
+    check_choices,
     check_neutral,
     check_stream_options,
     sampling_params,
@@ -78,6 +79,7 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
             InvalidRequestError: names the field.
         """
         check_neutral(self, NEUTRAL_CHAT_VALUES)
+        check_choices(self)
         check_stream_options(self)
         check_template_kwargs(self.chat_template_kwargs)
         if self.top_logprobs is not None and not self.logprobs:
@@ -161,7 +163,7 @@ class AssistantAnswer(msgspec.Struct, kw_only=True):
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):
-    """The one choice of an answer."""
+    """One choice of an answer."""
 
     index: int = 0
     message: AssistantAnswer
@@ -192,7 +194,7 @@ class ChatDelta(msgspec.Struct, kw_only=True):
 
 
 class ChatChunkChoice(msgspec.Struct, kw_only=True):
-    """The one choice of a chunk. `stop_reason` is in the finish chunk only."""
+    """What a chunk adds to one choice. `stop_reason` is in the finish chunk only."""
 
     index: int = 0
     delta: ChatDelta

@@ -16,6 +16,7 @@ from octavo.protocol.generation import (
     NEUTRAL_VALUES,
     GenerationRequest,
     Neutral,
+    check_choices,
     check_neutral,
     check_stream_options,
     sampling_params,
@@ -53,10 +54,11 @@ class CompletionRequest(GenerationRequest, kw_only=True):
             InvalidRequestError: names the field.
         """
         check_neutral(self, NEUTRAL_COMPLETION_VALUES)
+        check_choices(self)
         check_stream_options(self)
 
     def prompts(self) -> list[str | list[int]]:
-        """One text or list of token ids per choice of the answer, none of them empty.
+        """The texts or lists of token ids, none of them empty; each has `num_choices` choices.
 
         Raises:
             InvalidRequestError: an empty prompt, too many, or kinds mixed in one list.
@@ -66,6 +68,12 @@ class CompletionRequest(GenerationRequest, kw_only=True):
             raise InvalidRequestError(
                 f"prompt holds {len(prompts)} prompts, at most {MAX_PROMPTS} are allowed",
                 param="prompt",
+            )
+        if len(prompts) * self.num_choices > MAX_PROMPTS:
+            raise InvalidRequestError(
+                f"{len(prompts)} prompts and n {self.num_choices} make more than {MAX_PROMPTS} "
+                "choices",
+                param="n",
             )
         for index, prompt in enumerate(prompts):
             if not prompt:

@@ -15,6 +15,9 @@ from octavo.errors import InvalidRequestError
 from octavo.protocol.decode import Int32, Int64
 from octavo.types import RequestOptions, SamplingParams
 
+MAX_CHOICES = 128
+"""Most answers per prompt (OpenAI's bound)."""
+
 DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p")
 """Sampling fields whose default may come from a model's generation_config."""
 
@@ -34,8 +37,6 @@ Neutral = Mapping[str, tuple[Any, ...]]
 """Per field that is not served: the values that ask for nothing."""
 
 NEUTRAL_VALUES: Neutral = {
-    "n": (None, 1),
-    "best_of": (None, 1),
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
     "repetition_penalty": (None, 1),
@@ -87,6 +88,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     priority: Int32 | None = None
     cache_salt: str | None = None
     timeout: float | None = None
+    n: Int32 | None = None
+    best_of: Int32 | None = None
 
     # Harmless.
     metadata: dict[str, Any] | None = None
@@ -97,8 +100,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     user: str | None = None
 
     # Not served: only neutral values pass.
-    n: int | None = None
-    best_of: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -131,6 +132,11 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
         )
 
     @property
+    def num_choices(self) -> int:
+        """Answers per prompt."""
+        return 1 if self.n is None else self.n
+
+    @property
     def include_usage(self) -> bool:
         """True when a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -156,6 +162,30 @@ def check_neutral(request: msgspec.Struct, neutral: Neutral) -> None:
             raise InvalidRequestError(
                 f"{name} is not supported by this server: leave it out{only}", param=name
             )
+
+
+def check_choices(request: GenerationRequest) -> None:
+    """Refuse a number of answers that is none or too large, and choosing among more.
+
+    Raises:
+        InvalidRequestError: `n` or `best_of`.
+    """
+    num = request.num_choices
+    if not 1 <= num <= MAX_CHOICES:
+        raise InvalidRequestError(f"n must be in 1..{MAX_CHOICES}, got {num}", param="n")
+    if request.best_of not in (None, num):
+        raise InvalidRequestError(
+            f"best_of is not supported by this server: leave it out, or set it to n, {num}",
+            param="best_of",
+        )
+
+
+def nth_choice(params: SamplingParams, index: int) -> SamplingParams:
+    """The parameters of a prompt's choice: its seed is the request's plus its index, if given."""
+    if params.seed is None or not index:
+        return params
+    seed = (params.seed + index + 2**63) % 2**64 - 2**63
+    return msgspec.structs.replace(params, seed=seed)
 
 
 def check_stream_options(request: GenerationRequest) -> None:

@@ -43,17 +43,27 @@ class Output:
 
 
 class UsageCounter:
-    """Token counts over the prompts of one HTTP request, as far as they have come."""
+    """Token counts over the choices of one HTTP request, as far as they have come.
 
-    def __init__(self, num_prompt_tokens: Sequence[int]) -> None:
-        self._prompt = sum(num_prompt_tokens)
+    A prompt counts once, however many choices it has: so do its cached tokens, those of its first
+    choice, for what the others find is what that one computed.
+
+    Args:
+        num_prompt_tokens: of each choice's prompt; choices of one prompt are neighbours.
+        num_choices: per prompt.
+    """
+
+    def __init__(self, num_prompt_tokens: Sequence[int], num_choices: int = 1) -> None:
+        self._num_choices = num_choices
+        self._prompt = sum(num_prompt_tokens[::num_choices])
         self._completion = [0] * len(num_prompt_tokens)
         self._cached = [0] * len(num_prompt_tokens)
 
     def add(self, index: int, delta: Delta) -> None:
-        """Take note of a delta of the prompt with this index."""
+        """Take note of a delta of the choice with this index."""
         self._completion[index] = delta.num_output_tokens
-        self._cached[index] = delta.num_cached_tokens
+        if index % self._num_choices == 0:
+            self._cached[index] = delta.num_cached_tokens
 
     @property
     def usage(self) -> Usage:

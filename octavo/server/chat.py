@@ -20,6 +20,7 @@ from octavo.protocol.chat import (
     ChatCompletionRequest,
     ChatDelta,
 )
+from octavo.protocol.generation import nth_choice
 from octavo.server.answers import UsageCounter, chat_logprobs, collect
 from octavo.server.auth import tenant_of
 from octavo.server.context import ServerContext, context_of
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp
 
+    from octavo.server.answers import Output
     from octavo.types import Delta, RequestOptions
 
 
@@ -48,16 +50,16 @@ async def create_chat_completion(request: Request) -> ASGIApp:
     context.check_model(body.model)
     body.check()
     options = body.options(tenant_of(request.scope))
-    answer = _Answer(context, body, await _job(context, body, arrived, options))
+    answer = _Answer(context, body, await _jobs(context, body, arrived, options))
     if body.stream:
         return EventStream(answer.events())
     return json_response(await until_disconnect(request.receive, answer.complete()))
 
 
-async def _job(
+async def _jobs(
     context: ServerContext, body: ChatCompletionRequest, arrived: float, options: RequestOptions
-) -> Job:
-    """The conversation rendered, encoded, checked, and with its parameters."""
+) -> list[Job]:
+    """The conversation rendered, encoded, checked, and with its parameters: one job per choice."""
     params = body.sampling_params(context.defaults)
     encoder = context.prompts
     encoder.check_ids(params.stop_token_ids, param="stop_token_ids")
@@ -72,48 +74,61 @@ async def _job(
         params = encoder.fit(params, len(ids), prompt="messages", max_tokens=body.max_tokens_field)
     except InvalidRequestError as exc:
         raise body.in_own_names(exc) from None
-    return Job(f"chatcmpl-{uuid4().hex}", ids, params, arrived, options)
+    answer_id = f"chatcmpl-{uuid4().hex}"
+    return [
+        Job(f"{answer_id}-{index}", ids, nth_choice(params, index), arrived, options)
+        for index in range(body.num_choices)
+    ]
 
 
 class _Answer:
-    """Makes the answer, whole or in chunks, out of the deltas of its job."""
+    """Makes the answer, whole or in chunks, out of the deltas of its jobs, one per choice."""
 
-    def __init__(self, context: ServerContext, body: ChatCompletionRequest, job: Job) -> None:
+    def __init__(
+        self, context: ServerContext, body: ChatCompletionRequest, jobs: list[Job]
+    ) -> None:
         self._context = context
         self._body = body
-        self._job = job
+        self._jobs = jobs
+        self._id = jobs[0].request_id.removesuffix("-0")
+        self._prompt_token_ids = jobs[0].prompt_token_ids
         self._created = int(time.time())
-        self._usage = UsageCounter([len(job.prompt_token_ids)])
+        self._usage = UsageCounter([len(self._prompt_token_ids)] * len(jobs), len(jobs))
 
     def _run(self) -> AsyncGenerator[tuple[int, Delta], None]:
-        return run_jobs(self._context.engine, self._context.metrics, [self._job])
+        return run_jobs(self._context.engine, self._context.metrics, self._jobs)
 
     async def complete(self) -> ChatCompletion:
         """The whole answer."""
         async with aclosing(self._run()) as deltas:
-            (output,) = await collect(deltas, self._usage, 1)
+            outputs = await collect(deltas, self._usage, len(self._jobs))
+        answer = ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._context.model_name,
+            choices=[self._choice(index, output) for index, output in enumerate(outputs)],
+            usage=self._usage.usage,
+        )
+        if self._body.return_token_ids:
+            answer.prompt_token_ids = self._prompt_token_ids
+        return answer
+
+    def _choice(self, index: int, output: Output) -> ChatChoice:
         choice = ChatChoice(
+            index=index,
             message=AssistantAnswer(content=output.text),
             finish_reason=output.finish_reason,
             stop_reason=output.stop_reason,
         )
         if self._body.logprobs:
             choice.logprobs = chat_logprobs(self._context.tokenizer, output.logprobs)
-        answer = ChatCompletion(
-            id=self._job.request_id,
-            created=self._created,
-            model=self._context.model_name,
-            choices=[choice],
-            usage=self._usage.usage,
-        )
         if self._body.return_token_ids:
             choice.token_ids = output.token_ids
-            answer.prompt_token_ids = self._job.prompt_token_ids
-        return answer
+        return choice
 
     def _chunk(self, *choices: ChatChunkChoice) -> ChatCompletionChunk:
         chunk = ChatCompletionChunk(
-            id=self._job.request_id,
+            id=self._id,
             created=self._created,
             model=self._context.model_name,
             choices=list(choices),
@@ -124,39 +139,43 @@ class _Answer:
             chunk.usage = None
         return chunk
 
-    def _first_event(self) -> bytes:
-        chunk = self._chunk(ChatChunkChoice(delta=ChatDelta(role="assistant", content="")))
+    def _first_event(self, index: int) -> bytes:
+        delta = ChatDelta(role="assistant", content="")
+        chunk = self._chunk(ChatChunkChoice(index=index, delta=delta))
         if self._body.return_token_ids:
-            chunk.prompt_token_ids = self._job.prompt_token_ids
+            chunk.prompt_token_ids = self._prompt_token_ids
         return sse.event(chunk)
 
-    def _delta_events(self, delta: Delta) -> bytes:
+    def _delta_events(self, index: int, delta: Delta) -> bytes:
         """What a delta adds, and the chunk with the reason if it is the last; may be nothing."""
         has_ids = bool(self._body.return_token_ids and delta.token_ids)
         events = b""
         if delta.text or delta.logprobs or has_ids:
-            choice = ChatChunkChoice(delta=ChatDelta(content=delta.text))
+            choice = ChatChunkChoice(index=index, delta=ChatDelta(content=delta.text))
             if self._body.logprobs and delta.logprobs:
                 choice.logprobs = chat_logprobs(self._context.tokenizer, delta.logprobs)
             choice.token_ids = delta.token_ids if has_ids else UNSET
             events = sse.event(self._chunk(choice))
         if delta.finish_reason is not None:
             end = ChatChunkChoice(
-                delta=ChatDelta(), finish_reason=delta.finish_reason, stop_reason=delta.stop_reason
+                index=index,
+                delta=ChatDelta(),
+                finish_reason=delta.finish_reason,
+                stop_reason=delta.stop_reason,
             )
             events += sse.event(self._chunk(end))
         return events
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer as events, without the end; empty where a delta has nothing to show."""
-        first = True
+        is_new = [True] * len(self._jobs)
         async with aclosing(self._run()) as deltas:
             async for index, delta in deltas:
                 self._usage.add(index, delta)
-                events = self._delta_events(delta)
-                if first:
-                    events = self._first_event() + events
-                    first = False
+                events = self._delta_events(index, delta)
+                if is_new[index]:
+                    events = self._first_event(index) + events
+                    is_new[index] = False
                 yield events
         if self._body.include_usage:
             chunk = self._chunk()

@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from octavo.protocol import sse
 from octavo.protocol.completions import Completion, CompletionChoice, CompletionRequest
+from octavo.protocol.generation import nth_choice
 from octavo.server.answers import UsageCounter, collect, completion_logprobs
 from octavo.server.auth import tenant_of
 from octavo.server.context import ServerContext, context_of
@@ -50,14 +51,14 @@ async def create_completion(request: Request) -> ASGIApp:
 async def _jobs(
     context: ServerContext, body: CompletionRequest, arrived: float, options: RequestOptions
 ) -> list[Job]:
-    """The prompts encoded, checked, and with their parameters."""
+    """The prompts encoded, checked, and with their parameters: one job per choice."""
     params = body.sampling_params(context.defaults)
     encoder = context.prompts
     encoder.check_ids(params.stop_token_ids, param="stop_token_ids")
     prompts = body.prompts()
     add_special_tokens = body.add_special_tokens is not False
     completion_id = f"cmpl-{uuid4().hex}"
-    jobs = []
+    jobs: list[Job] = []
     for index, prompt in enumerate(prompts):
         param = "prompt" if len(prompts) == 1 else f"prompt[{index}]"
         if isinstance(prompt, str):
@@ -66,7 +67,9 @@ async def _jobs(
             ids = prompt
             encoder.check_ids(ids, param=param)
         fitted = encoder.fit(params, len(ids), prompt=param, max_tokens="max_tokens")
-        jobs.append(Job(f"{completion_id}-{index}", ids, fitted, arrived, options))
+        for choice in range(body.num_choices):
+            request_id = f"{completion_id}-{len(jobs)}"
+            jobs.append(Job(request_id, ids, nth_choice(fitted, choice), arrived, options))
     return jobs
 
 
@@ -79,7 +82,7 @@ class _Answer:
         self._jobs = jobs
         self._id = jobs[0].request_id.removesuffix("-0")
         self._created = int(time.time())
-        self._usage = UsageCounter([len(job.prompt_token_ids) for job in jobs])
+        self._usage = UsageCounter([len(job.prompt_token_ids) for job in jobs], body.num_choices)
 
     def _run(self) -> AsyncGenerator[tuple[int, Delta], None]:
         return run_jobs(self._context.engine, self._context.metrics, self._jobs)

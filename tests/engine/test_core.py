@@ -245,3 +245,16 @@ def test_a_lost_device_ends_the_engine(ahead: int) -> None:
     core.add(message("a", [1]))
     with pytest.raises(DeviceLostError, match="cuda:0 is lost"):
         drain(core)
+
+
+def test_requests_of_one_prompt_compute_it_once() -> None:
+    """What `n` answers to a prompt cost: it once, and the block that each one writes into."""
+    executor = FakeExecutor(block_size=4)
+    core = make_core(executor)
+    prompt = list(range(30))
+    for i in range(4):
+        core.add(message(f"r{i}", prompt, max_tokens=1))
+    outputs = drain(core)
+    assert [tokens_of(outputs[f"r{i}"]) for i in range(4)] == [expected_tokens(prompt, 7, 1)] * 4
+    computed = sum(plan.num_tokens for plan in executor.plans)
+    assert computed == len(prompt) + 3 * (len(prompt) % 4)

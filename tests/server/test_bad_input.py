@@ -109,8 +109,11 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"timeout": 0}, "timeout"),
     ({"timeout": -1.5}, "timeout"),
     ({"priority": 2**31}, "priority"),
-    ({"n": 2}, "n"),
     ({"n": 0}, "n"),
+    ({"n": -1}, "n"),
+    ({"n": 129}, "n"),
+    ({"n": 2, "best_of": 3}, "best_of"),
+    ({"n": 2, "best_of": 1}, "best_of"),
     ({"best_of": 3}, "best_of"),
     ({"presence_penalty": 0.5}, "presence_penalty"),
     ({"frequency_penalty": -1}, "frequency_penalty"),
@@ -232,7 +235,8 @@ def test_messages_say_what_is_allowed(server: RunningServer) -> None:
     assert "'system', 'developer', 'user', 'assistant', 'tool'" in message(
         messages=[{"role": "boss", "content": "hi"}]
     )
-    assert "set it to 1" in message(n=2)
+    assert "set it to n, 2" in message(n=2, best_of=3)
+    assert "set it to 0" in message(presence_penalty=1)
     assert "did you mean temperature?" in message(temprature=1)
     assert "did you mean content?" in message(messages=[{"role": "user", "contents": "hi"}])
     assert "'auto', 'default'" in message(service_tier="flex")

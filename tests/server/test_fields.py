@@ -135,6 +135,9 @@ def test_every_field(
             assert (status, result) == (400, name)
             for quiet in neutral[name]:
                 assert effect(server, kind, {**beside, name: quiet}) == baseline, name
+        elif name == "best_of":
+            assert (status, result) == (400, name)
+            assert effect(server, kind, {"n": 2, name: 2}) == effect(server, kind, {"n": 2})
         elif name == "model":
             assert (status, result) == (404, "model")
         else:

@@ -86,6 +86,59 @@ def test_chat_stream_equals_the_whole_answer(client: openai.OpenAI) -> None:
     assert usage_chunk.usage == whole.usage
 
 
+@pytest.mark.parametrize("seed", [None, 4, 2**63 - 2])
+def test_chat_with_several_choices(
+    client: openai.OpenAI, server: RunningServer, seed: int | None
+) -> None:
+    asked: dict[str, Any] = {"model": "fake", "messages": MESSAGES, "max_tokens": 30, "n": 3}
+    server.engine.delay = 0.001
+    whole = client.chat.completions.create(**asked, seed=seed)
+    jobs = list(server.engine.requests.values())
+    assert len(jobs) == server.engine.most_open == 3
+    assert jobs[0][0] == jobs[1][0] == jobs[2][0]
+    seeds = [params.seed for _, params in jobs]
+    if seed is None:
+        assert seeds == [None] * 3
+    else:
+        assert seeds == [seed, seed + 1, seed + 2 if seed == 4 else -(2**63)]
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in whole.choices}) == (1 if seed is None else 3)
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens == len(jobs[0][0])
+    assert whole.usage.completion_tokens == 3 * 30
+    assert whole.usage.prompt_tokens_details is not None
+    assert whole.usage.prompt_tokens_details.cached_tokens == len(jobs[0][0]) // 2
+
+    texts, roles, reasons, usage = ["", "", ""], [0, 0, 0], [0, 0, 0], None
+    for chunk in client.chat.completions.create(
+        **asked, seed=seed, stream=True, stream_options={"include_usage": True}
+    ):
+        usage = chunk.usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            roles[choice.index] += choice.delta.role is not None
+            reasons[choice.index] += choice.finish_reason is not None
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert roles == reasons == [1, 1, 1]
+    assert usage == whole.usage
+
+
+def test_completions_with_several_choices(client: openai.OpenAI, server: RunningServer) -> None:
+    whole = client.completions.create(
+        model="fake", prompt=["one", "three"], n=2, best_of=2, seed=1, max_tokens=9
+    )
+    jobs = list(server.engine.requests.values())
+    assert [params.seed for _, params in jobs] == [1, 2, 1, 2]
+    assert jobs[0][0] == jobs[1][0] != jobs[2][0] == jobs[3][0]
+    assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
+    for choice, (prompt, params) in zip(whole.choices, jobs, strict=True):
+        data = bytes(t - NUM_SPECIAL for t in server.engine.answer(prompt, params)[:9])
+        assert choice.text == data.decode(errors="ignore")
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens == len(jobs[0][0]) + len(jobs[2][0])
+    assert whole.usage.completion_tokens == 4 * 9
+
+
 def test_chat_logprobs(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {
         "model": "fake",
