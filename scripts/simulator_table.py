@@ -19,7 +19,8 @@ import numpy as np
 
 from octavo.bench.simulate.cost import CostModel
 from octavo.bench.simulate.hardware import DEVICES, HOSTS, MODELS, WeightDType
-from octavo.bench.simulate.run import EngineSettings, Simulation
+from octavo.bench.simulate.run import Simulation
+from octavo.bench.simulate.settings import EngineSettings
 from octavo.bench.simulate.trace import Lengths, Synthetic, make_trace
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "decisions" / "0007-simulator.md"

@@ -132,7 +132,7 @@ def run_offline(args: argparse.Namespace) -> int:
 
 def run_simulate(args: argparse.Namespace) -> int:
     """Simulate an engine; the exit code is 1 when no request could run."""
-    from octavo.bench.simulate.report import print_report
+    from octavo.bench.simulate.tables import print_report
     from octavo.cli.bench_simulate import simulate
 
     check_target(args.json)

@@ -76,7 +76,7 @@ def simulate(args: argparse.Namespace, console: Console) -> SimulationReport:
     from octavo.bench.report import parse_slo
     from octavo.bench.simulate.compare import Comparison, compare
     from octavo.bench.simulate.hardware import find_model
-    from octavo.bench.simulate.run import EngineSettings
+    from octavo.bench.simulate.settings import EngineSettings
 
     policies = _policies(args.policies)
     if args.plots is not None:

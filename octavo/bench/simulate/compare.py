@@ -11,7 +11,8 @@ import msgspec
 from octavo.bench.simulate.cost import CostModel
 from octavo.bench.simulate.hardware import DEVICES, HOSTS, ModelShape, WeightDType
 from octavo.bench.simulate.report import SimulationReport, summarize
-from octavo.bench.simulate.run import EngineSettings, Simulation
+from octavo.bench.simulate.run import Simulation
+from octavo.bench.simulate.settings import EngineSettings
 from octavo.version import __version__
 
 if TYPE_CHECKING:

@@ -112,3 +112,16 @@ class Record:
         self.running_s = 0.0
         self.kv_usage_s = 0.0
         self.end_s = 0.0
+
+    def add_step(
+        self, begin: float, duration: float, num_running: int, num_waiting: int, kv_usage: float
+    ) -> None:
+        """Weigh the state in which a step was planned by the step's duration."""
+        self.step_s += duration
+        self.running_s += num_running * duration
+        self.waiting_s += num_waiting * duration
+        self.kv_usage_s += kv_usage * duration
+        self.max_waiting = max(self.max_waiting, num_waiting)
+        self.max_kv_usage = max(self.max_kv_usage, kv_usage)
+        if self.samples.is_due(begin):
+            self.samples.add(begin, num_running, num_waiting, kv_usage)

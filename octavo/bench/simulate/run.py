@@ -1,7 +1,6 @@
 """The loop: arrivals, plan, cost, update, in virtual time.
 
-Knows the real scheduler and the cost model. The front end is a queue behind the engine: it takes
-requests in and carries tokens out in order, so that a slow one delays both; see `hardware.Host`.
+Knows the real scheduler and the cost model; `clients` sends the requests, `record` keeps what came.
 """
 
 from __future__ import annotations
@@ -9,66 +8,31 @@ from __future__ import annotations
 import gc
 from collections import deque
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
+from octavo.bench.simulate.clients import Clients, FrontEnd
 from octavo.bench.simulate.record import Record
 from octavo.bench.simulate.scheduler import DecodeRun, SimulatedScheduler
+from octavo.bench.simulate.settings import POLICIES
 from octavo.engine.kv_cache import KVCacheManager
-from octavo.engine.policy import FairPolicy, FCFSPolicy, PriorityPolicy
 from octavo.engine.request import Request, RequestStatus
-from octavo.errors import ConfigError, EngineError, InvalidRequestError
+from octavo.errors import EngineError, InvalidRequestError
 from octavo.types import SamplingParams, StepResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from octavo.bench.simulate.cost import CostModel
+    from octavo.bench.simulate.settings import EngineSettings
     from octavo.bench.simulate.trace import Trace
-    from octavo.engine.policy import Policy
     from octavo.types import EngineStats, StepPlan
 
-POLICIES: dict[str, Callable[[], Policy]] = {
-    "fcfs": FCFSPolicy,
-    "priority": PriorityPolicy,
-    "fair": FairPolicy,
-}
 _FINISHED = RequestStatus.FINISHED
 _CALL_EVERY = 256
 _LEAST_RUN = 2
 _NO_PREFILLS: list[tuple[int, int]] = []
-
-
-class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine's flags that scheduling depends on, under their names.
-
-    Attributes:
-        num_kv_blocks: None: as many as the device's memory has room for.
-        max_model_len: None: the model's.
-        async_scheduling: plan a step while the one before it runs, as on a GPU.
-    """
-
-    max_num_seqs: int = 1024
-    max_num_batched_tokens: int = 8192
-    max_model_len: int | None = None
-    block_size: int = 16
-    gpu_memory_utilization: float = 0.92
-    num_kv_blocks: int | None = None
-    enable_prefix_caching: bool = True
-    async_scheduling: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("max_model_len", "num_kv_blocks"):
-            if (getattr(self, name) or 1) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigError("--gpu-memory-utilization must be in (0, 1]")
 
 
 @dataclass(slots=True)
@@ -133,14 +97,10 @@ class Simulation:
         self._skip, self._observer = skip, observer
         self._now = 0.0
         self._device_free = 0.0
-        self._front_end_free = 0.0
         self._num_steps_ahead = int(settings.async_scheduling)
         self._in_flight: deque[_Step] = deque()
         self._num_ended = 0
         self._is_alike = False
-        self._events: list[tuple[float, int]] = []
-        self._ready: deque[tuple[float, int]] = deque()
-        self._turn_after: dict[int, int] = {}
         # By row: the request's token, when its last one came, tokens that it shares with others.
         self._tokens = [0] * num_rows
         self._last_s = np.full(num_rows, np.nan)
@@ -148,8 +108,8 @@ class Simulation:
         self._num_shared = 0
         self._left_s: dict[int, float] = {}  # of preempted requests, by index
         self._params: dict[int, SamplingParams] = {}
-        self._refuse_empty()
-        self._seed_events()
+        self._front_end = FrontEnd(cost.host)
+        self._clients = Clients(trace, self._front_end, self.record)
 
     @property
     def stats(self) -> EngineStats:
@@ -169,7 +129,7 @@ class Simulation:
         finally:
             if was_enabled:
                 gc.enable()
-        self.record.end_s = max(self._now, self._front_end_free)
+        self.record.end_s = max(self._now, self._front_end.free_s)
         return self.record
 
     def _loop(self) -> None:
@@ -178,8 +138,10 @@ class Simulation:
         while True:
             self._take_arrivals()
             if not scheduler.has_work:
-                if not self._wait():
+                next_s = self._clients.next_s()
+                if next_s is None:
                     return
+                self._now = max(self._now, next_s)
                 continue
             if not (self._is_alike and self._skip and self._advance()):
                 plan = scheduler.plan()
@@ -230,7 +192,7 @@ class Simulation:
         )
         scheduler.update(step.plan, StepResult(step.plan.step_id, tokens, [], 0))
         self._now = step.end_s
-        seen = self._carry_out(step.end_s, len(rows))
+        seen = self._front_end.carry_out(step.end_s, len(rows))
         if self._left_s:  # one that was preempted since keeps its token, but not its row
             for request, samples in zip(step.requests, step.plan.samples, strict=True):
                 if samples and int(request.request_id) in self._left_s:
@@ -264,11 +226,11 @@ class Simulation:
             ends.append(self._device_free)
             run.update()
             self._now = ends.popleft()
-            seen = self._carry_out(self._now, num_sequences)
+            seen = self._front_end.carry_out(self._now, num_sequences)
             record.gaps.add(seen - previous, num_sequences)
             previous = seen
             context += num_sequences
-            if self._is_arrival_due():
+            if self._clients.is_due(self._now):
                 break
         run.finish([step.plan for step in self._in_flight])
         for step, end in zip(self._in_flight, ends, strict=True):
@@ -295,85 +257,14 @@ class Simulation:
         )
         self._device_free = begin + duration
         self.record.device_s += device_s
-        self._sample_state(begin, duration)
-
-    def _carry_out(self, end: float, num_outputs: int) -> float:
-        """When the client sees what a step put out."""
-        host = self.cost.host
-        if not num_outputs:
-            return end
-        begin = max(self._front_end_free, end)
-        self._front_end_free = begin + (host.output_us + host.token_us * num_outputs) * 1e-6
-        return self._front_end_free
-
-    def _sample_state(self, begin: float, duration: float) -> None:
-        """Weigh the state in which a step was planned by its duration."""
-        record, scheduler = self.record, self.scheduler
-        num_running = len(scheduler.running)
-        num_waiting = scheduler.num_waiting
-        usage = self.kv_cache.usage
-        record.step_s += duration
-        record.running_s += num_running * duration
-        record.waiting_s += num_waiting * duration
-        record.kv_usage_s += usage * duration
-        record.max_waiting = max(record.max_waiting, num_waiting)
-        record.max_kv_usage = max(record.max_kv_usage, usage)
-        if record.samples.is_due(begin):
-            record.samples.add(begin, num_running, num_waiting, usage)
-
-    # -- requests in
-
-    def _refuse_empty(self) -> None:
-        trace = self.trace
-        if len(trace) and (trace.input_len.min() < 1 or trace.output_len.min() < 1):
-            raise ConfigError("every request of a trace needs at least one token in and one out")
-
-    def _seed_events(self) -> None:
-        trace = self.trace
-        after = trace.after
-        indices = range(len(trace))
-        if after is not None:
-            self._turn_after = {int(after[i]): i for i in indices if after[i] >= 0}
-            indices = [i for i in indices if after[i] < 0]  # type: ignore[assignment]
-        self._pending = deque(indices)
-        for _ in range(trace.concurrency or len(self._pending)):
-            self._issue(0.0)
-        heapify(self._events)
-
-    def _issue(self, now: float) -> None:
-        """Send the next request of the trace, at its time or now."""
-        if self._pending:
-            index = self._pending.popleft()
-            heappush(self._events, (max(float(self.trace.arrival_s[index]), now), index))
-
-    def _is_arrival_due(self) -> bool:
-        """Whether `_take_arrivals` would change anything now."""
-        now = self._now
-        return bool(
-            (self._events and self._events[0][0] <= now)
-            or (self._ready and self._ready[0][0] <= now)
-        )
+        scheduler = self.scheduler
+        num_running, num_waiting = len(scheduler.running), scheduler.num_waiting
+        self.record.add_step(begin, duration, num_running, num_waiting, self.kv_cache.usage)
 
     def _take_arrivals(self) -> None:
-        """Requests that have come by now: through the front end, and into the scheduler."""
-        events, ready, now, host = self._events, self._ready, self._now, self.cost.host
-        while events and events[0][0] <= now:
-            sent, index = heappop(events)
-            self.record.sent_s[index] = sent
-            begin = max(self._front_end_free, sent)
-            self._front_end_free = begin + host.request_us * 1e-6
-            ready.append((self._front_end_free + host.latency_us * 1e-6, index))
-        while ready and ready[0][0] <= now:
-            self._add(ready.popleft()[1])
+        for index in self._clients.take(self._now):
+            self._add(index)
             self._is_alike = False
-
-    def _wait(self) -> bool:
-        """Let time pass until something happens; False: nothing will."""
-        times = [queue[0][0] for queue in (self._events, self._ready) if queue]
-        if not times:
-            return False
-        self._now = max(self._now, min(times))
-        return True
 
     def _add(self, index: int) -> None:
         trace = self.trace
@@ -395,7 +286,8 @@ class Simulation:
         except InvalidRequestError as error:
             self.record.num_refused += 1
             self.record.first_refusal = self.record.first_refusal or str(error)
-            self._follow(index, self._now)
+            self._num_ended += 1
+            self._clients.ended(index, self._now)
 
     def _enter(self, requests: list[Request]) -> None:
         """Requests that got a row in this step."""
@@ -421,7 +313,9 @@ class Simulation:
             if request.status is _FINISHED:
                 self.record.preemptions[index] = request.num_preemptions
                 self._left_s.pop(index, None)
-                self._end(index, seen)
+                self.record.last_s[index] = seen
+                self._num_ended += 1
+                self._clients.ended(index, seen)
             else:
                 self._left_s[index] = float(self._last_s[row])
         count = len(left)
@@ -437,8 +331,6 @@ class Simulation:
             count += 1
         num_tokens = count * self.kv_cache.block_size
         return num_tokens if self.cost.fits_l2(num_tokens) else 0
-
-    # -- tokens out
 
     def _record_gaps(self, rows: list[int], seen: float) -> int:
         """Gaps before the tokens of this step; how many of them were first tokens."""
@@ -464,17 +356,3 @@ class Simulation:
                 num_firsts -= 1
                 if not num_firsts:
                     return
-
-    def _end(self, index: int, seen: float) -> None:
-        self.record.last_s[index] = seen
-        self._num_ended += 1
-        self._follow(index, seen)
-
-    def _follow(self, index: int, now: float) -> None:
-        """What waited for the request's end: the session's next turn, the loop's next request."""
-        turn = self._turn_after.pop(index, None)
-        if turn is not None:
-            assert self.trace.think_s is not None
-            heappush(self._events, (now + float(self.trace.think_s[turn]), turn))
-        elif self.trace.concurrency is not None:
-            self._issue(now)

@@ -31,7 +31,7 @@ class Trace:
 
     Attributes:
         arrival_s: seconds from the start, rising.
-        input_len, output_len: tokens, at least 1 each.
+        input_len, output_len: tokens, at least 1 each (made so by whoever makes the trace).
         tenant: index into `tenants`.
         priority: lower runs earlier under the priority policy.
         prefixes: leading segments of each prompt; None: no two prompts begin alike.

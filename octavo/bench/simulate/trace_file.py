@@ -74,6 +74,8 @@ def load_trace(
     """
     if not 0 < speed < float("inf"):
         raise ConfigError(f"--speed must be above 0, got {speed:g}")
+    if concurrency is not None and concurrency < 1:
+        raise ConfigError(f"--concurrency must be at least 1, got {concurrency}")
     limit = MAX_REQUESTS if limit is None else limit
     arrivals: list[float] = []
     inputs: list[int] = []

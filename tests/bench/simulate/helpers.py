@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from octavo.bench.simulate.cost import CostModel
 from octavo.bench.simulate.hardware import DEVICES, HOSTS, MODELS
-from octavo.bench.simulate.run import EngineSettings, Simulation
+from octavo.bench.simulate.run import Simulation
+from octavo.bench.simulate.settings import EngineSettings
 from octavo.bench.simulate.trace import Lengths, Synthetic, Trace, make_trace
 
 

@@ -80,6 +80,8 @@ def test_no_request_that_can_run_is_a_failure(capsys: Captured) -> None:
         ("--trace no-such-file.jsonl", "cannot read"),
         ("--lengths x.json --input-len 3", "--lengths brings both"),
         ("--rate 0", "--rate must be above 0"),
+        ("--num-kv-blocks 0", "--num-kv-blocks must be at least 1"),
+        ("--concurrency 0", "--concurrency must be at least 1"),
         ("--max-num-seqs 0", "--max-num-seqs must be at least 1"),
         ("--model llama-3.1-70b", "does not fit h100"),
         ("--model nothing", "neither a file nor one of"),

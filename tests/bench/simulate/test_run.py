@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from octavo.bench.simulate.fairness import jain_index, max_min_shares
 from octavo.bench.simulate.record import GapHistogram, Samples
-from octavo.bench.simulate.report import PolicyReport, jain_index, max_min_shares, summarize
+from octavo.bench.simulate.report import PolicyReport, summarize
 from octavo.bench.simulate.trace import Synthetic, Tenant
 from tests.bench.simulate.helpers import cost, simulate, spec
 
