@@ -18,9 +18,8 @@ def print_report(report: SimulationReport, console: Console) -> None:
     """Print it for a reader: policies side by side, then tenants."""
     from rich.markup import escape
 
-    setup = ", ".join(
-        f"{name} {value}" for name, value in report.setup.items() if value is not None
-    )
+    shown = {name: value for name, value in report.setup.items() if name != "load"}
+    setup = ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
     console.print(escape(setup), highlight=False)
     console.print(
         f"{report.num_requests} requests, {report.num_kv_blocks} KV blocks\n", highlight=False
