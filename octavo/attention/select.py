@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from octavo.attention.torch_cpu import TorchAttention
+from octavo.attention.triton_paged import TritonAttention
 from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
     from octavo.attention.interface import AttentionBackend, AttentionSpec
 
-BACKENDS: tuple[type[AttentionBackend], ...] = (TorchAttention,)
+BACKENDS: tuple[type[AttentionBackend], ...] = (TritonAttention, TorchAttention)
 """In order of preference."""
 
 

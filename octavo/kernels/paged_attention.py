@@ -1,0 +1,273 @@
+"""Paged attention in Triton: one kernel for decodes, chunks and prefills, and a merge of its parts.
+
+Knows tensors and integers alone; which program does what is decided in `attention/work.py`.
+
+Every program takes one row of `items` (see `layout.py`) and one KV head: a tile of consecutive
+query tokens of one sequence, against a range of the sequence's keys. The query heads that share the
+KV head are packed into the tile's rows (row r is token r // GROUP of the tile, head r % GROUP of
+the group), so each key is read once for all of them. Where the keys of a tile are divided among
+several programs, each leaves a normalized part and the logarithm of its weight, and `merge_kernel`
+adds them up (as in Flash-Decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
+Softmax is computed online, in float32 and base 2 (FlashAttention-2, arXiv 2307.08691).
+
+Cache layout: [b, 2, k, p, d], block, keys or values, KV head, token in the block, dimension.
+All address arithmetic that a large cache could overflow is in 64 bits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from octavo.kernels.layout import ITEM_FIELDS, MERGE_FIELDS
+
+_ITEM = tl.constexpr(ITEM_FIELDS)
+_MERGE = tl.constexpr(MERGE_FIELDS)
+
+
+@triton.jit
+def _attend_tile(
+    q,
+    acc,
+    row_max,
+    row_sum,
+    begin,
+    end,
+    key_end,
+    query_pos,
+    table,
+    keys,
+    dims,
+    stride_block,
+    stride_value,
+    scale_log2,
+    scale,
+    soft_cap,
+    window,
+    PAGE: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    TILE_N: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Fold the keys [begin, end) into the accumulators; unmasked ones are seen by all rows."""
+    for start in range(begin, end, TILE_N):
+        pos = start + tl.arange(0, TILE_N)
+        if MASKED:
+            block = tl.load(table + pos // PAGE, mask=pos < key_end, other=0)
+        else:
+            block = tl.load(table + pos // PAGE)
+        offset = block.to(tl.int64) * stride_block + (pos % PAGE) * D
+        at = keys + offset[:, None] + dims[None, :]
+        k = tl.load(at, mask=dims[None, :] < D, other=0.0) if D != D_PAD else tl.load(at)
+        logits = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if HAS_CAP:
+            # tanh(x) = 1 - 2 / (exp(2x) + 1), with the right limits when exp overflows.
+            capped = tl.exp2(logits * (scale / soft_cap * 2.8853900817779268))
+            logits = soft_cap * 1.4426950408889634 * (1.0 - 2.0 / (capped + 1.0))
+        else:
+            logits = logits * scale_log2
+        if MASKED:
+            visible = (pos[None, :] <= query_pos[:, None]) & (pos[None, :] < key_end)
+            if HAS_WINDOW:
+                visible = visible & (pos[None, :] > query_pos[:, None] - window)
+            logits = tl.where(visible, logits, float("-inf"))
+        new_max = tl.maximum(row_max, tl.max(logits, 1))
+        # A row that has seen no key yet: any finite value gives weights of zero.
+        safe_max = tl.where(new_max == float("-inf"), 0.0, new_max) if MASKED else new_max
+        weights = tl.exp2(logits - safe_max[:, None])
+        shrink = tl.exp2(row_max - safe_max)
+        row_sum = row_sum * shrink + tl.sum(weights, 1)
+        acc = acc * shrink[:, None]
+        # Past the last key lies what an earlier owner left: a weight of 0 times it must be 0.
+        if MASKED:
+            real = (pos[:, None] < key_end) & (dims[None, :] < D)
+            v = tl.load(at + stride_value, mask=real, other=0.0)
+        elif D != D_PAD:
+            v = tl.load(at + stride_value, mask=dims[None, :] < D, other=0.0)
+        else:
+            v = tl.load(at + stride_value)
+        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
+        row_max = new_max
+    return acc, row_max, row_sum
+
+
+@triton.jit(do_not_specialize=["table_stride", "window", "part_rows"])
+def attend_kernel(
+    q_ptr,
+    cache_ptr,
+    out_ptr,
+    parts_ptr,
+    part_weights_ptr,
+    items_ptr,
+    tables_ptr,
+    table_stride,
+    part_rows,
+    stride_qt,
+    stride_block,
+    scale,
+    soft_cap,
+    window,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    PAGE: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+):
+    """Grid (KV heads, items). Heads of `q` lie side by side, `out` is contiguous [t, h, d]."""
+    head = tl.program_id(0)
+    item = items_ptr + tl.program_id(1) * _ITEM
+    seq = tl.load(item)
+    if seq < 0:
+        return
+    first_token = tl.load(item + 1).to(tl.int64)
+    num_tokens = tl.load(item + 2)
+    first_pos = tl.load(item + 3)
+    key_begin = tl.load(item + 4)
+    key_end = tl.load(item + 5)
+    part_row = tl.load(item + 6)
+
+    rows = tl.arange(0, TILE_M)
+    dims = tl.arange(0, D_PAD)
+    token = rows // GROUP
+    real_row = token < num_tokens
+    real = real_row[:, None] & (dims[None, :] < D)
+    query_pos = first_pos + token
+    query_head = head * GROUP + rows % GROUP
+    q_at = q_ptr + ((first_token + token) * stride_qt + query_head * D)[:, None] + dims[None, :]
+    q = tl.load(q_at, mask=real, other=0.0)
+
+    table = tables_ptr + seq.to(tl.int64) * table_stride
+    HEAD_SIZE: tl.constexpr = PAGE * D
+    keys = cache_ptr + head * HEAD_SIZE
+    stride_value = stride_block // 2
+    scale_log2 = scale * 1.4426950408889634
+
+    acc = tl.zeros([TILE_M, D_PAD], tl.float32)
+    row_max = tl.full([TILE_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([TILE_M], tl.float32)
+
+    # Tiles [clear_begin, clear_end) are seen by every row; what lies around them is masked.
+    clear_begin = key_begin
+    if HAS_WINDOW:
+        last_pos = first_pos + num_tokens - 1
+        edge = tl.maximum(last_pos - window + 1 - key_begin, 0)
+        clear_begin = key_begin + tl.cdiv(edge, TILE_N) * TILE_N
+        clear_begin = tl.minimum(clear_begin, key_end)
+        acc, row_max, row_sum = _attend_tile(
+            q, acc, row_max, row_sum, key_begin, clear_begin, key_end, query_pos, table, keys,
+            dims, stride_block, stride_value, scale_log2, scale, soft_cap, window,
+            PAGE, D, D_PAD, TILE_N, HAS_WINDOW, HAS_CAP, True,
+        )  # fmt: skip
+    clear = tl.maximum(tl.minimum(first_pos + 1, key_end) - clear_begin, 0) // TILE_N
+    clear_end = clear_begin + clear * TILE_N
+    acc, row_max, row_sum = _attend_tile(
+        q, acc, row_max, row_sum, clear_begin, clear_end, key_end, query_pos, table, keys,
+        dims, stride_block, stride_value, scale_log2, scale, soft_cap, window,
+        PAGE, D, D_PAD, TILE_N, HAS_WINDOW, HAS_CAP, False,
+    )  # fmt: skip
+    acc, row_max, row_sum = _attend_tile(
+        q, acc, row_max, row_sum, clear_end, key_end, key_end, query_pos, table, keys,
+        dims, stride_block, stride_value, scale_log2, scale, soft_cap, window,
+        PAGE, D, D_PAD, TILE_N, HAS_WINDOW, HAS_CAP, True,
+    )  # fmt: skip
+
+    result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+    if part_row < 0:
+        out_at = (first_token + token) * (HEADS * D) + query_head * D
+        tl.store(
+            out_ptr + out_at[:, None] + dims[None, :],
+            result.to(out_ptr.dtype.element_ty),
+            mask=real,
+        )
+    else:
+        # Only real rows have a place: row r of the tile is row part_row + r of this head's parts.
+        row = head.to(tl.int64) * part_rows + part_row + rows
+        tl.store(parts_ptr + (row * D)[:, None] + dims[None, :], result, mask=real)
+        weight = row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))
+        tl.store(part_weights_ptr + row, weight, mask=real_row)
+
+
+@triton.jit(do_not_specialize=["part_rows"])
+def merge_kernel(
+    out_ptr,
+    parts_ptr,
+    part_weights_ptr,
+    merges_ptr,
+    part_rows,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Grid (query heads, merges): the weighted sum of a token's parts, PARTS of them at a time."""
+    head = tl.program_id(0)
+    merge = merges_ptr + tl.program_id(1) * _MERGE
+    token = tl.load(merge)
+    if token < 0:
+        return
+    row = tl.load(merge + 1) + head % GROUP
+    count = tl.load(merge + 2)
+    step = tl.load(merge + 3)
+    base = (head // GROUP).to(tl.int64) * part_rows + row
+    dims = tl.arange(0, D_PAD)
+    acc = tl.zeros([D_PAD], tl.float32)
+    # 1 after the first round, and its top is finite: the parts of a token see a key among them.
+    top = float("-inf")
+    total = 0.0
+    for first in range(0, count, PARTS):
+        part = first + tl.arange(0, PARTS)
+        at = base + part * step
+        weight = tl.load(part_weights_ptr + at, mask=part < count, other=float("-inf"))
+        new_top = tl.maximum(top, tl.max(weight, 0))
+        safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)
+        share = tl.exp2(weight - safe_top)
+        values = tl.load(
+            parts_ptr + (at * D)[:, None] + dims[None, :],
+            mask=(part < count)[:, None] & (dims[None, :] < D),
+            other=0.0,
+        )
+        shrink = tl.exp2(top - safe_top)
+        acc = acc * shrink + tl.sum(values * share[:, None], 0)
+        total = total * shrink + tl.sum(share, 0)
+        top = new_top
+    out_at = token.to(tl.int64) * (HEADS * D) + head * D + dims
+    tl.store(out_ptr + out_at, (acc / total).to(out_ptr.dtype.element_ty), mask=dims < D)
+
+
+@triton.jit
+def write_kernel(
+    k_ptr,
+    v_ptr,
+    cache_ptr,
+    slots_ptr,
+    stride_kt,
+    stride_vt,
+    stride_block,
+    KV_HEADS: tl.constexpr,
+    KV_HEADS_PAD: tl.constexpr,
+    PAGE: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+):
+    """Grid (tokens,): a token's keys and values into its slot; a slot below zero is skipped."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + token)
+    if slot < 0:
+        return
+    heads = tl.arange(0, KV_HEADS_PAD)[:, None]
+    dims = tl.arange(0, D_PAD)[None, :]
+    real = (heads < KV_HEADS) & (dims < D)
+    to = (slot // PAGE).to(tl.int64) * stride_block + (slot % PAGE) * D
+    to = cache_ptr + to + heads * (PAGE * D) + dims
+    k = tl.load(k_ptr + token * stride_kt + heads * D + dims, mask=real)
+    v = tl.load(v_ptr + token * stride_vt + heads * D + dims, mask=real)
+    tl.store(to, k, mask=real)
+    tl.store(to + stride_block // 2, v, mask=real)

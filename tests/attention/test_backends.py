@@ -1,0 +1,137 @@
+"""Each backend against float64 over random ragged steps.
+
+Without a GPU the Triton kernels run in Triton's interpreter, if the package is installed: the same
+code, a thousand times slower, so steps are small there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from octavo.attention.torch_cpu import TorchAttention
+from octavo.attention.triton_paged import TritonAttention, Tuning
+from tests.attention.reference import Case, relative_error
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+
+
+def triton_interpreted() -> TritonAttention:
+    """Small tiles and many chunks, so that small steps reach every path."""
+    # Older interpreters fail under numpy 2.4, which no longer makes numbers of arrays.
+    pytest.importorskip("triton", minversion="3.8", reason="triton >= 3.8 is not installed")
+    if HAS_GPU:
+        pytest.skip("the kernels are compiled in this process")
+    tuning = Tuning(16, 16, 4, 2, programs_per_sm=1, min_chunk=16)
+    return TritonAttention(tuning, Tuning(32, 16, 4, 2, 1, 32), num_sms=8)
+
+
+def cases(longest: int, most_seqs: int) -> st.SearchStrategy[Case]:
+    heads = st.sampled_from([(1, 1), (4, 2), (6, 2), (8, 1), (3, 3), (10, 2)])
+    seq = st.tuples(
+        st.one_of(st.just(1), st.integers(1, longest)),
+        st.one_of(st.just(0), st.integers(0, longest)),
+    )
+    window = st.none() | st.integers(1, longest)
+    return st.builds(
+        lambda heads, **rest: Case(num_heads=heads[0], num_kv_heads=heads[1], **rest),
+        heads=heads,
+        seqs=st.lists(seq, min_size=1, max_size=most_seqs).map(tuple),
+        head_dim=st.sampled_from([8, 10, 16, 32, 40]),
+        block_size=st.sampled_from([1, 4, 12, 16, 32]),
+        windows=st.lists(window, min_size=1, max_size=2, unique=True).map(tuple),
+        soft_cap=st.none() | st.just(1.5),
+        seed=st.integers(0, 2**31),
+    )
+
+
+FIXED = {
+    "decodes": Case(seqs=((1, 0), (1, 15), (1, 16), (1, 17), (1, 130))),
+    "one long sequence, divided": Case(seqs=((1, 255),)),
+    "a prefill": Case(seqs=((70, 0),)),
+    "chunk after chunk": Case(seqs=((33, 47), (16, 16))),
+    "decodes, chunks and prefills": Case(seqs=((1, 40), (50, 0), (7, 9), (1, 0), (3, 100))),
+    "windows": Case(seqs=((1, 90), (40, 30)), windows=(20, None, 1, 1000)),
+    "soft cap": Case(seqs=((1, 90), (40, 3)), soft_cap=2.0),
+    "odd head size, three heads to a KV head": Case(
+        seqs=((1, 40), (20, 9)), head_dim=20, num_heads=9, num_kv_heads=3
+    ),
+    "more heads to a KV head than rows": Case(
+        seqs=((1, 40), (5, 9)), num_heads=40, num_kv_heads=1, head_dim=8
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_triton_interpreted(name: str, dtype: torch.dtype) -> None:
+    assert relative_error(triton_interpreted(), FIXED[name], dtype, CPU) < TOLERANCE[dtype]
+
+
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow])
+@given(cases(longest=40, most_seqs=3))
+def test_triton_interpreted_on_random_steps(case: Case) -> None:
+    assert relative_error(triton_interpreted(), case, torch.float32, CPU) < 2e-6
+
+
+@settings(deadline=None, max_examples=60)
+@given(cases(longest=80, most_seqs=6))
+def test_torch_on_random_steps(case: Case) -> None:
+    if case.soft_cap is None:
+        assert relative_error(TorchAttention(), case, torch.float32, CPU, unwritten=1234.0) < 2e-6
+
+
+LARGE = {
+    "head size 64": Case(seqs=((1, 700), (300, 0), (40, 500)), head_dim=64),
+    "head size 80": Case(seqs=((1, 700), (300, 0), (40, 500)), head_dim=80),
+    "head size 96": Case(seqs=((1, 700), (300, 0), (40, 500)), head_dim=96),
+    "head size 128": Case(seqs=((1, 700), (300, 0), (40, 500)), head_dim=128),
+    "head size 256": Case(seqs=((1, 700), (300, 0), (40, 500)), head_dim=256),
+    "Llama 8B, batch of 64": Case(
+        seqs=tuple((1, 31 * i) for i in range(64)), num_heads=32, num_kv_heads=8, head_dim=128
+    ),
+    "Llama 8B, one long decode": Case(
+        seqs=((1, 8191),), num_heads=32, num_kv_heads=8, head_dim=128
+    ),
+    "Llama 8B, mixed": Case(
+        seqs=((1, 3000), (1000, 0), (1, 5), (257, 1000), (16, 4096), (2, 70)),
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+    ),
+    "windows and cap, head size 256": Case(
+        seqs=((1, 3000), (600, 0), (100, 1000)),
+        head_dim=256,
+        windows=(512, None),
+        soft_cap=50.0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")
+@pytest.mark.parametrize("block_size", [16, 64, 128])
+@pytest.mark.parametrize("name", FIXED | LARGE)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_triton_on_the_device(name: str, dtype: torch.dtype, block_size: int) -> None:
+    case = replace((FIXED | LARGE)[name], block_size=block_size)
+    assert relative_error(TritonAttention(), case, dtype, CUDA) < TOLERANCE[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")
+@settings(deadline=None, max_examples=25)
+@given(cases(longest=600, most_seqs=8))
+def test_triton_on_the_device_on_random_steps(case: Case) -> None:
+    for dtype, tolerance in TOLERANCE.items():
+        assert relative_error(TritonAttention(), case, dtype, CUDA) < tolerance
