@@ -152,6 +152,8 @@ class Scheduler:
         scheduled: list[Request] = []
         prefills: list[Request] = []
         preempted = self._num_preemptions
+        if not self._free_rows:
+            self._make_room()
         block_size = self.kv_cache.block_size
         rows, computed, samples = plan.rows, plan.num_computed_tokens, plan.samples
         new_block_ids = plan.new_block_ids
@@ -341,6 +343,17 @@ class Scheduler:
             plan.new_rows.append(request.row_init())
             budget -= self._schedule(plan, request, request.block_ids.copy(), budget)
             scheduled.append(request)
+
+    def _make_room(self) -> None:
+        """Take a row from whom the policy names, for the request that is next in the queue.
+
+        That one starts with the next plan: by then no step in flight has the row.
+        """
+        waiting = self.policy.peek()
+        if waiting is not None and len(waiting.token_ids) == waiting.num_tokens:
+            victim = self.policy.victim(waiting, self._running)
+            if victim is not None:
+                self._preempt(victim)
 
     def _grow(self, request: Request) -> list[int] | None:
         """Blocks for the request's next token, at the cost of those behind it, or of itself."""

@@ -43,7 +43,6 @@ class Fake:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
-        self.writers.append(writer)
         with (
             contextlib.closing(writer),
             contextlib.suppress(ConnectionError, asyncio.IncompleteReadError),
@@ -154,8 +153,13 @@ def serving(fake: Fake) -> Iterator[Fake]:
     loop = asyncio.new_event_loop()
     ready = threading.Event()
 
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Any:
+        # At once, not when the handler first runs: the server may be stopped before that.
+        fake.writers.append(writer)
+        return fake.handle(reader, writer)
+
     async def main() -> None:
-        server = await asyncio.start_server(fake.handle, "127.0.0.1", 0)
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
         fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         ready.set()
         try:
