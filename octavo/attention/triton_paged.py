@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from octavo.attention.work import Heads, TileShape, Work, divide
+from octavo.kernels.layout import ITEM_FIELDS
 
 if TYPE_CHECKING:
     from octavo.attention.interface import AttentionSpec, BatchLayout, IntArray, LayerAttention
@@ -53,8 +54,9 @@ def default_tuning(head_dim: int, dtype: torch.dtype) -> tuple[Tuning, Tuning]:
         wide = 16 if head_dim > 128 else 32
         return Tuning(16, wide, 4, 2, 4, 128), Tuning(32, wide, 4, 2, 4, 512)
     if head_dim > 128:
-        return Tuning(16, 32, 4, 3, 4, 128), Tuning(64, 32, 4, 2, 2, 512)
-    return Tuning(16, 64, 4, 3, 4, 128), Tuning(128, 64, 8, 3, 2, 512)
+        return Tuning(16, 32, 4, 2, 2, 128), Tuning(64, 32, 4, 2, 2, 512)
+    # Measured on an H100 with heads of 128: docs/decisions/0009-paged-attention-in-triton.md.
+    return Tuning(16, 64, 2, 2, 2, 128), Tuning(128, 32, 4, 2, 2, 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,8 @@ class _Launch:
     """One kind of launch in a step, for one window."""
 
     tuning: Tuning
-    tile_rows: int
     items: torch.Tensor
     merges: torch.Tensor
-    num_part_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,7 @@ class TritonAttention:
         num_sms: int | None = None,
     ) -> None:
         self._short, self._long, self._num_sms = short, long, num_sms
+        self._compiled: set[tuple[AttentionSpec, int | None]] = set()
 
     def why_not(self, spec: AttentionSpec) -> str | None:
         """Needs a GPU that Triton compiles for."""
@@ -129,25 +130,23 @@ class TritonAttention:
 
     def plan(self, spec: AttentionSpec, layout: BatchLayout) -> TritonMetadata:
         """Slots, block tables and the work of each window: one copy to the device."""
-        short, long = default_tuning(spec.head_dim, spec.dtype)
-        short, long = self._short or short, self._long or long
+        short, long = self._tuning(spec)
         heads = Heads(spec.num_kv_heads, spec.num_heads // spec.num_kv_heads)
         is_short = layout.query_lens <= max(short.rows // heads.group, 1)
 
-        works: list[tuple[int | None, Tuning, int, Work]] = []
+        works: list[tuple[int | None, Tuning, Work]] = []
         for tuning, chosen in ((short, is_short), (long, ~is_short)):
             seqs = np.flatnonzero(chosen)
             if not len(seqs):
                 continue
-            tile_rows = max(tuning.rows, _next_power_of_2(heads.group))
             shape = TileShape(
-                tokens=tile_rows // heads.group,
+                tokens=_tile_rows(tuning, heads.group) // heads.group,
                 key_tile=tuning.key_tile,
                 num_programs=tuning.programs_per_sm * self._sms(spec.device),
                 min_chunk=tuning.min_chunk,
             )
             works += [
-                (window, tuning, tile_rows, divide(layout, seqs, window, shape, heads))
+                (window, tuning, divide(layout, seqs, window, shape, heads))
                 for window in spec.windows
             ]
 
@@ -155,15 +154,14 @@ class TritonAttention:
         tables = np.zeros((len(layout.context_lens), width), np.int32)
         tables[:, : layout.block_tables.shape[1]] = layout.block_tables
         sections = [_slots(spec, layout), tables]
-        for _, _, _, work in works:
+        for _, _, work in works:
             sections += [work.items, work.merges]
         slots, on_device_tables, *rest = _send(sections, spec.device)
 
         launches: dict[int | None, list[_Launch]] = {window: [] for window in spec.windows}
-        for i, (window, tuning, tile_rows, work) in enumerate(works):
-            items, merges = rest[2 * i : 2 * i + 2]
-            launches[window].append(_Launch(tuning, tile_rows, items, merges, work.num_part_rows))
-        rows = max(work.num_part_rows for _, _, _, work in works)
+        for i, (window, tuning, _) in enumerate(works):
+            launches[window].append(_Launch(tuning, *rest[2 * i : 2 * i + 2]))
+        rows = max(work.num_part_rows for _, _, work in works)
         parts = torch.empty(
             (spec.num_kv_heads, rows, spec.head_dim), dtype=torch.float32, device=spec.device
         )
@@ -195,14 +193,21 @@ class TritonAttention:
         )  # fmt: skip
         out_thd = torch.empty(q_thd.shape, dtype=q_thd.dtype, device=q_thd.device)
         part_rows = meta.parts.shape[1]
-        for launch in meta.launches[layer.window]:
+        launches = meta.launches[layer.window]
+        if (spec, layer.window) not in self._compiled:
+            # Every kernel at once, with nothing to do, so that no later step waits for a compiler.
+            self._compiled.add((spec, layer.window))
+            nothing = torch.full((1, ITEM_FIELDS), -1, dtype=torch.int32, device=spec.device)
+            idle = [_Launch(tuning, nothing, nothing) for tuning in self._tuning(spec)]
+            launches = idle + launches
+        for launch in launches:
             tuning = launch.tuning
             kernels.attend_kernel[(kv_heads, len(launch.items))](
                 q_thd, cache, out_thd, meta.parts, meta.part_weights, launch.items, meta.tables,
                 meta.tables.stride(0), part_rows, q_thd.stride(0), cache.stride(0),
                 layer.scale, spec.soft_cap or 1.0, layer.window or 0,
                 HEADS=spec.num_heads, GROUP=group, PAGE=page, D=dim, D_PAD=padded,
-                TILE_M=launch.tile_rows, TILE_N=tuning.key_tile,
+                TILE_M=_tile_rows(tuning, group), TILE_N=tuning.key_tile,
                 HAS_WINDOW=layer.window is not None, HAS_CAP=spec.soft_cap is not None,
                 num_warps=tuning.num_warps, num_stages=tuning.num_stages,
             )  # fmt: skip
@@ -213,6 +218,10 @@ class TritonAttention:
                     HEADS=spec.num_heads, GROUP=group, D=dim, D_PAD=padded, PARTS=16,
                 )  # fmt: skip
         return out_thd
+
+    def _tuning(self, spec: AttentionSpec) -> tuple[Tuning, Tuning]:
+        short, long = default_tuning(spec.head_dim, spec.dtype)
+        return self._short or short, self._long or long
 
     def _sms(self, device: torch.device) -> int:
         if self._num_sms is None:
@@ -254,6 +263,10 @@ def _packed(x_tjd: torch.Tensor) -> torch.Tensor:
     if x_tjd.stride(2) == 1 and x_tjd.stride(1) == x_tjd.shape[2]:
         return x_tjd
     return x_tjd.contiguous()
+
+
+def _tile_rows(tuning: Tuning, group: int) -> int:
+    return max(tuning.rows, _next_power_of_2(group))
 
 
 def _next_power_of_2(n: int) -> int:

@@ -135,3 +135,24 @@ def test_triton_on_the_device(name: str, dtype: torch.dtype, block_size: int) ->
 def test_triton_on_the_device_on_random_steps(case: Case) -> None:
     for dtype, tolerance in TOLERANCE.items():
         assert relative_error(TritonAttention(), case, dtype, CUDA) < tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")
+def test_a_model_compiles_its_kernels_in_its_first_step() -> None:
+    from octavo.kernels import paged_attention as kernels
+
+    functions = (kernels.attend_kernel, kernels.merge_kernel, kernels.write_kernel)
+
+    def num_compiled() -> int:
+        return sum(len(function.device_caches[0][0]) for function in functions)
+
+    backend = TritonAttention()
+    model = {"num_heads": 16, "num_kv_heads": 8, "head_dim": 112, "windows": (None, 100)}
+    before = num_compiled()
+    relative_error(backend, Case(seqs=((1, 0),), **model), torch.bfloat16, CUDA)
+    after = num_compiled()
+    assert after - before == 2 * 2 + 2  # two tiles, with a window and without; merge and write
+    for seqs in (((1, 5000),), ((300, 0), (1, 77)), ((16, 4096), (7, 13)), ((1, 0),) * 33):
+        relative_error(backend, Case(seqs=seqs, **model), torch.bfloat16, CUDA)
+    assert num_compiled() == after
