@@ -1,11 +1,23 @@
-"""Weights in the computing precision: one tensor, one product."""
+"""Weights in the computing precision: one tensor, one product.
+
+The product is torch's, except where a kernel of ours was measured to be faster; which that is
+says `kernels/skinny_linear.py`, by the shape alone.
+"""
 
 from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from octavo.quant.method import ParamSpec
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 _UPCAST_FROM_ROWS = 3
 """Rows of x from which a CPU without 16-bit dot products gains by computing in float32."""
@@ -22,6 +34,7 @@ class Unquantized:
     def __init__(self, dtype: torch.dtype, *, has_fast_16_bit: bool = True) -> None:
         self.dtype = dtype
         self._widens = dtype != torch.float32 and not has_fast_16_bit
+        self._may_be_skinny = dtype in (torch.float16, torch.bfloat16)
 
     def param_specs(self, in_features: int, out_features: int) -> tuple[ParamSpec, ...]:
         """One weight, sharded along both dimensions."""
@@ -35,7 +48,26 @@ class Unquantized:
         if self._widens and x.shape[0] >= _UPCAST_FROM_ROWS:
             wide_bias = None if bias is None else bias.float()
             return F.linear(x.float(), weight.float(), wide_bias).to(x.dtype)
+        if self._may_be_skinny and x.dim() == 2:
+            kernels = _skinny_kernels(x.device)
+            if kernels is not None and x.is_contiguous() and weight.is_contiguous():
+                config = kernels.choose(x.shape[0], *weight.shape)
+                if config is not None:
+                    y: torch.Tensor = kernels.skinny_linear(x, weight, bias, config)
+                    return y
         return F.linear(x, weight, bias)
+
+
+@functools.cache
+def _skinny_kernels(device: torch.device) -> ModuleType | None:
+    """`kernels.skinny_linear`, if this is the kind of card that its table was measured on."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("octavo.kernels.skinny_linear")
 
 
 def has_fast_16_bit(device: torch.device, dtype: torch.dtype) -> bool:

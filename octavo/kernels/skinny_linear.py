@@ -1,0 +1,355 @@
+"""Products of few rows with a large weight, as decode steps have them: y = x W^T + b.
+
+Knows raw tensors alone; which layer the weight belongs to, and that a graph may be captured around
+the call, is the caller's. At up to 64 rows the time is that of reading the weight, so everything
+here is about bytes in flight: tiles of W stream through shared memory (or, for one row, through
+registers) once, with `evict_first`, and x is read again by every program, out of L2.
+
+W is [n, k], row-major. A program has BLOCK_N rows of W and a share of k. The product is computed
+transposed, W x^T, because then the long side of the tile is the one that tensor cores want long.
+With `split_k` > 1 the shares leave float32 parts, and the program that arrives last at a tile adds
+them up in the order of k: which one that is changes nothing in the result. A row of the result
+depends on its own row of x and on the configuration, never on the other rows.
+
+With `pdl` (programmatic dependent launch, compute capability 9.0) a program asks for its first
+tiles of W to be brought to L2 before it waits for the kernel that computes x, as in CUTLASS'
+example 63. The kernel after it may do the same as soon as all programs here have started. It
+follows that every kernel launched with `pdl` must wait before it touches memory that an earlier
+one reads or writes; these do.
+
+All shapes share the compiled kernels: m, n, k, split_k and prefetch are no compile-time constants.
+"""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MAX_ROWS = 128
+"""Rows of x above which no configuration is offered."""
+
+_MAX_SPLIT_TILES = 8192
+_LINE = tl.constexpr(64)  # 16-bit elements of a line of L2
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Shape of one launch.
+
+    Attributes:
+        kind: `gemv`, one row on the plain cores; `dot`, tensor cores, W loaded by pointers;
+            `tma`, tensor cores, W loaded by the bulk copy engine (compute capability 9.0).
+        block_n, block_k: the tile of W, powers of two.
+        num_warps, num_stages: of Triton's compiler.
+        split_k: programs that share a tile's k.
+        pdl: overlap the start with the end of the kernel before (compute capability 9.0).
+        prefetch: with `pdl`, KB of each row of W brought to L2 before waiting.
+    """
+
+    kind: str
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    split_k: int = 1
+    pdl: bool = False
+    prefetch: int = 0
+
+
+# Until measured on a card, cuBLAS everywhere: `choose` then offers nothing.
+TABLE: dict[tuple[int, int], tuple[tuple[int, Config | None], ...]] = {}
+"""(n, k): (most rows, configuration or None for the library's product), by rows, ascending."""
+
+GENERAL: tuple[tuple[int, int, Config | None], ...] = ()
+"""(most rows, least elements of W, configuration), for shapes not in `TABLE`; the first that fits
+counts."""
+
+
+def choose(m: int, n: int, k: int) -> Config | None:
+    """The configuration for m rows and a weight [n, k]; None: the library's product is better."""
+    return _choose(m, n, k) if 0 < m <= MAX_ROWS else None
+
+
+@functools.cache
+def _choose(m: int, n: int, k: int) -> Config | None:
+    if k % 8:
+        return None
+    if (n, k) in TABLE:
+        return next((config for most, config in TABLE[n, k] if m <= most), None)
+    fits = (config for most, least, config in GENERAL if m <= most and n * k >= least)
+    return next(fits, None)
+
+
+@triton.jit
+def _await_input(w_ptr, first_row, n, k, begin, end, prefetch, BLOCK_N: tl.constexpr):
+    """Let the next kernel start, ask for the first KBs of W, then wait for the kernel before."""
+    tl.extra.cuda.gdc_launch_dependents()
+    row = tl.minimum(first_row + tl.arange(0, BLOCK_N), n - 1).to(tl.int64)
+    for i in range(prefetch):
+        col = begin + (i * 8 + tl.arange(0, 8)) * _LINE
+        # Past the end: the last line once more.
+        at = w_ptr + row[:, None] * k + tl.minimum(col, end - 8)[None, :]
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; // $0", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+        )
+    tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def _store(acc, bias_ptr, out_ptr, at, col, real, n):
+    """The epilogue, on a finished tile [BLOCK_N, BLOCK_M] in float32."""
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + col, mask=col < n, other=0.0).to(tl.float32)[:, None]
+    tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _finish(
+    acc,
+    bias_ptr,
+    out_ptr,
+    parts_ptr,
+    counters_ptr,
+    m,
+    n,
+    split_k,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Store the tile, or this program's part of it and, if it is the last to come, their sum."""
+    tile = tl.program_id(0)
+    col = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.arange(0, BLOCK_M)
+    real = (col < n)[:, None] & (row < m)[None, :]
+    at = row[None, :] * n + col[:, None]
+    if split_k == 1:
+        _store(acc, bias_ptr, out_ptr, at, col, real, n)
+    else:
+        tl.store(parts_ptr + tl.program_id(1) * (m * n) + at, acc, mask=real)
+        tl.debug_barrier()  # the whole program's stores come before its arrival
+        if tl.atomic_add(counters_ptr + tile, 1, sem="acq_rel") == split_k - 1:
+            total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            for part in range(split_k):
+                # Written by other multiprocessors: not from L1.
+                total += tl.load(
+                    parts_ptr + part * (m * n) + at, mask=real, other=0.0, cache_modifier=".cg"
+                )
+            _store(total, bias_ptr, out_ptr, at, col, real, n)
+            tl.store(counters_ptr + tile, 0)  # for the next launch
+
+
+@triton.jit(do_not_specialize=["m", "n", "k8", "split_k", "prefetch"])
+def gemv_kernel(
+    x_ptr,
+    w_ptr,
+    x_desc,
+    w_desc,
+    bias_ptr,
+    out_ptr,
+    parts_ptr,
+    counters_ptr,
+    m,
+    n,
+    k8,
+    split_k,
+    prefetch,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid (tiles of n, split_k). One row; sums stay spread over the tile until the end."""
+    k = k8 * 8
+    share = tl.cdiv(tl.cdiv(k, BLOCK_K), split_k) * BLOCK_K
+    begin = tl.program_id(1) * share
+    end = tl.minimum(begin + share, k)
+    first_row = tl.program_id(0) * BLOCK_N
+    if PDL:
+        _await_input(w_ptr, first_row, n, k, begin, end, prefetch, BLOCK_N)
+    # Rows past the last one are the last one again: loads need no mask, the store has one.
+    row = tl.minimum(first_row + tl.arange(0, BLOCK_N), n - 1).to(tl.int64)
+    col = tl.arange(0, BLOCK_K)
+    w_at = w_ptr + row[:, None] * k + col[None, :]
+    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    for start in tl.range(begin, end, BLOCK_K, num_stages=STAGES):
+        if EVEN_K:
+            w = tl.load(w_at + start, eviction_policy="evict_first")
+            x = tl.load(x_ptr + start + col)
+        else:
+            real = start + col < end
+            w = tl.load(w_at + start, mask=real[None, :], other=0.0, eviction_policy="evict_first")
+            x = tl.load(x_ptr + start + col, mask=real, other=0.0)
+        acc += w.to(tl.float32) * x.to(tl.float32)[None, :]
+    acc_n = tl.sum(acc, 1)
+    _finish(
+        acc_n[:, None], bias_ptr, out_ptr, parts_ptr, counters_ptr, m, n, split_k, BLOCK_M, BLOCK_N
+    )
+
+
+@triton.jit(do_not_specialize=["m", "n", "k8", "split_k", "prefetch"])
+def dot_kernel(
+    x_ptr,
+    w_ptr,
+    x_desc,
+    w_desc,
+    bias_ptr,
+    out_ptr,
+    parts_ptr,
+    counters_ptr,
+    m,
+    n,
+    k8,
+    split_k,
+    prefetch,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid (tiles of n, split_k). `x_desc`, `w_desc`: tensor descriptors, or None: by pointers."""
+    k = k8 * 8
+    share = tl.cdiv(tl.cdiv(k, BLOCK_K), split_k) * BLOCK_K
+    begin = tl.program_id(1) * share
+    end = tl.minimum(begin + share, k)
+    first_row = tl.program_id(0) * BLOCK_N
+    if PDL:
+        _await_input(w_ptr, first_row, n, k, begin, end, prefetch, BLOCK_N)
+    row = tl.minimum(first_row + tl.arange(0, BLOCK_N), n - 1).to(tl.int64)
+    col = tl.arange(0, BLOCK_K)
+    x_row = tl.arange(0, BLOCK_M)
+    w_at = w_ptr + row[:, None] * k + col[None, :]
+    x_at = x_ptr + x_row[:, None] * k + col[None, :]
+    x_real = (x_row < m)[:, None]
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for start in tl.range(begin, end, BLOCK_K, num_stages=STAGES):
+        if w_desc is not None:  # zero beyond the edges
+            x = x_desc.load([0, start])
+            w = w_desc.load([first_row, start])
+        elif EVEN_K:
+            x = tl.load(x_at + start, mask=x_real, other=0.0)
+            w = tl.load(w_at + start, eviction_policy="evict_first")
+        else:
+            real = (start + col < end)[None, :]
+            x = tl.load(x_at + start, mask=x_real & real, other=0.0)
+            w = tl.load(w_at + start, mask=real, other=0.0, eviction_policy="evict_first")
+        acc = tl.dot(w, tl.trans(x), acc)
+    _finish(acc, bias_ptr, out_ptr, parts_ptr, counters_ptr, m, n, split_k, BLOCK_M, BLOCK_N)
+
+
+@functools.cache
+def _counters(device: torch.device) -> torch.Tensor:
+    """Arrivals at each tile, zero between launches. One stream at a time may use them."""
+    # In a capture the zeros would be written only when the graph runs.
+    assert device.type != "cuda" or not torch.cuda.is_current_stream_capturing(), (
+        "the first call on a device must come before a graph is captured"
+    )
+    return torch.zeros(_MAX_SPLIT_TILES, dtype=torch.int32, device=device)
+
+
+def _block_m(m: int, config: Config) -> int:
+    """Rows of x that the compiled kernel has room for."""
+    return 1 if config.kind == "gemv" else max(16, triton.next_power_of_2(m))
+
+
+def skinny_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: Config
+) -> torch.Tensor:
+    """X [m, k] times weight [n, k] transposed, plus bias [n]: [m, n], in x's dtype.
+
+    Args:
+        x: contiguous, float16 or bfloat16; k a multiple of 8, m at most `MAX_ROWS`, 1 for `gemv`.
+        weight: contiguous, of that dtype, on the same device.
+        bias: likewise, or None.
+        config: as `choose` gives it.
+
+    May be captured in a CUDA graph if any call on that device came before. Calls with split_k > 1
+    must not run on several streams at a time.
+    """
+    out = x.new_empty((x.shape[0], weight.shape[0]))
+    kernel, grid, args, options = _launch(x, weight, bias, out, weight.shape[0], config)
+    kernel[grid](*args, **options)
+    return out
+
+
+def _launch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    n: int,
+    config: Config,
+) -> tuple[Any, tuple[int, int], tuple[Any, ...], dict[str, Any]]:
+    """The kernel, its grid, its arguments, and its constants with the compiler's options."""
+    m, k = x.shape
+    block_m = _block_m(m, config)
+    tiles, split_k = triton.cdiv(n, config.block_n), config.split_k
+    counters = _counters(x.device)
+    parts = counters  # nothing is written there
+    if split_k > 1:
+        assert tiles <= _MAX_SPLIT_TILES, f"{tiles} tiles"
+        parts = torch.empty((split_k, m, n), dtype=torch.float32, device=x.device)
+    x_desc = w_desc = None
+    if config.kind == "tma":
+        x_desc = TensorDescriptor.from_tensor(x, [block_m, config.block_k])
+        w_desc = TensorDescriptor.from_tensor(weight, [config.block_n, config.block_k])
+    args = (x, weight, x_desc, w_desc, bias, out, parts, counters, m, n, k // 8, split_k,
+            config.prefetch)  # fmt: skip
+    options: dict[str, Any] = {
+        "BLOCK_M": block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "EVEN_K": k % config.block_k == 0,
+        "STAGES": config.num_stages,
+        "PDL": config.pdl,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+    }
+    if config.pdl:
+        options["launch_pdl"] = True
+    return gemv_kernel if config.kind == "gemv" else dot_kernel, (tiles, split_k), args, options
+
+
+def compile_all(
+    calls: Iterable[tuple[int, int, Config]],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    has_bias: bool = False,
+    num_threads: int = 8,
+) -> dict[Config, str]:
+    """Compile what calls (m, k, configuration) need, side by side; nothing is launched.
+
+    Without it, the first call of each compiles it. Returns what the compiler refused, and why.
+    """
+    distinct = {}
+    for m, k, config in calls:
+        kernel = replace(config, split_k=1, prefetch=0)
+        distinct[kernel, _block_m(m, config), k % config.block_k == 0] = (m, k)
+    failures: dict[Config, str] = {}
+    pending = []
+    bias = torch.empty(1, dtype=dtype, device=device) if has_bias else None
+    with ThreadPoolExecutor(num_threads) as pool:
+        with triton.AsyncCompileMode(pool, ignore_errors=True):
+            for (config, _, _), (m, k) in distinct.items():
+                x = torch.empty((m, k), dtype=dtype, device=device)
+                kernel, grid, args, options = _launch(x, x[:1], bias, x, 1, config)
+                pending.append((config, kernel.warmup(*args, grid=grid, **options)))
+        for config, compiled in pending:
+            error = compiled.future.exception() if hasattr(compiled, "future") else None
+            if error is not None:
+                failures[config] = f"{type(error).__name__}: {str(error).splitlines()[-1]}"
+    return failures
