@@ -66,6 +66,7 @@ class BatchLayout:
         query_starts: [s + 1] first token of each sequence in the batch, and the total.
         context_lens: [s] tokens in the cache before this step.
         block_tables: [s, most blocks] block ids; entries past a sequence's last block are unread.
+            Has no columns where the device holds the tables itself (`StepTensors`).
     """
 
     query_starts: IntArray
@@ -82,14 +83,61 @@ class BatchLayout:
         """[s] tokens of each sequence after this step."""
         return self.context_lens + self.query_lens
 
+    @property
+    def seq_of_token(self) -> IntArray:
+        """[t] the sequence that each token belongs to."""
+        return np.repeat(np.arange(len(self.context_lens)), self.query_lens)
+
+    @property
+    def positions(self) -> IntArray:
+        """[t] place of each token in its sequence."""
+        offsets = self.context_lens - self.query_starts[:-1]
+        positions: IntArray = offsets[self.seq_of_token] + np.arange(self.query_starts[-1])
+        return positions
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """What the tokens of a step are, on the device; the same for every layer.
+
+    Attributes:
+        positions: [t] int32, place of each token in its sequence.
+        rows: [t] int32, row of its sequence in `block_tables`; below 0: padding, to be left alone.
+        block_tables: [rows, most blocks] int32 block ids.
+    """
+
+    positions: torch.Tensor
+    rows: torch.Tensor
+    block_tables: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RotaryArgs:
+    """What becomes of one layer's queries and keys before they meet: the same in every step.
+
+    Attributes:
+        table: [longest sequence, d] float32, cosines of each position, then sines.
+        q_norm, k_norm: [d] weights of an RMS norm over each head before the rotation, or None.
+        eps, offset: of these norms: x / sqrt(mean(x^2) + eps) * (offset + weight).
+    """
+
+    table: torch.Tensor
+    q_norm: torch.Tensor | None = None
+    k_norm: torch.Tensor | None = None
+    eps: float = 0.0
+    offset: float = 0.0
+
 
 class AttentionBackend(Protocol):
     """Paged attention over a ragged batch.
 
-    `name` is what `--attention-backend` takes.
+    Attributes:
+        name: what `--attention-backend` takes.
+        fuses_rotary: it is a `RotatingBackend`, and layers hand their projections over as they are.
     """
 
     name: str
+    fuses_rotary: bool
 
     def why_not(self, spec: AttentionSpec) -> str | None:
         """Why this backend cannot serve `spec`, or None when it can."""
@@ -116,8 +164,37 @@ class AttentionBackend(Protocol):
         cache: torch.Tensor,
         meta: Any,
     ) -> torch.Tensor:
-        """Write the new keys and values into `cache`, attend, return [t, h, d].
+        """`write`, then `attend`."""
+        ...
 
-        `cache` is changed at the batch's own slots and nowhere else.
+    def write(
+        self, k_tkd: torch.Tensor, v_tkd: torch.Tensor, cache: torch.Tensor, meta: Any
+    ) -> None:
+        """Store keys and values in `cache`: at the batch's own slots, and nowhere else."""
+        ...
+
+    def attend(
+        self, layer: LayerAttention, q_thd: torch.Tensor, cache: torch.Tensor, meta: Any
+    ) -> torch.Tensor:
+        """[t, h, d]: each query with the keys and values of its sequence, its own included.
+
+        Those of the batch's tokens must have been written; `cache` stays as it is.
+        """
+        ...
+
+
+class RotatingBackend(AttentionBackend, Protocol):
+    """A backend that turns queries and keys itself, in one pass with the writing of the cache."""
+
+    def rotate_and_write(
+        self, qkv: torch.Tensor, args: RotaryArgs, cache: torch.Tensor, meta: Any
+    ) -> torch.Tensor:
+        """Normalize, rotate, write keys and values as `write` does, and return queries [t, h, d].
+
+        Args:
+            qkv: [t, (h + 2k) * d], queries, keys and values side by side; unchanged.
+            args: the layer's norms and angles; positions are in `meta`.
+            cache: as in `write`.
+            meta: the step's.
         """
         ...

@@ -73,6 +73,7 @@ class TorchAttention:
     """See the module. Cache layout: [2, b, p, k, d], keys before values."""
 
     name = "torch"
+    fuses_rotary = False
 
     def __init__(self) -> None:
         self._scratch: list[torch.Tensor] = []
@@ -122,11 +123,26 @@ class TorchAttention:
         meta: TorchMetadata,
     ) -> torch.Tensor:
         """See `AttentionBackend.forward`."""
-        spec = meta.spec
-        flat = cache.view(2, -1, spec.num_kv_heads, spec.head_dim)
+        self.write(k_tkd, v_tkd, cache, meta)
+        return self.attend(layer, q_thd, cache, meta)
+
+    def write(
+        self, k_tkd: torch.Tensor, v_tkd: torch.Tensor, cache: torch.Tensor, meta: TorchMetadata
+    ) -> None:
+        """See `AttentionBackend.write`."""
+        flat = cache.view(2, -1, meta.spec.num_kv_heads, meta.spec.head_dim)
         flat[0].index_copy_(0, meta.slots, k_tkd)
         flat[1].index_copy_(0, meta.slots, v_tkd)
 
+    def attend(
+        self,
+        layer: LayerAttention,
+        q_thd: torch.Tensor,
+        cache: torch.Tensor,
+        meta: TorchMetadata,
+    ) -> torch.Tensor:
+        """See `AttentionBackend.attend`."""
+        spec = meta.spec
         prefixes = meta.prefixes if layer.window is None else []
         groups = meta.groups.get(layer.window)
         if groups is None:

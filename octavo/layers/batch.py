@@ -18,9 +18,9 @@ class ForwardBatch:
     """Tokens of all scheduled sequences, one behind the other, without padding.
 
     Attributes:
-        token_ids: [t] int64.
-        positions: [t] int64, place of each token in its sequence.
-        logit_indices: [n] int64, tokens whose logits are wanted.
+        token_ids: [t] int64 or int32.
+        positions: [t] int64 or int32, place of each token in its sequence.
+        logit_indices: [n] int64 or int32, tokens whose logits are wanted; None: all.
         backend: attention.
         meta: the backend's plan of this step.
         kv_caches: one per layer, as the backend allocated them.
@@ -28,7 +28,11 @@ class ForwardBatch:
 
     token_ids: torch.Tensor
     positions: torch.Tensor
-    logit_indices: torch.Tensor
+    logit_indices: torch.Tensor | None
     backend: AttentionBackend
     meta: Any
     kv_caches: Sequence[torch.Tensor]
+
+    def select(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows of x [t, ...] at the tokens whose logits are wanted: [n, ...]."""
+        return x if self.logit_indices is None else x.index_select(0, self.logit_indices)

@@ -15,11 +15,13 @@ class Embedding(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = torch.empty(num_rows, size, dtype=dtype)
-        self.scale = scale
+        # Rounded as the rows are, and a number of the host's: nothing to copy in a step.
+        rounded = None if scale is None else torch.tensor(scale, dtype=dtype, device="cpu")
+        self.scale = None if rounded is None else float(rounded)
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[t] ids to [t, size]."""
         rows = F.embedding(token_ids, self.weight)
         if self.scale is not None:
-            rows = rows * torch.tensor(self.scale, dtype=rows.dtype)
+            rows = rows * self.scale
         return rows

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from octavo.errors import CheckpointError
 from octavo.quant.method import LinearMethod, ParamSpec
 
 if TYPE_CHECKING:
@@ -53,40 +52,23 @@ class Linear(nn.Module):
         """Every (tensor name, part) that must be loaded."""
         return [(name, part) for name in self.specs for part in range(len(self.out_parts))]
 
-    def load(self, name: str, part: int, tensor: torch.Tensor, where: str) -> None:
-        """Copy a checkpoint's tensor into its place.
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The layer's tensors by name, `bias` among them if there is one."""
+        return self.params if self.bias is None else self.params | {"bias": self.bias}
+
+    def part(self, name: str, part: int) -> torch.Tensor:
+        """Where a checkpoint's tensor of one projection belongs: a view of the layer's own.
 
         Args:
             name: such as `weight`.
             part: which projection.
-            tensor: of that projection alone.
-            where: the tensor's name in the checkpoint, for the error.
-
-        Raises:
-            CheckpointError: the shape is not what the configuration says.
         """
-        spec = self.specs[name]
-        target = self.bias if name == "bias" else self.params[name]
-        assert target is not None
-        if spec.out_dim is not None:
-            start = sum(self.out_parts[:part]) // spec.out_pack
-            target = target.narrow(spec.out_dim, start, self.out_parts[part] // spec.out_pack)
-        copy_checked(target, tensor, where)
+        spec, tensor = self.specs[name], self.tensors()[name]
+        if spec.out_dim is None:
+            return tensor
+        start = sum(self.out_parts[:part]) // spec.out_pack
+        return tensor.narrow(spec.out_dim, start, self.out_parts[part] // spec.out_pack)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
         return self.method.apply(x, self.params, self.bias)
-
-
-def copy_checked(target: torch.Tensor, source: torch.Tensor, where: str) -> None:
-    """Copy in place after comparing shapes.
-
-    Raises:
-        CheckpointError: they differ.
-    """
-    if target.shape != source.shape:
-        raise CheckpointError(
-            f"tensor {where} has shape {tuple(source.shape)}, "
-            f"the configuration asks for {tuple(target.shape)}"
-        )
-    target.copy_(source)

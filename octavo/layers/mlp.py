@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from octavo.errors import CheckpointError
+from octavo.layers.fused import fused_kernels
 from octavo.layers.linear import Linear
 
 if TYPE_CHECKING:
@@ -35,12 +36,19 @@ class MLP(nn.Module):
         self.down_proj = Linear(intermediate_size, [hidden_size], method, bias=bias, dtype=dtype)
         if activation not in ACTIVATIONS:
             raise CheckpointError(f"activation {activation!r} is unknown")
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
+        self._activate = ACTIVATIONS[activation]
+        self._kernels = fused_kernels("activation", torch.get_default_device())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[t, hidden] to [t, hidden]."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: torch.Tensor = self.down_proj(self.activation(gate) * up)
+        gate_up = self.gate_up_proj(x)
+        if self._kernels is not None:
+            gated = self._kernels.gated(gate_up, self.activation)
+        else:
+            gate, up = gate_up.chunk(2, dim=-1)
+            gated = self._activate(gate) * up
+        out: torch.Tensor = self.down_proj(gated)
         return out
 
 

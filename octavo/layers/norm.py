@@ -1,10 +1,16 @@
-"""Root mean square normalization (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+"""Root mean square normalization (Zhang and Sennrich 2019, arXiv:1910.07467).
+
+Layers carry a pair (x, residual): what the last block gave, and the sum of all blocks before it.
+The sum is taken where the next norm reads it, so that a GPU does both in one pass over memory.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from octavo.layers.fused import fused_kernels
 
 
 class RMSNorm(nn.Module):
@@ -21,9 +27,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.offset = offset
         self.weight = torch.empty(size, dtype=dtype)
+        self._kernels = fused_kernels("norm", self.weight.device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Same shape and dtype as x."""
+        if self._kernels is not None and x.dim() == 2:
+            out: torch.Tensor = self._kernels.rms_norm(x, self.weight, self.eps, self.offset)
+            return out
         if x.dtype == torch.float32:
             weight = self.weight + self.offset if self.offset else self.weight
             return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
@@ -31,3 +41,19 @@ class RMSNorm(nn.Module):
         if self.offset:
             return (wide * (self.weight.float() + self.offset)).to(x.dtype)
         return wide.to(x.dtype) * self.weight
+
+    def add(
+        self, x: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of `residual + x`, and that sum, which takes `residual`'s memory; both [t, d].
+
+        The sum is rounded to its dtype before it is normalized. Without a residual, x begins the
+        sum, and its memory will hold it.
+        """
+        if residual is None:
+            return self(x), x
+        if self._kernels is not None:
+            args = (self.weight, self.eps, self.offset)
+            return self._kernels.add_rms_norm(x, residual, *args), residual
+        residual.add_(x)
+        return self(residual), residual

@@ -17,6 +17,11 @@ from octavo.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from octavo.layers.batch import ForwardBatch
+
+Rope = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines of a batch's positions, [t, 1, head_dim / 2] each."""
+
 
 class Rotary(nn.Module):
     """Tables of cosines and sines, float32, one row per position.
@@ -40,16 +45,29 @@ class Rotary(nn.Module):
         self._table: torch.Tensor | None = None
 
     def divide_frequencies(self, factors: torch.Tensor) -> None:
-        """Apply per-frequency factors that a checkpoint brings (GGUF's `rope_freqs`)."""
+        """Apply per-frequency factors that a checkpoint brings (GGUF's `rope_freqs`).
+
+        Before anything asked for the table.
+        """
+        assert self._table is None
         self.inv_freq = self.inv_freq / factors.to(self.inv_freq)
 
-    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines [t, 1, head_dim / 2] for positions [t]."""
-        if self._table is None or self._table.device != positions.device:
+    def table(self, device: torch.device) -> torch.Tensor:
+        """[max_len, head_dim] float32 on `device`: cosines of each position, then sines.
+
+        Made by the first call, which must not be captured in a CUDA graph, and kept.
+        """
+        if self._table is None or self._table.device != device:
             steps = torch.arange(self.max_len, dtype=torch.float32, device=self.inv_freq.device)
             angles = torch.outer(steps, self.inv_freq)
-            self._table = torch.cat((angles.cos(), angles.sin()), dim=-1).to(positions.device)
-        rows = self._table.index_select(0, positions).unsqueeze(1)
+            self._table = torch.cat((angles.cos(), angles.sin()), dim=-1).to(device)
+        return self._table
+
+    def forward(self, batch: ForwardBatch) -> Rope | None:
+        """What layers of this batch rotate by; None if its attention rotates by the table."""
+        if batch.backend.fuses_rotary:
+            return None
+        rows = self.table(batch.positions.device).index_select(0, batch.positions).unsqueeze(1)
         cos, sin = rows.chunk(2, dim=-1)
         return cos, sin
 

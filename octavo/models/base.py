@@ -88,7 +88,8 @@ class CausalModel(nn.Module):
     """A language model that predicts the next token; the base of every family.
 
     A subclass has `self.model`: embedding `embed_tokens`, layers, last norm; called with a batch it
-    gives the hidden states [n, hidden] at the batch's logit indices.
+    gives the hidden states [n, hidden] at the batch's logit indices. Layers take and give a pair
+    (x, residual), see `layers.norm`.
 
     Class attributes:
         packed: how checkpoints' projections lie in packed layers: name to (packed name, part).
@@ -142,15 +143,15 @@ class CausalModel(nn.Module):
         raise NotImplementedError(name)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """Logits [n, vocab] float32 at the batch's `logit_indices`."""
+        """Logits [n, vocab] at the batch's `logit_indices`, in the model's dtype."""
         hidden = self.model(batch)
         if self.lm_head is not None:
-            logits = self.lm_head(hidden).float()
+            logits: torch.Tensor = self.lm_head(hidden)
         else:
             embedding = self.model.embed_tokens
             assert isinstance(embedding, Embedding)
-            logits = self._method.apply(hidden, {"weight": embedding.weight}, None).float()
+            logits = self._method.apply(hidden, {"weight": embedding.weight}, None)
         if self.logit_soft_cap is not None:
-            logits = torch.tanh(logits / self.logit_soft_cap) * self.logit_soft_cap
-        out: torch.Tensor = logits
-        return out
+            capped = torch.tanh(logits.float() / self.logit_soft_cap) * self.logit_soft_cap
+            logits = capped.to(logits.dtype)
+        return logits

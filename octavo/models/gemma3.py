@@ -13,107 +13,100 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from octavo.layers.attention import Attention
 from octavo.layers.embedding import Embedding
-from octavo.layers.linear import Linear
 from octavo.layers.mlp import MLP
 from octavo.layers.norm import RMSNorm
-from octavo.layers.rotary import Rotary, rotate
+from octavo.layers.rotary import Rotary
+from octavo.layers.self_attention import SelfAttention
 from octavo.models.base import BuildContext, CausalModel, ModelShape, require
 from octavo.models.gguf import LLAMA_BLOCK_NAMES, GGUFNames
 
 if TYPE_CHECKING:
     from octavo.layers.batch import ForwardBatch
-
-Rope = tuple[torch.Tensor, torch.Tensor]
-
-
-class Gemma3Attention(nn.Module):
-    """Grouped-query attention with normalized queries and keys."""
-
-    def __init__(self, config: Mapping[str, Any], index: int, context: BuildContext) -> None:
-        super().__init__()
-        shape = Gemma3ForCausalLM.read_shape(config)
-        self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
-        self.head_dim = shape.head_dim
-        hidden, eps = require(config, "hidden_size"), require(config, "rms_norm_eps")
-        bias = bool(config.get("attention_bias"))
-        parts = [n * self.head_dim for n in (self.num_heads, *[self.num_kv_heads] * 2)]
-        method, dtype = context.method, context.dtype
-        self.qkv_proj = Linear(hidden, parts, method, bias=bias, dtype=dtype)
-        self.o_proj = Linear(parts[0], [hidden], method, bias=bias, dtype=dtype)
-        self.q_norm = RMSNorm(self.head_dim, eps, dtype, offset=1.0)
-        self.k_norm = RMSNorm(self.head_dim, eps, dtype, offset=1.0)
-        scale = float(config.get("query_pre_attn_scalar", 256)) ** -0.5
-        self.attention = Attention(index, scale, shape.windows[index])
-
-    def forward(self, x: torch.Tensor, rope: Rope, batch: ForwardBatch) -> torch.Tensor:
-        """[t, hidden] to [t, hidden]."""
-        num_tokens, heads, kv_heads = x.shape[0], self.num_heads, self.num_kv_heads
-        qkv_tjd = self.qkv_proj(x).view(num_tokens, heads + 2 * kv_heads, self.head_dim)
-        q_thd, k_tkd, v_tkd = qkv_tjd.split((heads, kv_heads, kv_heads), dim=1)
-        q_thd = rotate(self.q_norm(q_thd), *rope)
-        k_tkd = rotate(self.k_norm(k_tkd), *rope)
-        out_thd = self.attention(q_thd, k_tkd, v_tkd, batch)
-        out: torch.Tensor = self.o_proj(out_thd.reshape(num_tokens, -1))
-        return out
+    from octavo.layers.rotary import Rope
 
 
 class Gemma3Layer(nn.Module):
     """One decoder layer, normalized before and after each half."""
 
-    def __init__(self, config: Mapping[str, Any], index: int, context: BuildContext) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        shape: ModelShape,
+        index: int,
+        rotary: Rotary,
+        context: BuildContext,
+    ) -> None:
         super().__init__()
         hidden, eps = require(config, "hidden_size"), require(config, "rms_norm_eps")
-
-        def norm() -> RMSNorm:
-            return RMSNorm(hidden, eps, context.dtype, offset=1.0)
-
-        self.input_layernorm = norm()
-        self.self_attn = Gemma3Attention(config, index, context)
-        self.post_attention_layernorm = norm()
-        self.pre_feedforward_layernorm = norm()
         method, dtype = context.method, context.dtype
+        bias = bool(config.get("attention_bias"))
+
+        def norm(size: int) -> RMSNorm:
+            return RMSNorm(size, eps, dtype, offset=1.0)
+
+        self.input_layernorm = norm(hidden)
+        self.self_attn = SelfAttention(
+            index,
+            hidden,
+            shape.num_heads,
+            shape.num_kv_heads,
+            rotary,
+            method,
+            dtype,
+            qkv_bias=bias,
+            o_bias=bias,
+            q_norm=norm(shape.head_dim),
+            k_norm=norm(shape.head_dim),
+            scale=float(config.get("query_pre_attn_scalar", 256)) ** -0.5,
+            window=shape.windows[index],
+        )
+        self.post_attention_layernorm = norm(hidden)
+        self.pre_feedforward_layernorm = norm(hidden)
         activation = config.get("hidden_activation") or "gelu_pytorch_tanh"
         self.mlp = MLP(hidden, require(config, "intermediate_size"), activation, method, dtype)
-        self.post_feedforward_layernorm = norm()
+        self.post_feedforward_layernorm = norm(hidden)
 
-    def forward(self, x: torch.Tensor, rope: Rope, batch: ForwardBatch) -> torch.Tensor:
-        """[t, hidden] to [t, hidden]."""
-        attended = self.self_attn(self.input_layernorm(x), rope, batch)
-        x = x + self.post_attention_layernorm(attended)
-        fed = self.mlp(self.pre_feedforward_layernorm(x))
-        out: torch.Tensor = x + self.post_feedforward_layernorm(fed)
-        return out
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None, rope: Rope | None, batch: ForwardBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[t, hidden] each; see `layers.norm` for the pair."""
+        x, residual = self.input_layernorm.add(x, residual)
+        x = self.post_attention_layernorm(self.self_attn(x, rope, batch))
+        x, residual = self.pre_feedforward_layernorm.add(x, residual)
+        return self.post_feedforward_layernorm(self.mlp(x)), residual
 
 
 class Gemma3Model(nn.Module):
     """Embedding, layers and the last norm."""
 
-    def __init__(self, config: Mapping[str, Any], context: BuildContext) -> None:
+    def __init__(self, config: Mapping[str, Any], shape: ModelShape, context: BuildContext) -> None:
         super().__init__()
-        shape = Gemma3ForCausalLM.read_shape(config)
         hidden = require(config, "hidden_size")
         self.embed_tokens = Embedding(
             shape.vocab_size, hidden, context.dtype, scale=float(hidden) ** 0.5
         )
-        self.layers = nn.ModuleList(
-            Gemma3Layer(config, index, context) for index in range(shape.num_layers)
-        )
-        self.norm = RMSNorm(hidden, require(config, "rms_norm_eps"), context.dtype, offset=1.0)
         global_rope, local_rope = _ropes(config)
         self.rotary = Rotary(shape.head_dim, context.max_len, *global_rope)
         self.rotary_local = Rotary(shape.head_dim, context.max_len, *local_rope)
         self._is_local = [window is not None for window in shape.windows]
+        self.layers = nn.ModuleList(
+            Gemma3Layer(
+                config, shape, index, self.rotary_local if is_local else self.rotary, context
+            )
+            for index, is_local in enumerate(self._is_local)
+        )
+        self.norm = RMSNorm(hidden, require(config, "rms_norm_eps"), context.dtype, offset=1.0)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Hidden states at the batch's logit indices, [n, hidden]."""
-        x = self.embed_tokens(batch.token_ids)
-        rope, rope_local = self.rotary(batch.positions), self.rotary_local(batch.positions)
+        x: torch.Tensor = self.embed_tokens(batch.token_ids)
+        residual: torch.Tensor | None = None
+        rope, rope_local = self.rotary(batch), self.rotary_local(batch)
         for layer, is_local in zip(self.layers, self._is_local, strict=True):
-            x = layer(x, rope_local if is_local else rope, batch)
-        out: torch.Tensor = self.norm(x.index_select(0, batch.logit_indices))
-        return out
+            x, residual = layer(x, residual, rope_local if is_local else rope, batch)
+        assert residual is not None
+        return self.norm.add(batch.select(x), batch.select(residual))[0]
 
 
 class Gemma3ForCausalLM(CausalModel):
@@ -155,7 +148,7 @@ class Gemma3ForCausalLM(CausalModel):
 
     def __init__(self, config: Mapping[str, Any], context: BuildContext) -> None:
         super().__init__(config, context, tied_by_default=True)
-        self.model = Gemma3Model(config, context)
+        self.model = Gemma3Model(config, self.shape, context)
         self.logit_soft_cap = config.get("final_logit_softcapping")
 
     def from_gguf(self, name: str, tensor: torch.Tensor) -> torch.Tensor:

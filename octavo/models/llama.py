@@ -1,21 +1,22 @@
 """Llama 2 and 3.x, and models laid out like them (SmolLM2).
 
-Shapes: t tokens, h query heads, k KV heads, d head dimension.
+Families that differ in biases, windows or norms of queries and keys are subclasses with a file of
+their own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
-from octavo.layers.attention import Attention
 from octavo.layers.embedding import Embedding
-from octavo.layers.linear import Linear
 from octavo.layers.mlp import MLP
 from octavo.layers.norm import RMSNorm
-from octavo.layers.rotary import Rotary, rotate
+from octavo.layers.rotary import Rotary
+from octavo.layers.self_attention import SelfAttention
 from octavo.models.base import BuildContext, CausalModel, ModelShape, require
 from octavo.models.gguf import LLAMA_BLOCK_NAMES, GGUFNames
 
@@ -23,89 +24,107 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from octavo.layers.batch import ForwardBatch
+    from octavo.layers.rotary import Rope
 
 
-class LlamaAttention(nn.Module):
-    """Grouped-query attention with rotary positions."""
+@dataclass(frozen=True, slots=True)
+class AttentionOptions:
+    """What families laid out like Llama differ in.
 
-    def __init__(self, config: Mapping[str, Any], index: int, context: BuildContext) -> None:
-        super().__init__()
-        shape = LlamaForCausalLM.read_shape(config)
-        self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
-        self.head_dim = shape.head_dim
-        hidden = require(config, "hidden_size")
-        bias = bool(config.get("attention_bias"))
-        parts = [n * self.head_dim for n in (self.num_heads, *[self.num_kv_heads] * 2)]
-        method, dtype = context.method, context.dtype
-        self.qkv_proj = Linear(hidden, parts, method, bias=bias, dtype=dtype)
-        self.o_proj = Linear(parts[0], [hidden], method, bias=bias, dtype=dtype)
-        self.attention = Attention(index, self.head_dim**-0.5, shape.windows[index])
+    Attributes:
+        qkv_bias, o_bias: of the projections.
+        has_qk_norm: queries and keys are normalized head by head.
+    """
 
-    def forward(
-        self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], batch: ForwardBatch
-    ) -> torch.Tensor:
-        """[t, hidden] to [t, hidden]."""
-        num_tokens, heads, kv_heads = x.shape[0], self.num_heads, self.num_kv_heads
-        qkv_tjd = self.qkv_proj(x).view(num_tokens, heads + 2 * kv_heads, self.head_dim)
-        # Queries and keys turn by the same angles, so both are rotated in one go.
-        qk_tjd = rotate(qkv_tjd[:, : heads + kv_heads], *rope)
-        out_thd = self.attention(
-            qk_tjd[:, :heads], qk_tjd[:, heads:], qkv_tjd[:, heads + kv_heads :], batch
-        )
-        out: torch.Tensor = self.o_proj(out_thd.reshape(num_tokens, -1))
-        return out
+    qkv_bias: bool = False
+    o_bias: bool = False
+    has_qk_norm: bool = False
 
 
 class LlamaLayer(nn.Module):
     """One decoder layer, normalized before each half."""
 
-    def __init__(self, config: Mapping[str, Any], index: int, context: BuildContext) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        shape: ModelShape,
+        options: AttentionOptions,
+        index: int,
+        rotary: Rotary,
+        context: BuildContext,
+    ) -> None:
         super().__init__()
         hidden, eps = require(config, "hidden_size"), require(config, "rms_norm_eps")
-        self.input_layernorm = RMSNorm(hidden, eps, context.dtype)
-        self.self_attn = LlamaAttention(config, index, context)
-        self.post_attention_layernorm = RMSNorm(hidden, eps, context.dtype)
+        method, dtype = context.method, context.dtype
+
+        def head_norm() -> RMSNorm | None:
+            return RMSNorm(shape.head_dim, eps, dtype) if options.has_qk_norm else None
+
+        self.input_layernorm = RMSNorm(hidden, eps, dtype)
+        self.self_attn = SelfAttention(
+            index,
+            hidden,
+            shape.num_heads,
+            shape.num_kv_heads,
+            rotary,
+            method,
+            dtype,
+            qkv_bias=options.qkv_bias,
+            o_bias=options.o_bias,
+            q_norm=head_norm(),
+            k_norm=head_norm(),
+            window=shape.windows[index],
+        )
+        self.post_attention_layernorm = RMSNorm(hidden, eps, dtype)
         self.mlp = MLP(
             hidden,
             require(config, "intermediate_size"),
             config.get("hidden_act", "silu"),
-            context.method,
-            context.dtype,
+            method,
+            dtype,
             bias=bool(config.get("mlp_bias")),
         )
 
     def forward(
-        self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], batch: ForwardBatch
-    ) -> torch.Tensor:
-        """[t, hidden] to [t, hidden]."""
-        x = x + self.self_attn(self.input_layernorm(x), rope, batch)
-        out: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+        self, x: torch.Tensor, residual: torch.Tensor | None, rope: Rope | None, batch: ForwardBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[t, hidden] each; see `layers.norm` for the pair."""
+        x, residual = self.input_layernorm.add(x, residual)
+        x = self.self_attn(x, rope, batch)
+        x, residual = self.post_attention_layernorm.add(x, residual)
+        return self.mlp(x), residual
 
 
 class LlamaModel(nn.Module):
     """Embedding, layers and the last norm."""
 
-    def __init__(self, config: Mapping[str, Any], context: BuildContext) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        shape: ModelShape,
+        options: AttentionOptions,
+        context: BuildContext,
+    ) -> None:
         super().__init__()
-        shape = LlamaForCausalLM.read_shape(config)
         hidden = require(config, "hidden_size")
         self.embed_tokens = Embedding(shape.vocab_size, hidden, context.dtype)
-        self.layers = nn.ModuleList(
-            LlamaLayer(config, index, context) for index in range(shape.num_layers)
-        )
-        self.norm = RMSNorm(hidden, require(config, "rms_norm_eps"), context.dtype)
         theta, scaling = rope_of(config)
         self.rotary = Rotary(shape.head_dim, context.max_len, theta, scaling)
+        self.layers = nn.ModuleList(
+            LlamaLayer(config, shape, options, index, self.rotary, context)
+            for index in range(shape.num_layers)
+        )
+        self.norm = RMSNorm(hidden, require(config, "rms_norm_eps"), context.dtype)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Hidden states at the batch's logit indices, [n, hidden]."""
-        x = self.embed_tokens(batch.token_ids)
-        rope = self.rotary(batch.positions)
+        x: torch.Tensor = self.embed_tokens(batch.token_ids)
+        residual: torch.Tensor | None = None
+        rope = self.rotary(batch)
         for layer in self.layers:
-            x = layer(x, rope, batch)
-        out: torch.Tensor = self.norm(x.index_select(0, batch.logit_indices))
-        return out
+            x, residual = layer(x, residual, rope, batch)
+        assert residual is not None
+        return self.norm.add(batch.select(x), batch.select(residual))[0]
 
 
 class LlamaForCausalLM(CausalModel):
@@ -130,9 +149,15 @@ class LlamaForCausalLM(CausalModel):
             windows=(None,) * num_layers,
         )
 
+    @classmethod
+    def attention_options(cls, config: Mapping[str, Any]) -> AttentionOptions:
+        """Where a subclass says how its attention differs."""
+        bias = bool(config.get("attention_bias"))
+        return AttentionOptions(qkv_bias=bias, o_bias=bias)
+
     def __init__(self, config: Mapping[str, Any], context: BuildContext) -> None:
         super().__init__(config, context)
-        self.model = LlamaModel(config, context)
+        self.model = LlamaModel(config, self.shape, self.attention_options(config), context)
 
     def from_gguf(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """GGUF's Llama interleaves the rotated pairs of q and k; undo it.

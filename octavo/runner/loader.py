@@ -1,24 +1,38 @@
-"""From a checkpoint's named tensors to a model's layers. Knows names, not kernels."""
+"""From a checkpoint's named tensors to a model's layers. Knows names, not kernels.
+
+Where every tensor belongs is settled before the first one is read, so a checkpoint that does not
+match its configuration is refused at once. Then a few threads read: plain tensors in chunks, into
+the model's own memory or by way of a pinned buffer to the GPU; packed ones whole, dequantized.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from octavo.errors import CheckpointError
 from octavo.layers.embedding import Embedding
-from octavo.layers.linear import Linear, copy_checked
+from octavo.layers.linear import Linear
 from octavo.layers.norm import RMSNorm
+from octavo.weights.checkpoint import PlainTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from octavo.models.base import CausalModel
+    from octavo.models.base import BuildContext, CausalModel
     from octavo.weights.checkpoint import Checkpoint, StoredTensor
+
+logger = logging.getLogger("octavo")
+
+CHUNK_BYTES = 16 * 1024**2
+DUMMY_SEED = 0
 
 # Computed from the configuration, though some checkpoints store them.
 _DERIVED = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
@@ -32,47 +46,171 @@ def read_config(checkpoint: Checkpoint, model_class: type[CausalModel]) -> Mappi
     return checkpoint.config
 
 
-def load_weights(model: CausalModel, checkpoint: Checkpoint, dtype: torch.dtype) -> float:
-    """Fill every tensor of `model`; returns the seconds it took.
-
-    Tensors are read and dequantized in a few threads, each straight to the model's device.
-
-    Raises:
-        CheckpointError: tensors are missing, unknown, or of the wrong shape.
-    """
-    begin = time.perf_counter()
-    is_gguf = checkpoint.format == "gguf"
-    missing = _expected(model)
-
-    def load(stored: StoredTensor) -> list[str]:
-        name = model.gguf.translate(stored.name) if is_gguf else stored.name
-        if name is None:
-            raise CheckpointError(f"{checkpoint.path}: unknown tensor {stored.name}")
-        if name.endswith(_DERIVED) or (model.is_tied and name == "lm_head.weight"):
-            return []
-        if name in model.gguf.extra:
-            model.load_extra(name, stored.load(torch.float32))
-            return []
-        tensor = stored.load(dtype)
-        if is_gguf:
-            tensor = model.from_gguf(name, tensor)
-        _place(model, name, tensor, f"{checkpoint.path}: {stored.name}")
-        return [name]
-
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for names in pool.map(load, checkpoint.tensors()):
-            missing.difference_update(names)
-    if missing:
-        some = ", ".join(sorted(missing)[:5])
-        raise CheckpointError(
-            f"{checkpoint.path}: {len(missing)} tensors are missing, such as {some}"
-        )
-    return time.perf_counter() - begin
+def model_bytes(
+    model_class: type[CausalModel], config: Mapping[str, Any], context: BuildContext
+) -> int:
+    """Bytes that the model's weights will take, before any of them is allocated."""
+    with torch.device("meta"):
+        model = model_class(config, context)
+    return sum(tensor.nbytes for module in model.modules() for tensor in _tensors(module).values())
 
 
 def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     """Bytes of all tensors once they are in `dtype`."""
     return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors()) * dtype.itemsize
+
+
+def load_weights(model: CausalModel, checkpoint: Checkpoint, dtype: torch.dtype) -> float:
+    """Fill every tensor of `model`; returns the seconds it took.
+
+    Random numbers take the place of weights where the checkpoint was opened without them, and the
+    log says so.
+
+    Raises:
+        CheckpointError: tensors are missing, unknown, or of the wrong shape.
+    """
+    begin = time.perf_counter()
+    device = model.model.get_submodule("embed_tokens").weight.device
+    assert isinstance(device, torch.device)
+    if not checkpoint.has_weights:
+        logger.warning(
+            "--load-format dummy: the weights are random numbers and the outputs are noise; only "
+            "speed and memory can be measured"
+        )
+        draw_weights(model, device)
+    else:
+        jobs = _jobs(model, checkpoint, dtype, device)
+        num_threads = (
+            8 if device.type == "cuda" else 2
+        )  # a CPU's conversions have threads of their own
+        with ThreadPoolExecutor(num_threads) as pool:
+            for _ in pool.map(lambda job: job(), jobs):
+                pass
+    return time.perf_counter() - begin
+
+
+def draw_weights(model: CausalModel, device: torch.device) -> None:
+    """Random weights, the same each time on one kind of device.
+
+    Projections keep the size of what they project, on average; norms do nothing.
+    """
+    generator = torch.Generator(device).manual_seed(DUMMY_SEED)
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            module.weight.fill_(1 - module.offset)
+            continue
+        std = module.in_features**-0.5 if isinstance(module, Linear) else 0.02
+        for tensor in _tensors(module).values():
+            tensor.normal_(0, std, generator=generator)
+
+
+def _jobs(
+    model: CausalModel, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> list[Callable[[], None]]:
+    """What there is to read, in the order of the files; each job may run in any thread."""
+    is_gguf = checkpoint.format == "gguf"
+    missing = _expected(model)
+    copier = _Copier(device)
+    jobs: list[Callable[[], None]] = []
+    for stored in checkpoint.tensors():
+        where = f"{checkpoint.path}: {stored.name}"
+        name = model.gguf.translate(stored.name) if is_gguf else stored.name
+        if name is None:
+            raise CheckpointError(f"{checkpoint.path}: unknown tensor {stored.name}")
+        if name.endswith(_DERIVED) or (model.is_tied and name == "lm_head.weight"):
+            continue
+        if name in model.gguf.extra:
+            model.load_extra(name, stored.load(torch.float32))
+            continue
+        target = _target(model, name, where)
+        if target.shape != stored.shape:
+            raise CheckpointError(
+                f"tensor {where} has shape {tuple(stored.shape)}, "
+                f"the configuration asks for {tuple(target.shape)}"
+            )
+        missing.discard(name)
+        if isinstance(stored, PlainTensor) and target.is_contiguous():
+            jobs += [partial(copier.copy, stored, *part) for part in _parts(stored, target)]
+        else:
+            convert = partial(model.from_gguf, name) if is_gguf else None
+            jobs.append(partial(_copy_whole, stored, target, dtype, convert))
+    if missing:
+        some = ", ".join(sorted(missing)[:5])
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(missing)} tensors are missing, such as {some}"
+        )
+    return jobs
+
+
+def _copy_whole(
+    stored: StoredTensor,
+    target: torch.Tensor,
+    dtype: torch.dtype,
+    convert: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> None:
+    tensor = stored.load(dtype)
+    target.copy_(tensor if convert is None else convert(tensor))
+
+
+def _parts(stored: PlainTensor, target: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
+    """Runs of the target's elements, and which byte of the stored tensor each begins at."""
+    item_bytes = _stored_dtype(stored).itemsize
+    start = 0
+    for run in torch.split(target.view(-1), CHUNK_BYTES // item_bytes):
+        if run.numel():
+            yield run, start
+        start += run.numel() * item_bytes
+
+
+class _Copier:
+    """Reads runs of plain tensors to where they belong; each thread has a buffer of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._own = threading.local()
+
+    def copy(self, stored: PlainTensor, target: torch.Tensor, start: int) -> None:
+        """Fill `target`, a run of elements, from the stored tensor's byte `start` on."""
+        dtype = _stored_dtype(stored)
+        if self._device.type == "cpu" and dtype == target.dtype:
+            stored.read_into(_bytes_of(target), start)
+            return
+        raw = self._buffer()[: target.numel() * dtype.itemsize]
+        stored.read_into(_bytes_of(raw), start)
+        source = raw.view(dtype)
+        if dtype != target.dtype:
+            source = source.to(self._device)  # a GPU converts faster
+        target.copy_(source)  # returns when the buffer has been read
+
+    def _buffer(self) -> torch.Tensor:
+        buffer: torch.Tensor | None = getattr(self._own, "buffer", None)
+        if buffer is None:
+            is_cuda = self._device.type == "cuda"
+            if is_cuda:  # pinning makes a context on the thread's current device
+                torch.cuda.set_device(self._device)
+            buffer = torch.empty(CHUNK_BYTES, dtype=torch.uint8, device="cpu", pin_memory=is_cuda)
+            self._own.buffer = buffer
+        return buffer
+
+
+def _bytes_of(run: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor of one dimension, on the host."""
+    memory: Any = run.view(torch.uint8).numpy()
+    return memoryview(memory)
+
+
+def _stored_dtype(stored: StoredTensor) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, stored.dtype)
+    return dtype
+
+
+def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that a layer itself holds, by name."""
+    if isinstance(module, Linear):
+        return module.tensors()
+    if isinstance(module, Embedding | RMSNorm):
+        return {"weight": module.weight}
+    return {}
 
 
 def _expected(model: CausalModel) -> set[str]:
@@ -87,12 +225,17 @@ def _expected(model: CausalModel) -> set[str]:
             for kind, part in module.expected():
                 own = parts.get(last, {}).get(part, last)
                 names.add(f"{parent}.{own}.{kind}" if parent else f"{own}.{kind}")
-        elif isinstance(module, Embedding | RMSNorm):
-            names.add(f"{path}.weight")
+        else:
+            names.update(f"{path}.{kind}" for kind in _tensors(module))
     return names
 
 
-def _place(model: CausalModel, name: str, tensor: torch.Tensor, where: str) -> None:
+def _target(model: CausalModel, name: str, where: str) -> torch.Tensor:
+    """Where the tensor of this name, as Hugging Face spells it, belongs: a view.
+
+    Raises:
+        CheckpointError: nowhere.
+    """
     path, _, kind = name.rpartition(".")
     parent, _, last = path.rpartition(".")
     packed, part = model.packed.get(last, (last, 0))
@@ -100,9 +243,7 @@ def _place(model: CausalModel, name: str, tensor: torch.Tensor, where: str) -> N
         module = model.get_submodule(f"{parent}.{packed}" if parent else packed)
     except AttributeError:
         raise CheckpointError(f"{where}: the model has no such tensor") from None
-    if isinstance(module, Linear) and kind in module.specs:
-        module.load(kind, part, tensor, where)
-    elif isinstance(module, Embedding | RMSNorm) and kind == "weight":
-        copy_checked(module.weight, tensor, where)
-    else:
+    tensors = _tensors(module)
+    if kind not in tensors:
         raise CheckpointError(f"{where}: the model has no such tensor")
+    return module.part(kind, part) if isinstance(module, Linear) else tensors[kind]

@@ -6,7 +6,7 @@ Importing this module does not import torch; reading a tensor does.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,6 +38,19 @@ class StoredTensor(Protocol):
         ...
 
 
+@runtime_checkable
+class PlainTensor(StoredTensor, Protocol):
+    """A tensor whose elements lie in the file as they do in memory, of a dtype that torch has."""
+
+    def read_into(self, target: memoryview, start: int) -> None:
+        """Fill `target` with the tensor's bytes from `start` on; from several threads at once.
+
+        Raises:
+            CheckpointError: the file has become shorter since it was opened.
+        """
+        ...
+
+
 class Checkpoint(Protocol):
     """A readable checkpoint: a Hugging Face folder or one GGUF file.
 
@@ -50,6 +63,7 @@ class Checkpoint(Protocol):
             are in it too (`tokenizer.ggml.tokens`), as lists.
         generation_config: `generation_config.json` of the folder, or beside the GGUF file; or {}.
         num_bytes: size of all tensors in the file.
+        has_weights: False where it was opened for its configuration alone.
     """
 
     path: Path
@@ -58,6 +72,7 @@ class Checkpoint(Protocol):
     config: Mapping[str, Any]
     generation_config: Mapping[str, Any]
     num_bytes: int
+    has_weights: bool
 
     def tensors(self) -> Iterator[StoredTensor]:
         """Every tensor once, in the order that reads the file fastest."""

@@ -133,6 +133,10 @@ class GGUFTensor:
 class GGUFCheckpoint:
     """A GGUF file, mapped into memory (`Checkpoint`).
 
+    Args:
+        path: the file.
+        has_weights: whether its tensors are there to be loaded, or only to be looked at.
+
     Raises:
         CheckpointError: the file is not GGUF, is cut off, or contradicts itself.
         UnsupportedModelError: a sound file of a kind that Octavo does not read.
@@ -140,8 +144,9 @@ class GGUFCheckpoint:
 
     format: Literal["safetensors", "gguf"] = "gguf"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, has_weights: bool = True) -> None:
         self.path = path
+        self.has_weights = has_weights
         self._map = _map_file(path)
         try:
             reader = _Reader(path, self._map)

@@ -91,12 +91,20 @@ class FolderTensor:
             # read(2) into the tensor's own memory: no copy, and a file that is cut off meanwhile
             # gives an error, where a mapping would kill the process.
             raw: Any = stored.view(-1).view(torch.uint8).numpy()
-            self._shard.read_into(memoryview(raw), self.offset)
+            self.read_into(memoryview(raw), 0)
         return stored.to(dtype)
+
+    def read_into(self, target: memoryview, start: int) -> None:
+        """See `PlainTensor`."""
+        self._shard.read_into(target, self.offset + start)
 
 
 class FolderCheckpoint:
     """A Hugging Face folder (`Checkpoint`). Every shard's header is read and checked at once.
+
+    Args:
+        path: the folder.
+        has_weights: False: files with weights need not be there, and are not looked at.
 
     Raises:
         CheckpointError: a file is missing, truncated, corrupt or contradicts another.
@@ -105,8 +113,9 @@ class FolderCheckpoint:
 
     format: Literal["safetensors", "gguf"] = "safetensors"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, has_weights: bool = True) -> None:
         self.path = path
+        self.has_weights = has_weights
         if not (path / "config.json").exists():
             raise CheckpointError(
                 f"{path}: neither a Hugging Face folder (no config.json) nor a folder with one "
@@ -118,7 +127,7 @@ class FolderCheckpoint:
         self._shards: list[_Shard] = []
         self._tensors: list[FolderTensor] = []
         try:
-            for file, expected in _weight_files(path).items():
+            for file, expected in _weight_files(path).items() if has_weights else ():
                 self._add_shard(path / file, expected)
         except BaseException:
             self.close()
@@ -171,16 +180,22 @@ class _Shard:
     def read_into(self, target: memoryview, offset: int) -> None:
         """Fill `target` with the bytes from `offset` on."""
         done = 0
-        with self._lock:
+        while done < len(target):
+            try:
+                num_read = self._read_at(target[done:], offset + done)
+            except OSError as error:
+                raise self._error(f"cannot be read: {error.strerror or error}") from error
+            if not num_read:
+                raise self._error(f"truncated: ends at byte {offset + done}")
+            done += num_read
+
+    def _read_at(self, target: memoryview, offset: int) -> int:
+        """Read once, without moving what other threads read."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [target], offset)
+        with self._lock:  # not every platform reads without a position
             self._file.seek(offset)
-            while done < len(target):
-                try:
-                    num_read = self._file.readinto(target[done:])
-                except OSError as error:
-                    raise self._error(f"cannot be read: {error.strerror or error}") from error
-                if not num_read:
-                    raise self._error(f"truncated: ends at byte {offset + done}")
-                done += num_read
+            return self._file.readinto(target) or 0
 
     def tensors(self) -> list[FolderTensor]:
         """Every tensor, in the order of their data, which must lie without holes."""
@@ -273,7 +288,8 @@ def _weight_files(path: Path) -> dict[str, set[str] | None]:
             "to safetensors"
         )
     raise CheckpointError(
-        f"{path}: has no {SINGLE_FILE} (Octavo reads safetensors and GGUF, never pickles)"
+        f"{path}: has no {SINGLE_FILE} (Octavo reads safetensors and GGUF, never pickles); to "
+        "measure the model's shapes without its weights, give --load-format dummy"
     )
 
 
