@@ -14,6 +14,9 @@ _FAMILIES = {
     # Names in config.json's `architectures` and in GGUF's `general.architecture`.
     ("LlamaForCausalLM", "llama"): "octavo.models.llama:LlamaForCausalLM",
     ("Gemma3ForCausalLM", "gemma3"): "octavo.models.gemma3:Gemma3ForCausalLM",
+    ("Qwen2ForCausalLM", "qwen2"): "octavo.models.qwen2:Qwen2ForCausalLM",
+    ("Qwen3ForCausalLM", "qwen3"): "octavo.models.qwen3:Qwen3ForCausalLM",
+    ("MistralForCausalLM",): "octavo.models.mistral:MistralForCausalLM",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,131 @@ def test_gemma3_equals_the_reference(tiny_gemma: Path) -> None:
     assert verdict.num_tokens == NUM_PROMPTS * OUTPUT_LEN
     assert verdict.num_ties <= 5, verdict
     assert verdict.max_logprob_error < 1e-3, verdict
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 384,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+}
+# Name to family in transformers, and fields of its configuration beside SMALL's.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "Qwen2, a window from layer 1 on": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1},
+    ),
+    "Qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    "Qwen3, untied, biases, another base": (
+        "Qwen3",
+        {
+            "head_dim": 10,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+    ),
+    "Mistral, no window": ("Mistral", {"sliding_window": None}),
+    "Mistral, a window": ("Mistral", {"sliding_window": 20, "head_dim": 12}),
+}
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Any:
+    """Makes a folder with a random model of OTHERS, norms and biases random too."""
+    import shutil
+
+    import torch
+    import transformers
+
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name in made:
+            return made[name]
+        family, fields = OTHERS[name]
+        config = getattr(transformers, f"{family}Config")(**SMALL, **fields)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            model = getattr(transformers, f"{family}ForCausalLM")(config).float()
+            for key, tensor in model.named_parameters():
+                # transformers begins with ones and zeros, which would hide a swapped norm
+                if key.endswith("norm.weight"):
+                    torch.nn.init.uniform_(tensor, 0.5, 1.5)
+                elif key.endswith("bias"):
+                    torch.nn.init.normal_(tensor, std=0.3)
+        made[name] = tmp_path_factory.mktemp("tiny-other")
+        model.save_pretrained(made[name])
+        for file in tiny_tokenizer.iterdir():
+            shutil.copy(file, made[name])
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_families_like_llama_equal_the_reference(name: str, other: Any) -> None:
+    path = other(name)
+    verdict = compare(load_reference(path), run(path))
+    assert verdict.num_tokens == NUM_PROMPTS * OUTPUT_LEN
+    assert verdict.num_ties <= 5, verdict
+    assert verdict.max_logprob_error < 1e-4, verdict
+
+
+# Names of tensors in a checkpoint, and what GGUF's own tables call them.
+GGUF_ARCHITECTURES = {"Qwen2": "qwen2", "Qwen3": "qwen3"}
+
+
+@pytest.mark.parametrize("name", GGUF_ARCHITECTURES)
+def test_qwen_from_gguf_equals_the_folder(name: str, other: Any, tmp_path: Path) -> None:
+    """Written with the gguf package's tables of names, as its converter for these families does."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    folder = other(name)
+    architecture = gguf.MODEL_ARCH[name.upper()]
+    config = json.loads((folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", GGUF_ARCHITECTURES[name])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    if "head_dim" in config:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+    writer.add_token_list([f"token{i}" for i in range(config["vocab_size"])])
+    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
+    for key, tensor in load_file(folder / "model.safetensors").items():
+        writer.add_tensor(names.get_name(key, try_suffixes=(".weight", ".bias")), tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    prompts_of_ids = prompts(config["vocab_size"])[:6]
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
+    answers = []
+    for path in (folder, tmp_path / "tiny.gguf"):
+        llm = LLM(
+            str(path),
+            dtype="float32",
+            num_threads=1,
+            kv_cache_memory=4 * 1024**2,
+            skip_tokenizer_init=True,
+        )
+        answers.append(
+            [output.outputs[0].logprobs for output in llm.generate(prompts_of_ids, params)]
+        )
+        llm.close()
+    assert answers[0] == answers[1]
 
 
 WAYS: dict[str, dict[str, Any]] = {
