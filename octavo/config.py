@@ -18,6 +18,8 @@ from octavo.types import SchedulingPolicy
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
+LoadFormat = Literal["auto", "dummy"]
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 GIB = 1024**3
@@ -76,6 +78,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: a Hugging Face folder or a GGUF file, already on this machine.
+        load_format: `auto` reads the model's weights; `dummy` makes random ones, so that speed and
+            memory of a model can be measured with its config.json alone.
         dtype: `auto` takes the checkpoint's precision where the device computes it well.
         device: `auto` takes CUDA where there is a card.
         max_model_len: most tokens of prompt and output together; None: what the model allows.
@@ -97,6 +101,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     model: str
+    load_format: LoadFormat = "auto"
     dtype: DType = "auto"
     device: str = "auto"
     max_model_len: int | None = None

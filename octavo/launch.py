@@ -83,7 +83,7 @@ def serve(
         def spawn() -> EngineProcess:
             return EngineProcess(builder, engine, log_level=server.log_level)
 
-        service = _Service(spawn, spawn(), Path(engine.model), server, listener, drain_s, times)
+        service = _Service(spawn, spawn(), engine, server, listener, drain_s, times)
         try:
             with asyncio.Runner(loop_factory=_new_loop) as runner:
                 return runner.run(service.run())
@@ -115,7 +115,7 @@ def build_engine(config: EngineConfig) -> _BuiltEngine:
     from octavo.weights.open import open_checkpoint
 
     imported = time.perf_counter()
-    checkpoint = open_checkpoint(Path(config.model))
+    checkpoint = open_checkpoint(Path(config.model), load_format=config.load_format)
     try:
         opened = time.perf_counter()
         executor = make_executor(config, checkpoint)
@@ -143,7 +143,7 @@ class _Service:
 
     spawn: Callable[[], EngineProcess]
     process: EngineProcess
-    model: Path
+    engine_config: EngineConfig
     config: ServerConfig
     listener: socket.socket
     drain_s: float
@@ -211,7 +211,8 @@ class _Service:
         from octavo.text.tokenizer import load_tokenizer
         from octavo.weights.open import open_checkpoint
 
-        checkpoint = open_checkpoint(self.model)
+        engine = self.engine_config
+        checkpoint = open_checkpoint(Path(engine.model), load_format=engine.load_format)
         try:
             metadata = checkpoint.config if checkpoint.format == "gguf" else None
             tokenizer = load_tokenizer(checkpoint.path, metadata)

@@ -105,7 +105,7 @@ class LLM:
         config = EngineConfig(model=model, **options)
         default_thread_waiting()
         path = resolve(model)
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, load_format=config.load_format)
         self.tokenizer: Tokenizer | None = None
         with ThreadPoolExecutor(max_workers=1) as pool:
             tokenizer = (

@@ -13,10 +13,11 @@ from typing import Any, get_args
 
 import msgspec
 
-from octavo.config import DType, EngineConfig, parse_bytes
+from octavo.config import DType, EngineConfig, LoadFormat, parse_bytes
 from octavo.types import SchedulingPolicy
 
 _TYPES: dict[str, dict[str, Any]] = {
+    "load_format": {"choices": get_args(LoadFormat)},
     "dtype": {"choices": get_args(DType)},
     "device": {"metavar": "DEVICE"},
     "max_model_len": {"type": int, "metavar": "TOKENS"},

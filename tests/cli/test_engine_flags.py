@@ -23,6 +23,7 @@ def test_defaults_are_those_of_the_configuration(model: str) -> None:
 
 def test_every_field_is_a_flag(model: str) -> None:
     words = {
+        "load_format": "dummy",
         "dtype": "float16",
         "device": "cpu",
         "max_model_len": "100",
