@@ -83,7 +83,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         dtype: `auto` takes the checkpoint's precision where the device computes it well.
         device: `auto` takes CUDA where there is a card.
         max_model_len: most tokens of prompt and output together; None: what the model allows.
-        max_num_seqs: most requests in a batch.
+        max_num_seqs: most requests in a batch; None: 256 on a CPU, 1024 on a GPU.
         max_num_batched_tokens: token budget of a step; None: 512 on a CPU, 8192 on a GPU.
         block_size: tokens per KV block.
         gpu_memory_utilization: share of the device's memory that Octavo may use in all; on a CPU,
@@ -92,6 +92,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             requests' `priority`, lower first, running ones give way; `fair`: the API key that got
             the least tokens so far first.
         async_scheduling: plan the next step while the device runs the last one; None: on a GPU.
+        enforce_eager: launch every step kernel by kernel, without CUDA graphs.
         enable_prefix_caching: reuse the KV blocks of prompts that begin alike.
         kv_cache_memory: bytes for the KV cache; None: measured, see `gpu_memory_utilization`
             (on a CPU at most 4 GiB).
@@ -105,12 +106,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: DType = "auto"
     device: str = "auto"
     max_model_len: int | None = None
-    max_num_seqs: int = 256
+    max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     block_size: int = 16
     gpu_memory_utilization: float = 0.9
     scheduling_policy: SchedulingPolicy = "fcfs"
     async_scheduling: bool | None = None
+    enforce_eager: bool = False
     enable_prefix_caching: bool = True
     kv_cache_memory: int | None = None
     attention_backend: str = "auto"

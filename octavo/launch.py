@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from octavo.config import EngineConfig, ServerConfig
     from octavo.engine.client import AsyncEngine
     from octavo.engine.core import EngineCore
+    from octavo.engine.executor import DeviceExecutor
     from octavo.engine.spawn import EngineProcess
     from octavo.engine.supervisor import EngineSupervisor
-    from octavo.runner.executor import InProcessExecutor, ThreadExecutor
     from octavo.server.http_server import HTTPServer
     from octavo.text.tokenizer import Tokenizer
     from octavo.types import EngineInfo
@@ -95,7 +95,7 @@ def serve(
 class _BuiltEngine:
     core: EngineCore
     info: EngineInfo
-    executor: InProcessExecutor | ThreadExecutor
+    executor: DeviceExecutor
 
     def close(self) -> None:
         self.executor.close()
@@ -110,7 +110,6 @@ def build_engine(config: EngineConfig) -> _BuiltEngine:
     begin = time.perf_counter()
     default_thread_waiting()
     from octavo.engine.core import EngineCore
-    from octavo.engine.policy import make_policy
     from octavo.runner.executor import make_executor
     from octavo.weights.open import open_checkpoint
 
@@ -121,15 +120,7 @@ def build_engine(config: EngineConfig) -> _BuiltEngine:
         executor = make_executor(config, checkpoint)
     finally:
         checkpoint.close()
-    core = EngineCore(
-        executor,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=executor.token_budget,
-        enable_prefix_caching=config.enable_prefix_caching,
-        num_steps_ahead=executor.num_steps_ahead,
-        policy=make_policy(config.scheduling_policy),
-        seed=config.seed,
-    )
+    core = EngineCore.from_config(executor, config)
     parts = {"imports": imported - begin, "open": opened - imported, **executor.info.startup_s}
     info = msgspec.structs.replace(
         executor.info, startup_s=parts, scheduling_policy=config.scheduling_policy

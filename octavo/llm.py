@@ -15,7 +15,6 @@ from octavo.engine.admission import check_request
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
 from octavo.engine.output import OutputProcessor, merge_deltas
-from octavo.engine.policy import make_policy
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.text.tokenizer import load_tokenizer
 from octavo.types import Delta, EngineInfo, EngineStats, SamplingParams
@@ -122,15 +121,7 @@ class LLM:
         self._generation_config = dict(checkpoint.generation_config)
         checkpoint.close()
         self.info: EngineInfo = self._executor.info
-        self._core = EngineCore(
-            self._executor,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=self._executor.token_budget,
-            enable_prefix_caching=config.enable_prefix_caching,
-            num_steps_ahead=self._executor.num_steps_ahead,
-            policy=make_policy(config.scheduling_policy),
-            seed=config.seed,
-        )
+        self._core = EngineCore.from_config(self._executor, config)
         eos = self.tokenizer.eos_token_ids if self.tokenizer is not None else ()
         self._eos_token_ids = [i for i in eos if i < self.info.vocab_size]
         self._running: dict[str, _Running] = {}

@@ -10,17 +10,26 @@ compile-time constant, so a kernel is compiled once for a model.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from octavo.attention.work import Heads, TileShape, Work, divide
+from octavo.attention.interface import StepTensors
+from octavo.attention.work import Heads, TileShape, divide, pad
 from octavo.kernels.layout import ITEM_FIELDS
 
 if TYPE_CHECKING:
-    from octavo.attention.interface import AttentionSpec, BatchLayout, IntArray, LayerAttention
+    from collections.abc import Sequence
+
+    from octavo.attention.interface import (
+        AttentionSpec,
+        BatchLayout,
+        IntArray,
+        LayerAttention,
+        RotaryArgs,
+    )
     from octavo.attention.work import Table
 
 MAX_HEAD_DIM = 256
@@ -73,19 +82,44 @@ class TritonMetadata:
     """A step on the device.
 
     Attributes:
-        slots: [t] int32, where each token's keys and values go.
-        tables: [s, width] int32 block ids.
+        step: what each token is.
         launches: for each window.
         parts: float32 scratch [k, rows, d] of divided tiles, used by one layer after the other.
         part_weights: [k, rows].
     """
 
     spec: AttentionSpec
-    slots: torch.Tensor
-    tables: torch.Tensor
+    step: StepTensors
     launches: dict[int | None, list[_Launch]]
     parts: torch.Tensor
     part_weights: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedWork:
+    """A step's work on the host: integers to be sent, and what becomes of them on the device.
+
+    Attributes:
+        sections: in the order in which `bind` wants them.
+    """
+
+    spec: AttentionSpec
+    sections: list[Table]
+    kinds: list[tuple[int | None, Tuning]]
+    num_part_rows: int
+
+    def bind(self, views: Sequence[torch.Tensor], step: StepTensors) -> TritonMetadata:
+        """The metadata over `views`, which hold the sections on the device."""
+        spec = self.spec
+        launches: dict[int | None, list[_Launch]] = {window: [] for window in spec.windows}
+        for i, (window, tuning) in enumerate(self.kinds):
+            launches[window].append(_Launch(tuning, *views[2 * i : 2 * i + 2]))
+        parts = torch.empty(
+            (spec.num_kv_heads, self.num_part_rows, spec.head_dim),
+            dtype=torch.float32,
+            device=spec.device,
+        )
+        return TritonMetadata(spec, step, launches, parts, torch.empty_like(parts[..., 0]))
 
 
 class TritonAttention:
@@ -97,6 +131,7 @@ class TritonAttention:
     """
 
     name = "triton"
+    fuses_rotary = True
 
     def __init__(
         self,
@@ -129,12 +164,35 @@ class TritonAttention:
         return 2 * spec.block_size * spec.num_kv_heads * spec.head_dim * spec.dtype.itemsize
 
     def plan(self, spec: AttentionSpec, layout: BatchLayout) -> TritonMetadata:
-        """Slots, block tables and the work of each window: one copy to the device."""
+        """A step whose block tables are the layout's: everything in one copy to the device."""
+        num_seqs = len(layout.context_lens)
+        work = self.plan_work(spec, layout, np.arange(num_seqs))
+        width = -(-layout.block_tables.shape[1] // _ALIGN) * _ALIGN
+        tables = np.zeros((num_seqs, width), np.int32)
+        tables[:, : layout.block_tables.shape[1]] = layout.block_tables
+        seqs, positions = layout.seq_of_token, layout.positions
+        sections = [positions.astype(np.int32), seqs.astype(np.int32), tables, *work.sections]
+        positions_t, rows_t, tables_rw, *views = send(sections, spec.device)
+        return work.bind(views, StepTensors(positions_t, rows_t, tables_rw))
+
+    def plan_work(
+        self, spec: AttentionSpec, layout: BatchLayout, rows: IntArray, pad_to: int | None = None
+    ) -> PlannedWork:
+        """Who computes what.
+
+        Args:
+            spec: the model's attention.
+            layout: the step; its block tables are not read.
+            rows: [s], the row of each sequence in the device's table of blocks.
+            pad_to: sections get the shapes that any step of up to so many decodes fits into, so
+                that a graph may be captured over them. Every sequence then has one token.
+        """
         short, long = self._tuning(spec)
         heads = Heads(spec.num_kv_heads, spec.num_heads // spec.num_kv_heads)
         is_short = layout.query_lens <= max(short.rows // heads.group, 1)
 
-        works: list[tuple[int | None, Tuning, Work]] = []
+        work = PlannedWork(spec, [], [], 0)
+        num_part_rows = 0
         for tuning, chosen in ((short, is_short), (long, ~is_short)):
             seqs = np.flatnonzero(chosen)
             if not len(seqs):
@@ -145,29 +203,27 @@ class TritonAttention:
                 num_programs=tuning.programs_per_sm * self._sms(spec.device),
                 min_chunk=tuning.min_chunk,
             )
-            works += [
-                (window, tuning, divide(layout, seqs, window, shape, heads))
-                for window in spec.windows
-            ]
+            for window in spec.windows:
+                part = divide(layout, seqs, window, shape, heads)
+                part.items[:, 0] = rows[part.items[:, 0]]
+                if pad_to is not None:
+                    part = pad(part, pad_to, shape, heads)
+                work.kinds.append((window, tuning))
+                work.sections.extend((part.items, part.merges))
+                num_part_rows = max(num_part_rows, part.num_part_rows)
+        return replace(work, num_part_rows=num_part_rows)
 
-        width = -(-layout.block_tables.shape[1] // _ALIGN) * _ALIGN
-        tables = np.zeros((len(layout.context_lens), width), np.int32)
-        tables[:, : layout.block_tables.shape[1]] = layout.block_tables
-        sections = [_slots(spec, layout), tables]
-        for _, _, work in works:
-            sections += [work.items, work.merges]
-        slots, on_device_tables, *rest = _send(sections, spec.device)
+    def rotate_and_write(
+        self, qkv: torch.Tensor, args: RotaryArgs, cache: torch.Tensor, meta: TritonMetadata
+    ) -> torch.Tensor:
+        """See `AttentionBackend.rotate_and_write`."""
+        from octavo.kernels.rotary import rotate_and_write
 
-        launches: dict[int | None, list[_Launch]] = {window: [] for window in spec.windows}
-        for i, (window, tuning, _) in enumerate(works):
-            launches[window].append(_Launch(tuning, *rest[2 * i : 2 * i + 2]))
-        rows = max(work.num_part_rows for _, _, work in works)
-        parts = torch.empty(
-            (spec.num_kv_heads, rows, spec.head_dim), dtype=torch.float32, device=spec.device
-        )
-        return TritonMetadata(
-            spec, slots, on_device_tables, launches, parts, torch.empty_like(parts[..., 0])
-        )
+        step, spec = meta.step, meta.spec
+        return rotate_and_write(
+            qkv, args.table, step.positions, step.rows, step.block_tables, cache,
+            spec.num_heads, spec.num_kv_heads, args.q_norm, args.k_norm, args.eps, args.offset,
+        )  # fmt: skip
 
     def forward(
         self,
@@ -179,18 +235,38 @@ class TritonAttention:
         meta: TritonMetadata,
     ) -> torch.Tensor:
         """See `AttentionBackend.forward`. Tokens of the inputs may be apart, heads may not."""
+        self.write(k_tkd, v_tkd, cache, meta)
+        return self.attend(layer, q_thd, cache, meta)
+
+    def write(
+        self, k_tkd: torch.Tensor, v_tkd: torch.Tensor, cache: torch.Tensor, meta: TritonMetadata
+    ) -> None:
+        """See `AttentionBackend.write`."""
+        from octavo.kernels.paged_attention import write_kernel
+
+        spec, step = meta.spec, meta.step
+        k_tkd, v_tkd = _packed(k_tkd), _packed(v_tkd)
+        write_kernel[(len(k_tkd),)](
+            k_tkd, v_tkd, cache, step.positions, step.rows, step.block_tables,
+            step.block_tables.stride(0), k_tkd.stride(0), v_tkd.stride(0), cache.stride(0),
+            KV_HEADS=spec.num_kv_heads, KV_HEADS_PAD=_next_power_of_2(spec.num_kv_heads),
+            PAGE=spec.block_size, D=spec.head_dim, D_PAD=_padded(spec.head_dim),
+        )  # fmt: skip
+
+    def attend(
+        self,
+        layer: LayerAttention,
+        q_thd: torch.Tensor,
+        cache: torch.Tensor,
+        meta: TritonMetadata,
+    ) -> torch.Tensor:
+        """See `AttentionBackend.attend`."""
         from octavo.kernels import paged_attention as kernels
 
-        spec = meta.spec
+        spec, tables = meta.spec, meta.step.block_tables
         dim, page, kv_heads = spec.head_dim, spec.block_size, spec.num_kv_heads
-        group = spec.num_heads // kv_heads
-        padded = max(_next_power_of_2(dim), 16)
-        q_thd, k_tkd, v_tkd = _packed(q_thd), _packed(k_tkd), _packed(v_tkd)
-        kernels.write_kernel[(len(k_tkd),)](
-            k_tkd, v_tkd, cache, meta.slots, k_tkd.stride(0), v_tkd.stride(0), cache.stride(0),
-            KV_HEADS=kv_heads, KV_HEADS_PAD=_next_power_of_2(kv_heads), PAGE=page, D=dim,
-            D_PAD=padded,
-        )  # fmt: skip
+        group, padded = spec.num_heads // kv_heads, _padded(spec.head_dim)
+        q_thd = _packed(q_thd)
         out_thd = torch.empty(q_thd.shape, dtype=q_thd.dtype, device=q_thd.device)
         part_rows = meta.parts.shape[1]
         launches = meta.launches[layer.window]
@@ -203,8 +279,8 @@ class TritonAttention:
         for launch in launches:
             tuning = launch.tuning
             kernels.attend_kernel[(kv_heads, len(launch.items))](
-                q_thd, cache, out_thd, meta.parts, meta.part_weights, launch.items, meta.tables,
-                meta.tables.stride(0), part_rows, q_thd.stride(0), cache.stride(0),
+                q_thd, cache, out_thd, meta.parts, meta.part_weights, launch.items, tables,
+                tables.stride(0), part_rows, q_thd.stride(0), cache.stride(0),
                 layer.scale, spec.soft_cap or 1.0, layer.window or 0,
                 HEADS=spec.num_heads, GROUP=group, PAGE=page, D=dim, D_PAD=padded,
                 TILE_M=_tile_rows(tuning, group), TILE_N=tuning.key_tile,
@@ -229,18 +305,7 @@ class TritonAttention:
         return self._num_sms
 
 
-def _slots(spec: AttentionSpec, layout: BatchLayout) -> Table:
-    """[t] block * block_size + place in the block."""
-    lens = layout.query_lens
-    seq_of_token = np.repeat(np.arange(len(lens)), lens)
-    offset = np.arange(layout.query_starts[-1]) - layout.query_starts[seq_of_token]
-    position = layout.context_lens[seq_of_token] + offset
-    block = layout.block_tables[seq_of_token, position // spec.block_size]
-    slots: IntArray = block * spec.block_size + position % spec.block_size
-    return slots.astype(np.int32)
-
-
-def _send(sections: list[Table], device: torch.device) -> list[torch.Tensor]:
+def send(sections: list[Table], device: torch.device) -> list[torch.Tensor]:
     """All sections in one copy; what comes back are views of one tensor."""
     starts, total = [], 0
     for section in sections:
@@ -267,6 +332,10 @@ def _packed(x_tjd: torch.Tensor) -> torch.Tensor:
 
 def _tile_rows(tuning: Tuning, group: int) -> int:
     return max(tuning.rows, _next_power_of_2(group))
+
+
+def _padded(dim: int) -> int:
+    return max(_next_power_of_2(dim), 16)
 
 
 def _next_power_of_2(n: int) -> int:

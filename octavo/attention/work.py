@@ -124,8 +124,28 @@ def divide(
     return Work(items, merges, int(rows_of_tile.sum()))
 
 
+def pad(work: Work, num_seqs: int, shape: TileShape, heads: Heads) -> Work:
+    """Work of up to `num_seqs` decodes in tables of a size that depends on nothing else.
+
+    A chunk holds at least an equal share of all keys for each program, so there are at most as many
+    chunks as programs, and one begun chunk more for each sequence.
+    """
+    most_items = num_seqs + _num_programs(shape, heads)
+    assert len(work.items) <= most_items
+    assert len(work.merges) <= num_seqs
+    items = np.full((most_items, ITEM_FIELDS), -1, np.int32)
+    items[: len(work.items)] = work.items
+    merges = np.full((num_seqs, MERGE_FIELDS), -1, np.int32)
+    merges[: len(work.merges)] = work.merges
+    return Work(items, merges, most_items * heads.group)
+
+
+def _num_programs(shape: TileShape, heads: Heads) -> int:
+    """For each KV head."""
+    return max(shape.num_programs // heads.num_kv_heads, 1)
+
+
 def _chunk_len(num_keys: IntArray, shape: TileShape, heads: Heads) -> int:
     """Keys of a chunk: an equal share of all keys for each program that the device has room for."""
-    programs = max(shape.num_programs // heads.num_kv_heads, 1)
-    chunk = max(-(-int(num_keys.sum()) // programs), shape.min_chunk)
+    chunk = max(-(-int(num_keys.sum()) // _num_programs(shape, heads)), shape.min_chunk)
     return -(-chunk // shape.key_tile) * shape.key_tile

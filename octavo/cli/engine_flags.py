@@ -27,6 +27,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "gpu_memory_utilization": {"type": float, "metavar": "SHARE"},
     "scheduling_policy": {"choices": get_args(SchedulingPolicy)},
     "async_scheduling": {"action": argparse.BooleanOptionalAction},
+    "enforce_eager": {"action": "store_true"},
     "enable_prefix_caching": {"action": argparse.BooleanOptionalAction},
     "kv_cache_memory": {"type": parse_bytes, "metavar": "SIZE"},
     "attention_backend": {"metavar": "NAME"},

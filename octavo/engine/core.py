@@ -10,11 +10,12 @@ import logging
 from collections import deque
 from random import Random
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
 from octavo.engine.kv_cache import KVCacheManager
+from octavo.engine.policy import make_policy
 from octavo.engine.request import Request
 from octavo.engine.scheduler import Scheduler
 from octavo.errors import DeviceLostError
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from concurrent.futures import Future
 
-    from octavo.engine.executor import Executor
+    from octavo.config import EngineConfig
+    from octavo.engine.executor import DeviceExecutor, Executor
     from octavo.engine.messages import AddRequest, TokenOutput
     from octavo.engine.policy import Policy
     from octavo.types import EngineStats, StepPlan, StepResult
@@ -77,6 +79,19 @@ class EngineCore:
         self._device_ns = 0
         self._scheduler_ns = 0
         self._num_received = 0
+
+    @classmethod
+    def from_config(cls, executor: DeviceExecutor, config: EngineConfig) -> Self:
+        """The core that the flags ask for, over an executor for one device."""
+        return cls(
+            executor,
+            max_num_seqs=executor.max_num_seqs,
+            max_num_batched_tokens=executor.token_budget,
+            enable_prefix_caching=config.enable_prefix_caching,
+            num_steps_ahead=executor.num_steps_ahead,
+            policy=make_policy(config.scheduling_policy),
+            seed=config.seed,
+        )
 
     @property
     def has_work(self) -> bool:

@@ -30,3 +30,17 @@ class Executor(Protocol):
     def close(self) -> None:
         """Free the device. No step may be in flight."""
         ...
+
+
+class DeviceExecutor(Executor, Protocol):
+    """An executor that brings what the engine is to be made with.
+
+    Attributes:
+        token_budget: tokens that a step may have.
+        max_num_seqs: rows of the device's table.
+        num_steps_ahead: steps that may be in flight while the next one is planned.
+    """
+
+    token_budget: int
+    max_num_seqs: int
+    num_steps_ahead: int

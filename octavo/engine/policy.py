@@ -52,8 +52,10 @@ class Policy(Protocol):
         """A held request was aborted; its status says so already."""
         ...
 
-    def victim(self, waiting: Request, running: Sequence[Request]) -> Request | None:
-        """Who gives up its row, now that none is free, for the request that is next to run."""
+    def victims(self, waiting: Request, running: Sequence[Request]) -> list[Request]:
+        """Who gives up a row, now that none is free, for `waiting`, which is next to run, and for
+        those behind it.
+        """
         ...
 
     def charge(self, request: Request, num_input_tokens: int, num_output_tokens: int) -> None:
@@ -107,9 +109,13 @@ class FCFSPolicy:
     def charge(self, request: Request, num_input_tokens: int, num_output_tokens: int) -> None:
         """Service changes nothing here."""
 
-    def victim(self, waiting: Request, running: Sequence[Request]) -> Request | None:
+    def victims(self, waiting: Request, running: Sequence[Request]) -> list[Request]:
         """Nobody gives up a row."""
-        return None
+        return []
+
+    def __len__(self) -> int:
+        """How many requests are held."""
+        return len(self._heap) - self._num_dead
 
 
 class PriorityPolicy(FCFSPolicy):
@@ -197,8 +203,8 @@ class FairPolicy:
         if request.tenant in self._queues:
             self._queues[request.tenant].forget(request)
 
-    def victim(self, waiting: Request, running: Sequence[Request]) -> Request | None:
-        """The cheapest request of a tenant with more than its share of rows, for one with less.
+    def victims(self, waiting: Request, running: Sequence[Request]) -> list[Request]:
+        """The cheapest requests of tenants with more than their share of rows, for one with less.
 
         All rows are taken, and each tenant that runs or queues has an equal share of them. Without
         this, a tenant that comes into a flood would wait until the flood's requests end. Each
@@ -209,10 +215,17 @@ class FairPolicy:
         for request in running:
             rows[request.tenant] = rows.get(request.tenant, 0) + 1
         share = len(running) / len(self._queues.keys() | rows.keys())
-        if rows.get(waiting.tenant, 0) + 1 > share:
-            return None
-        candidates = (request for request in reversed(running) if rows[request.tenant] > share)
-        return min(candidates, key=lambda request: request.num_computed_tokens, default=None)
+        num_missing = int(share) - rows.get(waiting.tenant, 0)
+        num_wanted = min(num_missing, len(self._queues[waiting.tenant]))
+        victims: list[Request] = []
+        if num_wanted > 0:
+            for request in sorted(running, key=lambda r: r.num_computed_tokens):
+                if rows[request.tenant] > share:
+                    rows[request.tenant] -= 1
+                    victims.append(request)
+                    if len(victims) == num_wanted:
+                        break
+        return victims
 
     def charge(self, request: Request, num_input_tokens: int, num_output_tokens: int) -> None:
         """Constant time."""

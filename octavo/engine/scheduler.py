@@ -345,14 +345,13 @@ class Scheduler:
             scheduled.append(request)
 
     def _make_room(self) -> None:
-        """Take a row from whom the policy names, for the request that is next in the queue.
+        """Take rows from whom the policy names, for those that are next in the queue.
 
-        That one starts with the next plan: by then no step in flight has the row.
+        These start with the next plan: by then no step in flight has the rows.
         """
         waiting = self.policy.peek()
         if waiting is not None and len(waiting.token_ids) == waiting.num_tokens:
-            victim = self.policy.victim(waiting, self._running)
-            if victim is not None:
+            for victim in self.policy.victims(waiting, self._running):
                 self._preempt(victim)
 
     def _grow(self, request: Request) -> list[int] | None:

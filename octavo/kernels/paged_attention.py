@@ -242,12 +242,15 @@ def merge_kernel(
     tl.store(out_ptr + out_at, (acc / total).to(out_ptr.dtype.element_ty), mask=dims < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def write_kernel(
     k_ptr,
     v_ptr,
     cache_ptr,
-    slots_ptr,
+    positions_ptr,
+    rows_ptr,
+    tables_ptr,
+    table_stride,
     stride_kt,
     stride_vt,
     stride_block,
@@ -257,15 +260,17 @@ def write_kernel(
     D: tl.constexpr,
     D_PAD: tl.constexpr,
 ):
-    """Grid (tokens,): a token's keys and values into its slot; a slot below zero is skipped."""
+    """Grid (tokens,): keys and values to where the token's row has its position; no row below 0."""
     token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots_ptr + token)
-    if slot < 0:
+    row = tl.load(rows_ptr + token)
+    if row < 0:
         return
+    position = tl.load(positions_ptr + token)
+    block = tl.load(tables_ptr + row.to(tl.int64) * table_stride + position // PAGE)
     heads = tl.arange(0, KV_HEADS_PAD)[:, None]
     dims = tl.arange(0, D_PAD)[None, :]
     real = (heads < KV_HEADS) & (dims < D)
-    to = (slot // PAGE).to(tl.int64) * stride_block + (slot % PAGE) * D
+    to = block.to(tl.int64) * stride_block + (position % PAGE) * D
     to = cache_ptr + to + heads * (PAGE * D) + dims
     k = tl.load(k_ptr + token * stride_kt + heads * D + dims, mask=real)
     v = tl.load(v_ptr + token * stride_vt + heads * D + dims, mask=real)

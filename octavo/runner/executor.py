@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from octavo.errors import DeviceLostError
 from octavo.runner.runner import ModelRunner
+from octavo.types import StepResult
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from octavo.config import EngineConfig
-    from octavo.types import StepPlan, StepResult
+    from octavo.runner.steps import LaunchedStep
+    from octavo.types import StepPlan
     from octavo.weights.checkpoint import Checkpoint
 
 
-def make_executor(
-    config: EngineConfig, checkpoint: Checkpoint
-) -> InProcessExecutor | ThreadExecutor:
+def make_executor(config: EngineConfig, checkpoint: Checkpoint) -> DeviceExecutor:
     """The executor for one device.
 
     Raises:
         StartupError: the checkpoint, the flags or the memory do not allow it.
     """
-    runs_ahead = config.async_scheduling
-    if runs_ahead is None:
-        name = config.device
-        runs_ahead = torch.cuda.is_available() if name == "auto" else not name.startswith("cpu")
-    return (ThreadExecutor if runs_ahead else InProcessExecutor)(config, checkpoint)
+    if config.async_scheduling and _is_cpu(config.device):
+        return ThreadExecutor(config, checkpoint)
+    runner = ModelRunner(config, checkpoint)
+    if runner.runs_ahead and config.async_scheduling is not False:
+        return StreamExecutor(runner)
+    return InProcessExecutor(runner)
+
+
+def _is_cpu(name: str) -> bool:
+    return not torch.cuda.is_available() if name == "auto" else name.startswith("cpu")
 
 
 class InProcessExecutor:
@@ -37,15 +45,16 @@ class InProcessExecutor:
     Attributes:
         info: what was loaded and allocated.
         token_budget: tokens that a step may have.
+        max_num_seqs: rows of the device's table.
         num_steps_ahead: steps that may be in flight while the next one is planned.
     """
 
     num_steps_ahead = 0
 
-    def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
-        self.runner = ModelRunner(config, checkpoint)
-        self.info = self.runner.info
-        self.token_budget = self.runner.token_budget
+    def __init__(self, runner: ModelRunner) -> None:
+        self.runner = runner
+        self.info = runner.info
+        self.token_budget, self.max_num_seqs = runner.token_budget, runner.max_num_seqs
 
     def submit(self, plan: StepPlan) -> Future[StepResult]:
         """See `engine.executor.Executor`."""
@@ -71,6 +80,7 @@ class ThreadExecutor:
     Attributes:
         info: what was loaded and allocated.
         token_budget: tokens that a step may have.
+        max_num_seqs: rows of the device's table.
         num_steps_ahead: steps that may be in flight while the next one is planned.
     """
 
@@ -85,6 +95,7 @@ class ThreadExecutor:
             raise
         self.info = self.runner.info
         self.token_budget = self.runner.token_budget
+        self.max_num_seqs = self.runner.max_num_seqs
 
     def submit(self, plan: StepPlan) -> Future[StepResult]:
         """See `engine.executor.Executor`."""
@@ -96,6 +107,50 @@ class ThreadExecutor:
         del self.runner
 
 
+class StreamExecutor:
+    """One device with a queue of its own: `submit` returns when the step is in the queue.
+
+    Attributes:
+        info: what was loaded and allocated.
+        token_budget: tokens that a step may have.
+        max_num_seqs: rows of the device's table.
+        num_steps_ahead: steps that may be in flight while the next one is planned.
+    """
+
+    num_steps_ahead = 1
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self.runner = runner
+        self.info = runner.info
+        self.token_budget, self.max_num_seqs = runner.token_budget, runner.max_num_seqs
+
+    def submit(self, plan: StepPlan) -> Future[StepResult]:
+        """See `engine.executor.Executor`."""
+        with _device_errors(self.runner):
+            return _Queued(self.runner, self.runner.launch(plan))
+
+    def close(self) -> None:
+        """Drop the model and the cache."""
+        del self.runner
+
+
+class _Queued(Future[StepResult]):
+    """Waits for the device when it is asked for the result, in the asking thread."""
+
+    def __init__(self, runner: ModelRunner, step: LaunchedStep) -> None:
+        super().__init__()
+        self._runner, self._step = runner, step
+
+    def result(self, timeout: float | None = None) -> StepResult:
+        """The step's result; `timeout` is for those that cannot wait, and is not supported."""
+        assert timeout is None
+        with _device_errors(self._runner):
+            return self._step.result()
+
+
+DeviceExecutor = InProcessExecutor | ThreadExecutor | StreamExecutor
+
+
 def _execute(runner: ModelRunner, plan: StepPlan) -> StepResult:
     """Run a step.
 
@@ -103,8 +158,19 @@ def _execute(runner: ModelRunner, plan: StepPlan) -> StepResult:
         DeviceLostError: the device takes no further work.
         Exception: whatever else made the step fail; the next ones may well work.
     """
-    try:
+    with _device_errors(runner):
         return runner.execute(plan)
+
+
+@contextmanager
+def _device_errors(runner: ModelRunner) -> Iterator[None]:
+    """Tells a step that failed from a device that did.
+
+    Raises:
+        DeviceLostError: the device takes no further work.
+    """
+    try:
+        yield
     except Exception as error:
         if runner.device.type == "cuda":
             try:

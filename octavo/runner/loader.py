@@ -8,7 +8,6 @@ the model's own memory or by way of a pinned buffer to the GPU; packed ones whol
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -53,11 +52,6 @@ def model_bytes(
     with torch.device("meta"):
         model = model_class(config, context)
     return sum(tensor.nbytes for module in model.modules() for tensor in _tensors(module).values())
-
-
-def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    """Bytes of all tensors once they are in `dtype`."""
-    return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors()) * dtype.itemsize
 
 
 def load_weights(model: CausalModel, checkpoint: Checkpoint, dtype: torch.dtype) -> float:

@@ -67,6 +67,7 @@ def fit_kv_cache(
     bytes_per_block: int,
     block_size: int,
     model_len: int,
+    max_num_seqs: int,
     config: EngineConfig,
 ) -> tuple[int, int]:
     """Blocks of the cache, and the context length in force.
@@ -76,6 +77,7 @@ def fit_kv_cache(
         bytes_per_block: over all layers.
         block_size: tokens per block.
         model_len: the context asked for, or what the model allows.
+        max_num_seqs: most requests in a batch.
         config: for the flags; a context that was not asked for is cut to what fits.
 
     Raises:
@@ -94,7 +96,7 @@ def fit_kv_cache(
         )
     model_len = min(model_len, fits)
     # More blocks than all rows can ever hold would lie idle.
-    most = config.max_num_seqs * -(-model_len // block_size)
+    most = max_num_seqs * -(-model_len // block_size)
     return min(num_blocks, most), model_len
 
 

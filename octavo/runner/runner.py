@@ -10,7 +10,6 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from octavo.attention.interface import AttentionSpec
@@ -20,11 +19,11 @@ from octavo.layers.linear import Linear
 from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
 from octavo.quant.unquantized import Unquantized, has_fast_16_bit
-from octavo.runner.batch import build_batch
-from octavo.runner.loader import load_weights, read_config, weight_bytes
+from octavo.runner.loader import load_weights, model_bytes, read_config
 from octavo.runner.memory import check_weights_fit, fit_kv_cache, kv_cache_budget
 from octavo.runner.rows import RowTable
-from octavo.runner.sampler import SamplerRows, sample
+from octavo.runner.sampler import SamplerRows
+from octavo.runner.steps import EagerSteps
 from octavo.types import (
     EngineInfo,
     KVCacheLayout,
@@ -35,11 +34,15 @@ from octavo.types import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from octavo.config import EngineConfig
+    from octavo.runner.queued_steps import QueuedSteps
+    from octavo.runner.steps import LaunchedStep
     from octavo.weights.checkpoint import Checkpoint
 
-CPU_TOKEN_BUDGET = 512
-GPU_TOKEN_BUDGET = 8192
+CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 512, 8192
+CPU_NUM_SEQS, GPU_NUM_SEQS = 256, 1024
 
 
 class ModelRunner:
@@ -64,10 +67,10 @@ class ModelRunner:
             torch.set_num_threads(config.num_threads or _num_cores())
         dtype = _pick_dtype(config, checkpoint, self.device)
         model_len = _context_length(config, shape.max_position)
-        check_weights_fit(weight_bytes(checkpoint, dtype), dtype, self.device)
 
         fast = has_fast_16_bit(self.device, dtype)
         context = BuildContext(dtype, Unquantized(dtype, has_fast_16_bit=fast), model_len)
+        check_weights_fit(model_bytes(model_class, model_config, context), dtype, self.device)
         with torch.device(self.device):
             self.model = model_class(model_config, context)
         load_weights(self.model, checkpoint, dtype)
@@ -84,23 +87,30 @@ class ModelRunner:
             soft_cap=shape.soft_cap,
         )
         self.backend = select_backend(config.attention_backend, self.spec)
+        on_cpu = self.device.type == "cpu"
         self.token_budget = config.max_num_batched_tokens or (
-            CPU_TOKEN_BUDGET if self.device.type == "cpu" else GPU_TOKEN_BUDGET
+            CPU_TOKEN_BUDGET if on_cpu else GPU_TOKEN_BUDGET
         )
+        self.max_num_seqs = config.max_num_seqs or (CPU_NUM_SEQS if on_cpu else GPU_NUM_SEQS)
+        self._graph_sizes: tuple[int, ...] = ()
+        if self.backend.fuses_rotary and not config.enforce_eager:
+            from octavo.runner.queued_steps import graph_sizes
+
+            self._graph_sizes = graph_sizes(self.max_num_seqs)
         bytes_per_block = self.backend.bytes_per_block(self.spec) * shape.num_layers
-        peak = self._measure_peak(shape.num_layers, shape.vocab_size, config, model_len)
+        peak = self._measure_peak(shape.num_layers, shape.vocab_size, model_len)
+        marks.append(("profile", time.perf_counter()))
         budget = kv_cache_budget(config, self.device, peak)
         num_blocks, model_len = fit_kv_cache(
-            budget, bytes_per_block, config.block_size, model_len, config
+            budget, bytes_per_block, config.block_size, model_len, self.max_num_seqs, config
         )
-        self.kv_caches = [
-            self.backend.allocate(self.spec, num_blocks) for _ in range(shape.num_layers)
-        ]
-        self.table = RowTable(config.max_num_seqs, model_len, config.block_size)
-        self.sampler = SamplerRows(config.max_num_seqs)
+        self._allocate(shape.num_layers, num_blocks, self.max_num_seqs, model_len)
         marks.append(("kv_cache", time.perf_counter()))
         self._warm_up()
         marks.append(("warm_up", time.perf_counter()))
+        if self._graph_sizes:
+            self._capture(self._graph_sizes)
+            marks.append(("graphs", time.perf_counter()))
 
         self.info = EngineInfo(
             architecture=checkpoint.architecture,
@@ -112,59 +122,75 @@ class ModelRunner:
             startup_s={name: end - begin for (_, begin), (name, end) in itertools.pairwise(marks)},
         )
 
-    @torch.inference_mode()
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a launched step is still running when `launch` returns."""
+        return not isinstance(self._steps, EagerSteps)
+
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Begin a step. An exception leaves the plan's rows to be initialised anew."""
+        return self._steps.launch(plan)
+
     def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step. An exception leaves the plan's rows to be initialised anew."""
-        begin = time.perf_counter_ns()
-        self.table.apply(plan)
-        for init in plan.new_rows:
-            self.sampler.set(init.row, init)
-        if plan.is_empty:
-            return StepResult(plan.step_id, [], [], time.perf_counter_ns() - begin)
+        """Run one step to its end."""
+        return self._steps.launch(plan).result()
 
-        batch = build_batch(plan, self.table, self.backend, self.spec, self.kv_caches)
-        logits = self.model(batch)
-        rows = np.asarray(plan.rows, dtype=np.int64)[np.asarray(plan.samples, dtype=bool)]
-        if not len(rows):
-            return StepResult(plan.step_id, [], [], time.perf_counter_ns() - begin)
+    def _allocate(self, num_layers: int, num_blocks: int, num_rows: int, model_len: int) -> None:
+        """KV caches and tables of rows, and what runs steps with them."""
+        self.kv_caches = [self.backend.allocate(self.spec, num_blocks) for _ in range(num_layers)]
+        self.table = RowTable(num_rows, model_len, self.spec.block_size)
+        sampler = SamplerRows(num_rows)
+        parts = (self.model, self.backend, self.spec, self.kv_caches, self.table, sampler)
+        self._steps: EagerSteps | QueuedSteps
+        if not self.backend.fuses_rotary:
+            self._steps = EagerSteps(*parts)
+            return
+        from octavo.attention.triton_paged import TritonAttention
+        from octavo.runner.queued_steps import QueuedSteps
 
-        sampled = sample(logits, rows, self.table.num_tokens[rows], self.sampler)
-        token_ids = sampled.token_ids.cpu().numpy()
-        self.table.append(rows, token_ids)
-        return StepResult(
-            plan.step_id,
-            token_ids.tolist(),
-            sampled.logprobs,
-            time.perf_counter_ns() - begin,
-        )
+        assert isinstance(self.backend, TritonAttention)
+        self._steps = QueuedSteps(
+            self.model, self.backend, self.spec, self.kv_caches, self.table, sampler,
+            self._graph_sizes,
+        )  # fmt: skip
 
-    def _measure_peak(
-        self, num_layers: int, vocab_size: int, config: EngineConfig, model_len: int
-    ) -> int:
-        """Bytes that a step of the whole token budget takes beside weights and cache.
+    def _capture(self, sizes: Sequence[int]) -> None:
+        from octavo.runner.queued_steps import QueuedSteps
 
-        On a GPU such a step is run, with a small cache; a CPU's allocator keeps no record, so the
-        largest tensors are counted: logits of every row twice (sampling sorts a copy), and a
-        layer's widest activations.
+        assert isinstance(self._steps, QueuedSteps)
+        self._steps.capture(sizes)
+
+    def _measure_peak(self, num_layers: int, vocab_size: int, model_len: int) -> int:
+        """Bytes that steps of the whole token budget take beside weights and cache.
+
+        On a GPU such a step is run, with a small cache, and graphs are captured; a CPU's allocator
+        keeps no record, so the largest tensors are counted: logits of every row twice (sampling
+        sorts a copy), and a layer's widest activations.
         """
-        num_rows = min(config.max_num_seqs, self.token_budget)
+        num_rows = min(self.max_num_seqs, self.token_budget)
         if self.device.type == "cpu":
             layers = (m for m in self.model.modules() if isinstance(m, Linear))
             widest = max(sum(layer.out_parts) for layer in layers)
             return 4 * (2 * num_rows * vocab_size + 4 * self.token_budget * widest)
         length = max(1, min(self.token_budget // num_rows, model_len - 1))
-        blocks_each = -(-length // config.block_size)
-        self.kv_caches = [
-            self.backend.allocate(self.spec, num_rows * blocks_each) for _ in range(num_layers)
-        ]
-        self.table = RowTable(num_rows, length + 1, config.block_size)
-        self.sampler = SamplerRows(num_rows)
+        blocks_each = -(-length // self.spec.block_size)
+        self._allocate(num_layers, num_rows * blocks_each, num_rows, length + 1)
         torch.cuda.synchronize(self.device)
-        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_reserved(self.device)
         self.execute(_dummy_plan(num_rows, length, blocks_each))
-        torch.cuda.synchronize(self.device)
-        peak = torch.cuda.max_memory_allocated(self.device) - before
+        peak = torch.cuda.max_memory_reserved(self.device) - before
+        torch.cuda.empty_cache()
+        if self._graph_sizes:
+            # The largest graph's memory serves all; what the smallest adds is each one's own.
+            free = [torch.cuda.mem_get_info(self.device)[0]]
+            for size in (self._graph_sizes[-1], self._graph_sizes[0]):
+                self._capture([size])
+                free.append(torch.cuda.mem_get_info(self.device)[0])
+            each = max(free[1] - free[2], 0)
+            peak += max(free[0] - free[1], 0) + each * (len(self._graph_sizes) - 1)
+        del self._steps
         self.kv_caches = []
         torch.cuda.empty_cache()
         return peak

@@ -28,6 +28,9 @@ Rows = NDArray[np.int64]
 NUM_CANDIDATES = 1024
 """How many tokens top-p without top-k looks at before it sorts the whole vocabulary (CPU only)."""
 
+MAX_DEVICE_LOGITS = 2**24
+"""How many logits are worked on at a time on a GPU: some 500 MB of keys and sorted keys."""
+
 _INT32_MAX = 2**31 - 1
 _FLOAT32 = np.finfo(np.float32)
 
@@ -43,6 +46,7 @@ class SamplerRows:
         num_logprobs: int32, -1 for none.
         min_tokens, num_prompt_tokens: int64.
         stop_token_ids: one int64 array per row.
+        is_plain: bool, nothing asked for but a temperature.
     """
 
     def __init__(self, max_num_seqs: int) -> None:
@@ -55,6 +59,7 @@ class SamplerRows:
         self.min_tokens = np.zeros(max_num_seqs, np.int64)
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
         self.stop_token_ids: list[Rows] = [np.empty(0, np.int64) for _ in range(max_num_seqs)]
+        self.is_plain = np.zeros(max_num_seqs, np.bool_)
 
     def set(self, row: int, init: RowInit) -> None:
         """Take over what `init` says for `row`; whatever the row held before is gone."""
@@ -71,6 +76,8 @@ class SamplerRows:
         self.min_tokens[row] = params.min_tokens
         self.num_prompt_tokens[row] = init.num_prompt_tokens
         self.stop_token_ids[row] = np.array(init.stop_token_ids, np.int64)
+        truncates = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+        self.is_plain[row] = params.logprobs is None and not params.min_tokens and not truncates
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +86,19 @@ class Sampled:
 
     Attributes:
         token_ids: [n] int64, on the logits' device.
-        logprobs: parallel to it, None where a row asked for none; empty when no row asked.
+        reports: log-probabilities on their way to the host, if any row asked for some.
     """
 
     token_ids: torch.Tensor
-    logprobs: list[PositionLogprobs | None]
+    reports: _Reports | None
+
+    @property
+    def logprobs(self) -> list[PositionLogprobs | None]:
+        """Parallel to the tokens, None where a row asked for none; empty when no row asked.
+
+        The device must have come to the end of the sampling.
+        """
+        return [] if self.reports is None else self.reports.entries(len(self.token_ids))
 
 
 def sample(
@@ -92,16 +107,15 @@ def sample(
     positions: Rows,
     state: SamplerRows,
 ) -> Sampled:
-    """Choose the next token of each row.
-
-    Waits for the device only when a row asked for log-probabilities.
+    """Choose the next token of each row, without waiting for the device.
 
     Args:
-        logits: [n, v] float32; may be overwritten. -inf forbids a token; +inf is allowed.
+        logits: [n, v]; may be overwritten. -inf forbids a token; +inf is allowed.
         rows: [n], places in `state`.
         positions: [n], tokens that the row has before the sampled one, prompt included.
         state: parameters; unchanged.
     """
+    logits = logits.float()
     asking = np.flatnonzero(state.num_logprobs[rows] >= 0)
     raw = logits[_index(asking, logits)] if asking.size else None  # a copy: masks come later
 
@@ -116,24 +130,29 @@ def sample(
         top_k = state.top_k[rows]
         ordered = ((top_k > 0) & (top_k < vocab_size)) | (state.top_p[rows] < 1)
         for draw, chosen in ((_draw, random & ~ordered), (_draw_ordered, random & ordered)):
-            if chosen.any():
-                subset = np.flatnonzero(chosen)
+            for subset in _few_at_a_time(np.flatnonzero(chosen), logits):
                 where = _index(subset, logits)
-                part = logits if chosen.all() else logits[where]
+                part = logits if len(subset) == len(rows) else logits[where]
                 u = uniform(state.seed[rows[subset]], positions[subset])
                 token_ids[where] = draw(part, rows[subset], u, state)
 
     if raw is None:
-        return Sampled(token_ids, [])
-    reports = _report(raw, token_ids[_index(asking, logits)], state.num_logprobs[rows[asking]])
-    logprobs: list[PositionLogprobs | None] = [None] * len(rows)
-    for place, report in zip(asking, reports, strict=True):
-        logprobs[place] = report
-    return Sampled(token_ids, logprobs)
+        return Sampled(token_ids, None)
+    picked = token_ids[_index(asking, logits)]
+    return Sampled(token_ids, _report(raw, picked, state.num_logprobs[rows[asking]], asking))
 
 
 def _index(indices: Rows, like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(indices).to(like.device, non_blocking=True)
+
+
+def _few_at_a_time(subset: Rows, logits: torch.Tensor) -> list[Rows]:
+    """Pieces small enough that a GPU's memory holds what sorting them takes."""
+    if not subset.size:
+        return []
+    if logits.device.type == "cpu":
+        return [subset]
+    return np.array_split(subset, -(-len(subset) * logits.shape[-1] // MAX_DEVICE_LOGITS))
 
 
 def _column(values: NDArray[np.floating | np.integer], like: torch.Tensor) -> torch.Tensor:
@@ -299,30 +318,55 @@ def _token_ids(keys: torch.Tensor) -> torch.Tensor:
     return keys & 0xFFFFFFFF
 
 
+@dataclass(frozen=True, slots=True)
+class _Reports:
+    """Log-probabilities of m rows, on the host or on their way there.
+
+    Attributes:
+        places: [m] which rows of the batch.
+        num_logprobs: [m].
+        columns: token ids, log-probabilities and ranks of the sampled tokens, each [m]; ids,
+            log-probabilities and logits of the most probable ones, each [m, most].
+    """
+
+    places: Rows
+    num_logprobs: NDArray[np.int32]
+    columns: tuple[torch.Tensor, ...]
+
+    def entries(self, num_rows: int) -> list[PositionLogprobs | None]:
+        table = zip(
+            self.places,
+            self.num_logprobs.tolist(),
+            *(column.tolist() for column in self.columns),
+            strict=True,
+        )
+        entries: list[PositionLogprobs | None] = [None] * num_rows
+        for place, num, token_id, logprob, rank, top_ids, top_logprobs, top_raw in table:
+            top: list[TokenLogprob] = []
+            for j in range(min(num, len(top_ids))):
+                tied = j > 0 and top_raw[j] == top_raw[j - 1]
+                top_rank = top[-1].rank if tied else j + 1
+                top.append(TokenLogprob(top_ids[j], top_logprobs[j], top_rank))
+            entries[place] = PositionLogprobs(TokenLogprob(token_id, logprob, rank), top)
+        return entries
+
+
 def _report(
-    raw: torch.Tensor, token_ids: torch.Tensor, num_logprobs: NDArray[np.int32]
-) -> list[PositionLogprobs]:
-    """Log-probabilities under the raw logits [m, v], for tokens [m]; one per row."""
+    raw: torch.Tensor, token_ids: torch.Tensor, num_logprobs: NDArray[np.int32], places: Rows
+) -> _Reports:
+    """Log-probabilities under the raw logits [m, v], for tokens [m]."""
     logprobs = torch.log_softmax(-_below_max(raw), dim=-1)
     picked = token_ids[:, None]
     ranks = (raw > raw.gather(1, picked)).sum(dim=-1) + 1
     most = min(int(num_logprobs.max()), raw.shape[-1])
     tops = _token_ids(_smallest(_order_keys(raw), most)) if most else picked[:, :0]
-    table = zip(
-        token_ids.tolist(),
-        logprobs.gather(1, picked).squeeze(1).tolist(),
-        ranks.tolist(),
-        tops.tolist(),
-        logprobs.gather(1, tops).tolist(),
-        raw.gather(1, tops).tolist(),
-        num_logprobs,
-        strict=True,
+    columns = (
+        token_ids,
+        logprobs.gather(1, picked).squeeze(1),
+        ranks,
+        tops,
+        logprobs.gather(1, tops),
+        raw.gather(1, tops),
     )
-    reports = []
-    for token_id, logprob, rank, top_ids, top_logprobs, top_raw, num in table:
-        top: list[TokenLogprob] = []
-        for j in range(min(int(num), most)):
-            tied = j > 0 and top_raw[j] == top_raw[j - 1]
-            top.append(TokenLogprob(top_ids[j], top_logprobs[j], top[-1].rank if tied else j + 1))
-        reports.append(PositionLogprobs(TokenLogprob(token_id, logprob, rank), top))
-    return reports
+    on_host = tuple(column.to("cpu", non_blocking=True) for column in columns)
+    return _Reports(places, num_logprobs, on_host)

@@ -79,6 +79,21 @@ def test_fair_takes_turns_by_tokens_not_by_requests() -> None:
     ]  # fmt: skip
 
 
+def test_a_newcomer_gets_rows_for_all_that_it_queues_up_to_its_share() -> None:
+    policy = FairPolicy()
+    running = [make(f"loud{i}", tenant="loud") for i in range(8)]
+    for i, request in enumerate(running):
+        request.num_computed_tokens = 10 * i
+    queued = [make(f"quiet{i}", tenant="quiet") for i in range(9)]
+    fill(policy, queued[:3])
+    assert [r.request_id for r in policy.victims(queued[0], running)] == ["loud0", "loud1", "loud2"]
+    policy = FairPolicy()
+    fill(policy, queued)
+    assert len(policy.victims(queued[0], running)) == 4
+    running[4:] = [make(f"there{i}", tenant="quiet") for i in range(4)]
+    assert policy.victims(queued[0], running) == []
+
+
 def test_a_pause_saves_up_nothing() -> None:
     policy = FairPolicy()
     busy = [make(f"busy{i}", tenant="x", num_prompt=10) for i in range(20)]

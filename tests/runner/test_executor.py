@@ -11,6 +11,7 @@ from octavo.engine.core import STEP_FAILED, EngineCore
 from octavo.engine.messages import AddRequest
 from octavo.errors import ConfigError
 from octavo.runner.executor import InProcessExecutor, ThreadExecutor, make_executor
+from octavo.runner.runner import ModelRunner
 from octavo.types import SamplingParams
 from octavo.weights.open import open_checkpoint
 
@@ -38,7 +39,9 @@ def config(tiny_llama: TinyLlama) -> EngineConfig:
 def made(config: EngineConfig, kind: type[Executor]) -> Executor:
     checkpoint = open_checkpoint(Path(config.model))
     try:
-        return kind(config, checkpoint)
+        if kind is InProcessExecutor:
+            return InProcessExecutor(ModelRunner(config, checkpoint))
+        return ThreadExecutor(config, checkpoint)
     finally:
         checkpoint.close()
 
@@ -124,7 +127,7 @@ def test_a_failed_step_takes_nobody_with_it(
     if where == "model":
         monkeypatch.setattr(executor.runner.model, "forward", fail)
     else:
-        monkeypatch.setattr("octavo.runner.runner.sample", fail)
+        monkeypatch.setattr("octavo.runner.steps.sample", fail)
     num_before = len(outputs.tokens["a"])
     outputs.take(core.step())
     for name in "cde":  # the first of them run in the next step, on rows that the failed one had

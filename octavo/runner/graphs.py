@@ -1,0 +1,63 @@
+"""Captured computations: what a model does for one shape of batch, launched as a whole.
+
+On a GPU a CUDA graph. Elsewhere the computation is run anew with the same tensors, which is what a
+graph does too, only slower: so everything above this seam can be tested without a GPU. Knows
+nothing of models or batches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Graph:
+    """A computation without arguments: it reads and writes the tensors that it was captured with.
+
+    Attributes:
+        output: what it computes, overwritten by each replay.
+    """
+
+    def __init__(self, output: torch.Tensor, replay: Callable[[], None]) -> None:
+        self.output = output
+        self.replay = replay
+
+
+class GraphMaker:
+    """Captures computations that share memory for what lives only within one of them.
+
+    So graphs must be replayed one after another, and each output be read before the next replay.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = None  # torch's handle
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def capture(self, compute: Callable[[], torch.Tensor]) -> Graph:
+        """Run `compute` once, so that compilers and libraries set themselves up, and capture it."""
+        if self._stream is None:
+            output = compute()
+
+            def run_again() -> None:
+                output.copy_(compute())
+
+            return Graph(output, run_again)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            compute()
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                output = compute()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self._pool = graph.pool()
+        return Graph(output, graph.replay)

@@ -1,0 +1,88 @@
+"""How a step runs: at once, for any device (here), or ahead of the host (`queued_steps.py`)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from octavo.runner.batch import build_batch, lay_out
+from octavo.runner.sampler import sample
+from octavo.types import StepResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from octavo.attention.interface import AttentionBackend, AttentionSpec
+    from octavo.models.base import CausalModel
+    from octavo.runner.rows import RowTable
+    from octavo.runner.sampler import SamplerRows
+    from octavo.types import StepPlan
+
+
+class LaunchedStep(Protocol):
+    """A step that the device has, and may not have come to the end of."""
+
+    def result(self) -> StepResult:
+        """Wait for it."""
+        ...
+
+
+class Steps(Protocol):
+    """Runs plans, one after the other."""
+
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Begin a step. An exception leaves the plan's rows to be initialised anew."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    """A step that ran already."""
+
+    step: StepResult
+
+    def result(self) -> StepResult:
+        """See `LaunchedStep`."""
+        return self.step
+
+
+class EagerSteps:
+    """A step is done when `launch` returns. Works with every backend on every device."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        backend: AttentionBackend,
+        spec: AttentionSpec,
+        kv_caches: Sequence[torch.Tensor],
+        table: RowTable,
+        sampler: SamplerRows,
+    ) -> None:
+        self._model, self._backend, self._spec = model, backend, spec
+        self._kv_caches, self._table, self._sampler = kv_caches, table, sampler
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> FinishedStep:
+        """See `Steps`."""
+        begin = time.perf_counter_ns()
+        token_ids: list[int] = []
+        logprobs = []
+        self._table.apply(plan)
+        for init in plan.new_rows:
+            self._sampler.set(init.row, init)
+        if not plan.is_empty:
+            host = lay_out(plan, self._table, self._spec.block_size, with_tables=True)
+            logits = self._model(build_batch(host, self._backend, self._spec, self._kv_caches))
+            rows = host.sampled_rows
+            if len(rows):
+                sampled = sample(logits, rows, self._table.num_tokens[rows], self._sampler)
+                values: np.ndarray = sampled.token_ids.cpu().numpy()
+                self._table.append(rows, values)
+                token_ids, logprobs = values.tolist(), sampled.logprobs
+        took = time.perf_counter_ns() - begin
+        return FinishedStep(StepResult(plan.step_id, token_ids, logprobs, took))
