@@ -38,15 +38,16 @@ def test_every_field_is_a_flag(model: str) -> None:
         "scheduling_policy": "fair",
     }
     names = {field.name for field in msgspec.structs.fields(EngineConfig)} - {"model"}
-    assert set(words) | {"enable_prefix_caching", "async_scheduling"} == names
-    flags = ["--no-enable-prefix-caching", "--async-scheduling"]
+    switches = {"enable_prefix_caching", "async_scheduling", "enforce_eager"}
+    assert set(words) | switches == names
+    flags = ["--no-enable-prefix-caching", "--async-scheduling", "--enforce-eager"]
     flags += [part for k, v in words.items() for part in (f"--{k.replace('_', '-')}", v)]
     config = engine_config(parse(model, *flags))
     numbers = {"max_model_len": 100, "max_num_seqs": 7, "max_num_batched_tokens": 64}
     numbers |= {"block_size": 32, "kv_cache_memory": 3 * 2**29, "num_threads": 2, "seed": 5}
     expected = words | numbers
     expected |= {"gpu_memory_utilization": 0.5}
-    expected |= {"enable_prefix_caching": False, "async_scheduling": True}
+    expected |= {"enable_prefix_caching": False, "async_scheduling": True, "enforce_eager": True}
     assert config == EngineConfig(model=model, **expected)
     assert engine_options(parse(model, *flags)) == expected
 
