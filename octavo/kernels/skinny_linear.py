@@ -106,11 +106,17 @@ def _await_input(w_ptr, first_row, n, k, begin, end, prefetch, BLOCK_N: tl.const
 
 
 @triton.jit
-def _store(acc, bias_ptr, out_ptr, at, col, real, n):
-    """The epilogue, on a finished tile [BLOCK_N, BLOCK_M] in float32."""
+def _store(acc, bias_ptr, out_ptr, m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The epilogue, on this program's finished tile [BLOCK_N, BLOCK_M] in float32."""
+    col = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.arange(0, BLOCK_M)
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + col, mask=col < n, other=0.0).to(tl.float32)[:, None]
-    tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=real)
+    tl.store(
+        out_ptr + row[None, :] * n + col[:, None],
+        acc.to(out_ptr.dtype.element_ty),
+        mask=(col < n)[:, None] & (row < m)[None, :],
+    )
 
 
 @triton.jit
@@ -128,23 +134,24 @@ def _finish(
 ):
     """Store the tile, or this program's part of it and, if it is the last to come, their sum."""
     tile = tl.program_id(0)
-    col = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    row = tl.arange(0, BLOCK_M)
-    real = (col < n)[:, None] & (row < m)[None, :]
-    at = row[None, :] * n + col[:, None]
     if split_k == 1:
-        _store(acc, bias_ptr, out_ptr, at, col, real, n)
+        _store(acc, bias_ptr, out_ptr, m, n, BLOCK_M, BLOCK_N)
     else:
-        tl.store(parts_ptr + tl.program_id(1) * (m * n) + at, acc, mask=real)
+        # A part is one run of memory, whatever m and n: one address and constants.
+        place = tl.arange(0, BLOCK_M)[None, :] * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+        real = (tl.arange(0, BLOCK_M) < m)[None, :]
+        SIZE: tl.constexpr = BLOCK_M * BLOCK_N
+        first = parts_ptr + tile * split_k * SIZE
+        tl.store(first + tl.program_id(1) * SIZE + place, acc, mask=real)
         tl.debug_barrier()  # the whole program's stores come before its arrival
         if tl.atomic_add(counters_ptr + tile, 1, sem="acq_rel") == split_k - 1:
             total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             for part in range(split_k):
                 # Written by other multiprocessors: not from L1.
                 total += tl.load(
-                    parts_ptr + part * (m * n) + at, mask=real, other=0.0, cache_modifier=".cg"
+                    first + part * SIZE + place, mask=real, other=0.0, cache_modifier=".cg"
                 )
-            _store(total, bias_ptr, out_ptr, at, col, real, n)
+            _store(total, bias_ptr, out_ptr, m, n, BLOCK_M, BLOCK_N)
             tl.store(counters_ptr + tile, 0)  # for the next launch
 
 
@@ -251,13 +258,17 @@ def dot_kernel(
 
 
 @functools.cache
-def _counters(device: torch.device) -> torch.Tensor:
-    """Arrivals at each tile, zero between launches. One stream at a time may use them."""
+def _counters(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Arrivals at each tile, zero between launches, and what stands for parts that nobody writes.
+
+    One stream at a time may use them.
+    """
     # In a capture the zeros would be written only when the graph runs.
     assert device.type != "cuda" or not torch.cuda.is_current_stream_capturing(), (
         "the first call on a device must come before a graph is captured"
     )
-    return torch.zeros(_MAX_SPLIT_TILES, dtype=torch.int32, device=device)
+    arrivals = torch.zeros(_MAX_SPLIT_TILES, dtype=torch.int32, device=device)
+    return arrivals, torch.empty(4, dtype=torch.float32, device=device)
 
 
 def _block_m(m: int, config: Config) -> int:
@@ -297,11 +308,11 @@ def _launch(
     m, k = x.shape
     block_m = _block_m(m, config)
     tiles, split_k = triton.cdiv(n, config.block_n), config.split_k
-    counters = _counters(x.device)
-    parts = counters  # nothing is written there
+    counters, parts = _counters(x.device)
     if split_k > 1:
         assert tiles <= _MAX_SPLIT_TILES, f"{tiles} tiles"
-        parts = torch.empty((split_k, m, n), dtype=torch.float32, device=x.device)
+        size = tiles * split_k * block_m * config.block_n
+        parts = torch.empty(size, dtype=torch.float32, device=x.device)
     x_desc = w_desc = None
     if config.kind == "tma":
         x_desc = TensorDescriptor.from_tensor(x, [block_m, config.block_k])
@@ -351,5 +362,6 @@ def compile_all(
         for config, compiled in pending:
             error = compiled.future.exception() if hasattr(compiled, "future") else None
             if error is not None:
-                failures[config] = f"{type(error).__name__}: {str(error).splitlines()[-1]}"
+                reason = str(error).splitlines() or [""]
+                failures[config] = f"{type(error).__name__}: {reason[-1]}"
     return failures
