@@ -61,7 +61,7 @@ def test_the_help_is_the_docstring() -> None:
     parser = argparse.ArgumentParser(prog="x")
     add_engine_flags(parser)
     text = " ".join(parser.format_help().split())
-    assert "most requests in a batch (default: 256)" in text
+    assert "tokens per KV block (default: 16)" in text
     assert "most tokens of prompt and output together; default: what the model allows" in text
     assert "None" not in text
     assert text.count("reuse the KV blocks of prompts that begin alike (default: on)") == 1
