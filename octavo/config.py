@@ -20,6 +20,8 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 LoadFormat = Literal["auto", "dummy"]
 
+KVCacheDType = Literal["auto", "fp8"]
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 GIB = 1024**3
@@ -96,6 +98,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         enable_prefix_caching: reuse the KV blocks of prompts that begin alike.
         kv_cache_memory: bytes for the KV cache; None: measured, see `gpu_memory_utilization`
             (on a CPU at most 4 GiB).
+        kv_cache_dtype: `auto` keeps keys and values in the computing precision; `fp8` (e4m3, without
+            scales) in half the memory of 16-bit ones, on a GPU.
         attention_backend: `auto` or a backend's name.
         num_threads: threads for computing on a CPU; None: one per physical core at hand.
         seed: base of the seeds drawn for requests that bring none.
@@ -115,6 +119,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     enforce_eager: bool = False
     enable_prefix_caching: bool = True
     kv_cache_memory: int | None = None
+    kv_cache_dtype: KVCacheDType = "auto"
     attention_backend: str = "auto"
     num_threads: int | None = None
     seed: int | None = None

@@ -35,6 +35,7 @@ class AttentionSpec:
         block_size: tokens per KV block.
         windows: the sliding windows that layers use, None for full attention.
         soft_cap: logits become `soft_cap * tanh(logits / soft_cap)`, or None.
+        cache_dtype: of keys and values in the cache; None: `dtype`.
     """
 
     num_heads: int
@@ -45,6 +46,12 @@ class AttentionSpec:
     block_size: int
     windows: frozenset[int | None]
     soft_cap: float | None = None
+    cache_dtype: torch.dtype | None = None
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Of keys and values in the cache."""
+        return self.cache_dtype or self.dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,9 @@ class TorchAttention:
         self._scratch: list[torch.Tensor] = []
 
     def why_not(self, spec: AttentionSpec) -> str | None:
-        """Serves everything but a soft cap."""
+        """Serves everything but a soft cap, and caches of another type."""
+        if spec.stored_dtype != spec.dtype:
+            return f"keys and values are kept in {spec.dtype} alone: --kv-cache-dtype auto"
         return "no logit soft cap" if spec.soft_cap is not None else None
 
     def allocate(self, spec: AttentionSpec, num_blocks: int) -> torch.Tensor:

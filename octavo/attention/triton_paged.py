@@ -157,11 +157,12 @@ class TritonAttention:
     def allocate(self, spec: AttentionSpec, num_blocks: int) -> torch.Tensor:
         """Zeroed memory."""
         shape = (num_blocks, 2, spec.num_kv_heads, spec.block_size, spec.head_dim)
-        return torch.zeros(shape, dtype=spec.dtype, device=spec.device)
+        return torch.zeros(shape, dtype=spec.stored_dtype, device=spec.device)
 
     def bytes_per_block(self, spec: AttentionSpec) -> int:
         """Keys and values of one block in one layer."""
-        return 2 * spec.block_size * spec.num_kv_heads * spec.head_dim * spec.dtype.itemsize
+        size = spec.block_size * spec.num_kv_heads * spec.head_dim
+        return 2 * size * spec.stored_dtype.itemsize
 
     def plan(self, spec: AttentionSpec, layout: BatchLayout) -> TritonMetadata:
         """A step whose block tables are the layout's: everything in one copy to the device."""

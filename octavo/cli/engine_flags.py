@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from octavo.config import DType, EngineConfig, LoadFormat, parse_bytes
+from octavo.config import DType, EngineConfig, KVCacheDType, LoadFormat, parse_bytes
 from octavo.types import SchedulingPolicy
 
 _TYPES: dict[str, dict[str, Any]] = {
@@ -30,6 +30,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "enforce_eager": {"action": "store_true"},
     "enable_prefix_caching": {"action": argparse.BooleanOptionalAction},
     "kv_cache_memory": {"type": parse_bytes, "metavar": "SIZE"},
+    "kv_cache_dtype": {"choices": get_args(KVCacheDType)},
     "attention_backend": {"metavar": "NAME"},
     "num_threads": {"type": int, "metavar": "N"},
     "seed": {"type": int, "metavar": "N"},

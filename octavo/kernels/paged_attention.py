@@ -10,7 +10,8 @@ several programs, each leaves a normalized part and the logarithm of its weight,
 adds them up (as in Flash-Decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
 Softmax is computed online, in float32 and base 2 (FlashAttention-2, arXiv 2307.08691).
 
-Cache layout: [b, 2, k, p, d], block, keys or values, KV head, token in the block, dimension.
+Cache layout: [b, 2, k, p, d], block, keys or values, KV head, token in the block, dimension; its
+type may be narrower than the queries', which products are computed in.
 All address arithmetic that a large cache could overflow is in 64 bits.
 """
 
@@ -62,7 +63,7 @@ def _attend_tile(
         offset = block.to(tl.int64) * stride_block + (pos % PAGE) * D
         at = keys + offset[:, None] + dims[None, :]
         k = tl.load(at, mask=dims[None, :] < D, other=0.0) if D != D_PAD else tl.load(at)
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee")
+        logits = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
         if HAS_CAP:
             # tanh(x) = 1 - 2 / (exp(2x) + 1), with the right limits when exp overflows.
             capped = tl.exp2(logits * (scale / soft_cap * 2.8853900817779268))
@@ -89,7 +90,7 @@ def _attend_tile(
             v = tl.load(at + stride_value, mask=dims[None, :] < D, other=0.0)
         else:
             v = tl.load(at + stride_value)
-        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
+        acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc, input_precision="ieee")
         row_max = new_max
     return acc, row_max, row_sum
 
@@ -274,5 +275,5 @@ def write_kernel(
     to = cache_ptr + to + heads * (PAGE * D) + dims
     k = tl.load(k_ptr + token * stride_kt + heads * D + dims, mask=real)
     v = tl.load(v_ptr + token * stride_vt + heads * D + dims, mask=real)
-    tl.store(to, k, mask=real)
-    tl.store(to + stride_block // 2, v, mask=real)
+    tl.store(to, k.to(cache_ptr.dtype.element_ty), mask=real)
+    tl.store(to + stride_block // 2, v.to(cache_ptr.dtype.element_ty), mask=real)

@@ -85,6 +85,7 @@ class ModelRunner:
             block_size=config.block_size,
             windows=frozenset(shape.windows),
             soft_cap=shape.soft_cap,
+            cache_dtype=torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else None,
         )
         self.backend = select_backend(config.attention_backend, self.spec)
         on_cpu = self.device.type == "cpu"

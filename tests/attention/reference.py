@@ -71,6 +71,7 @@ def relative_error(
     dtype: torch.dtype,
     device: torch.device,
     unwritten: float = torch.nan,
+    cache_dtype: torch.dtype | None = None,
 ) -> float:
     """Largest ||out - reference|| / ||reference|| over the windows; checks the cache as well.
 
@@ -89,14 +90,18 @@ def relative_error(
         block_size=case.block_size,
         windows=frozenset(case.windows),
         soft_cap=case.soft_cap,
+        cache_dtype=cache_dtype,
     )
 
     def random(tokens: int, heads: int) -> torch.Tensor:
         x = torch.randn(tokens, heads, case.head_dim, generator=generator)
         return x.to(device, dtype)
 
-    keys = [random(new + old, case.num_kv_heads) for new, old in case.seqs]
-    values = [random(new + old, case.num_kv_heads) for new, old in case.seqs]
+    def stored(tokens: int) -> torch.Tensor:
+        return random(tokens, case.num_kv_heads).to(spec.stored_dtype).to(dtype)
+
+    keys = [stored(new + old) for new, old in case.seqs]
+    values = [stored(new + old) for new, old in case.seqs]
     cache = backend.allocate(spec, num_blocks)
     cache.fill_(unwritten)
     scale = case.head_dim**-0.5 * 2
@@ -128,6 +133,7 @@ def relative_error(
         error = ((out.double() - expected).norm() / expected.norm()).item()
         worst = max(worst, error) if error == error else float("inf")
     written = 2 * sum(new + old for new, old in case.seqs) * case.num_kv_heads * case.head_dim
+    cache = cache.float()
     changed = cache.isfinite() & (cache != unwritten)
     assert int(changed.sum()) == written, "a slot of nobody was written, or one was not"
     return worst

@@ -84,6 +84,13 @@ def test_triton_interpreted_on_random_steps(case: Case) -> None:
     assert relative_error(triton_interpreted(), case, torch.float32, CPU) < 2e-6
 
 
+def test_triton_interpreted_with_a_cache_in_fp8() -> None:
+    case = FIXED["decodes, chunks and prefills"]
+    fp8 = torch.float8_e4m3fn
+    error = relative_error(triton_interpreted(), case, torch.float16, CPU, cache_dtype=fp8)
+    assert error < TOLERANCE[torch.float16]
+
+
 @settings(deadline=None, max_examples=60)
 @given(cases(longest=80, most_seqs=6))
 def test_torch_on_random_steps(case: Case) -> None:
@@ -126,6 +133,16 @@ LARGE = {
 def test_triton_on_the_device(name: str, dtype: torch.dtype, block_size: int) -> None:
     case = replace((FIXED | LARGE)[name], block_size=block_size)
     assert relative_error(TritonAttention(), case, dtype, CUDA) < TOLERANCE[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")
+@pytest.mark.parametrize("name", FIXED | LARGE)
+def test_triton_on_the_device_with_a_cache_in_fp8(name: str) -> None:
+    fp8, dtype = torch.float8_e4m3fn, torch.bfloat16
+    case = (FIXED | LARGE)[name]
+    error = relative_error(TritonAttention(), case, dtype, CUDA, cache_dtype=fp8)
+    assert error < TOLERANCE[dtype]
 
 
 @pytest.mark.gpu

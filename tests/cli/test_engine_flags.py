@@ -32,6 +32,7 @@ def test_every_field_is_a_flag(model: str) -> None:
         "block_size": "32",
         "gpu_memory_utilization": "0.5",
         "kv_cache_memory": "1.5GiB",
+        "kv_cache_dtype": "fp8",
         "attention_backend": "torch",
         "num_threads": "2",
         "seed": "5",
