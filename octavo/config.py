@@ -98,8 +98,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         enable_prefix_caching: reuse the KV blocks of prompts that begin alike.
         kv_cache_memory: bytes for the KV cache; None: measured, see `gpu_memory_utilization`
             (on a CPU at most 4 GiB).
-        kv_cache_dtype: `auto` keeps keys and values in the computing precision; `fp8` (e4m3, without
-            scales) in half the memory of 16-bit ones, on a GPU.
+        kv_cache_dtype: `auto` keeps keys and values in the computing precision; `fp8` (e4m3,
+            without scales) in half the memory of 16-bit ones, on a GPU.
         attention_backend: `auto` or a backend's name.
         num_threads: threads for computing on a CPU; None: one per physical core at hand.
         seed: base of the seeds drawn for requests that bring none.
