@@ -58,9 +58,9 @@ class Rotary(nn.Module):
         Made by the first call, which must not be captured in a CUDA graph, and kept.
         """
         if self._table is None or self._table.device != device:
-            steps = torch.arange(self.max_len, dtype=torch.float32, device=self.inv_freq.device)
-            angles = torch.outer(steps, self.inv_freq)
-            self._table = torch.cat((angles.cos(), angles.sin()), dim=-1).to(device)
+            steps = torch.arange(self.max_len, dtype=torch.float32, device=device)
+            angles = torch.outer(steps, self.inv_freq.to(device))
+            self._table = torch.cat((angles.cos(), angles.sin()), dim=-1)
         return self._table
 
     def forward(self, batch: ForwardBatch) -> Rope | None:
@@ -82,8 +82,10 @@ def rotate(x_thd: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 def inverse_frequencies(
     head_dim: int, theta: float, scaling: Mapping[str, Any] | None
 ) -> torch.Tensor:
-    """[head_dim / 2] float32, after scaling."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    """[head_dim / 2] float32 on the CPU, after scaling."""
+    # Not on the default device: powers would differ from device to device, and on `meta` each of
+    # these operators would first import torch's own implementation of it in Python.
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim
     inv_freq = 1.0 / (theta**exponents)
     scaling = scaling or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
