@@ -23,7 +23,7 @@ _COLUMNS_PER_WARP = 256  # 16 bytes of bfloat16 for each thread
 @triton.jit
 def normalize(x, rstd, weight, dtype: tl.constexpr, OFFSET: tl.constexpr):
     """Float32 `x` and `weight`, broadcast together, to a float32 value that `dtype` can hold."""
-    if OFFSET:
+    if OFFSET != 0.0:
         return (x * rstd * (weight + OFFSET)).to(dtype).to(tl.float32)
     return ((x * rstd).to(dtype).to(tl.float32) * weight).to(dtype).to(tl.float32)
 

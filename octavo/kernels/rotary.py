@@ -20,10 +20,11 @@ import triton.language as tl
 
 from octavo.kernels.norm import normalize
 
-TILE_HEADS = 8
+TILE_HEADS = 16
 """Heads of a program, a power of two."""
 
-_MAX_WARPS = 8
+# With fewer warps, Triton's reduction over a head goes through shared memory.
+_MIN_WARPS, _MAX_WARPS = 4, 8
 _PAIRS_PER_WARP = 256  # 16 bytes of bfloat16 of each half for each thread
 
 
@@ -175,5 +176,5 @@ def rotate_and_write(
 def _tile(num_heads: int, dim: int, tile_heads: int) -> tuple[int, int, int]:
     """Half a head as a power of two, tiles of a token, warps of a program."""
     half = triton.next_power_of_2(dim // 2)
-    warps = min(max(tile_heads * half // _PAIRS_PER_WARP, 1), _MAX_WARPS)
+    warps = min(max(tile_heads * half // _PAIRS_PER_WARP, _MIN_WARPS), _MAX_WARPS)
     return half, -(-num_heads // tile_heads), warps

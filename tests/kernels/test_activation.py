@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from octavo.layers.mlp import ACTIVATIONS
 from tests.kernels.helper import DTYPES, assert_rounded_alike, random, require_triton, strided
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 require_triton()
 
@@ -14,7 +19,7 @@ from octavo.kernels.activation import KINDS, gated  # noqa: E402
 # Triton's interpreter computes in numpy, which warns of overflows that are meant.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-FLOAT64 = {
+FLOAT64: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
