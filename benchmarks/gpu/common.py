@@ -72,24 +72,41 @@ class Measure:
 
 
 def environment() -> dict[str, Any]:
-    """Card, versions, commit and time: what a figure is worth nothing without."""
-    import torch
+    """Card, versions, commit and time: what a figure is worth nothing without.
 
+    Does not touch the card: a process that measures another one's start must not warm the driver
+    up, nor take memory.
+    """
     from octavo.version import __version__
 
-    found: dict[str, Any] = {
-        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    return {
+        **_card(),
         "octavo": __version__,
         "commit": _commit(),
-        "torch": torch.__version__,
+        "torch": _version("torch"),
+        "triton": _version("triton"),
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _card() -> dict[str, str]:
+    """What the driver's own tool says of the first card; without it, the processor's kind."""
+    fields = ("name", "driver_version", "power.limit")
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
-        found["triton"] = version("triton")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {"card": platform.machine()}
+    values = [value.strip() for value in done.stdout.splitlines()[0].split(",")]
+    return dict(zip(("card", "driver", "power_limit"), values, strict=True))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
     except PackageNotFoundError:
-        found["triton"] = None
-    return found
+        return None
 
 
 def _commit() -> str | None:

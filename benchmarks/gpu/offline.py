@@ -14,8 +14,9 @@ Suites (medians of --repeats; all requests are submitted at once; end-of-sequenc
   nano     256 requests, input and output lengths of nano-vllm's benchmark, temperature 0.6
   single   one stream: prompt of 128 tokens, 256 out, time between tokens
 
-Tokens are random and new in each repetition. Beside each figure stand the number of steps, and the
-scheduler's, the device's and the wall's time for each.
+Tokens are random and new in each repetition. Beside each figure stand the number of steps, and of
+each step the wall's time, the device's, the engine's thread's on a CPU (with its waiting for the
+device, as far as it spins) and the scheduler's.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Sample:
     num_steps: int
     scheduler_s: float
     device_s: float
+    cpu_s: float
     num_preemptions: int
     gaps: list[float] = field(default_factory=list)
 
@@ -116,12 +118,12 @@ class Bench:
         from octavo import SamplingParams
 
         lengths = [num_out] * len(prompts) if isinstance(num_out, int) else list(num_out)
-        before, begin = self.llm.stats, time.perf_counter()
+        start = self._start()
         params = [
             SamplingParams(temperature=temperature, max_tokens=n, ignore_eos=True) for n in lengths
         ]
         outputs = self.llm.generate([{"prompt_token_ids": p} for p in prompts], params)
-        sample = self._sample(begin, before)
+        sample = self._sample(*start)
         if [len(output.outputs[0].token_ids) for output in outputs] != lengths:
             raise RuntimeError("answers are not as long as they were asked for")
         return sample
@@ -135,24 +137,28 @@ class Bench:
         from octavo import SamplingParams
 
         params = SamplingParams(temperature=0.0, max_tokens=num_out, ignore_eos=True)
-        before, begin = self.llm.stats, time.perf_counter()
+        start = self._start()
         times: list[float] = []
         for delta in self.llm.stream({"prompt_token_ids": prompt}, params):
             times += [time.perf_counter()] * len(delta.token_ids)
-        sample = self._sample(begin, before)
+        sample = self._sample(*start)
         if len(times) != num_out:
             raise RuntimeError("the answer is not as long as it was asked for")
         sample.gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         return sample
 
-    def _sample(self, begin: float, before: EngineStats) -> Sample:
-        seconds, after = time.perf_counter() - begin, self.llm.stats
+    def _start(self) -> tuple[EngineStats, float, float]:
+        return self.llm.stats, time.thread_time(), time.perf_counter()
+
+    def _sample(self, before: EngineStats, cpu_begin: float, begin: float) -> Sample:
+        end, cpu_end, after = time.perf_counter(), time.thread_time(), self.llm.stats
         return Sample(
-            seconds,
-            after.num_steps - before.num_steps,
-            (after.scheduler_ns - before.scheduler_ns) / 1e9,
-            (after.device_ns - before.device_ns) / 1e9,
-            after.num_preemptions - before.num_preemptions,
+            seconds=end - begin,
+            num_steps=after.num_steps - before.num_steps,
+            scheduler_s=(after.scheduler_ns - before.scheduler_ns) / 1e9,
+            device_s=(after.device_ns - before.device_ns) / 1e9,
+            cpu_s=cpu_end - cpu_begin,
+            num_preemptions=after.num_preemptions - before.num_preemptions,
         )
 
 
@@ -164,6 +170,7 @@ def measure(
     per_step = {
         "scheduler_us_per_step": sum(s.scheduler_s for s in samples) / steps * 1e6,
         "device_ms_per_step": sum(s.device_s for s in samples) / steps * 1e3,
+        "cpu_ms_per_step": sum(s.cpu_s for s in samples) / steps * 1e3,
         "wall_ms_per_step": sum(s.seconds for s in samples) / steps * 1e3,
     }
     details: dict[str, Any] = {
@@ -175,8 +182,8 @@ def measure(
     }
     note = (
         f"{samples[-1].num_steps} steps of {per_step['wall_ms_per_step']:.3f} ms: device "
-        f"{per_step['device_ms_per_step']:.3f} ms, scheduler "
-        f"{per_step['scheduler_us_per_step']:.0f} us"
+        f"{per_step['device_ms_per_step']:.3f} ms, CPU {per_step['cpu_ms_per_step']:.3f} ms, "
+        f"of it scheduler {per_step['scheduler_us_per_step']:.0f} us"
     )
     if sum(details["num_preemptions"]):
         note += f"; preemptions {details['num_preemptions']}"

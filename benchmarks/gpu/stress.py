@@ -14,6 +14,8 @@ Exits with 1 otherwise.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import random
 import sys
@@ -74,6 +76,8 @@ class Memory:
     def now(cls) -> Memory:
         import torch
 
+        with contextlib.suppress(OSError, AttributeError):  # not every C library has it
+            ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept by the allocator
         device = None
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()

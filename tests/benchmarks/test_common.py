@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import platform
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +18,7 @@ from benchmarks.gpu.common import (
     Measure,
     Records,
     engine_options,
+    environment,
     flags_of,
     make_parser,
     print_table,
@@ -74,6 +78,21 @@ def test_the_table_shows_both_and_the_ratio() -> None:
     assert first.split() == ["decode/1", "ms", "per", "step", "3.343", "6.685", "2.000", "[notes]"]
     assert second.split() == ["decode/5", "ms", "per", "step", "1,234.500"]
     assert source.startswith("theirs: vLLM 0.24.0 on NVIDIA H100")
+
+
+def test_the_card_is_named_by_the_drivers_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 580.1, 700.00 W'\necho other, 1, 2\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    found = environment()
+    assert found["card"] == "NVIDIA H100 80GB HBM3"
+    assert (found["driver"], found["power_limit"]) == ("580.1", "700.00 W")
+    assert found["torch"] == metadata.version("torch")
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert environment()["card"] == platform.machine()
 
 
 def test_records_are_lines_that_say_what_they_are(tmp_path: Path) -> None:

@@ -72,11 +72,12 @@ def test_late_measures_are_repeated_once_and_late_suites_are_not_begun(
 
 
 def test_times_are_told_per_step() -> None:
-    samples = [Sample(2.0, 10, 0.01, 1.0, 0), Sample(4.0, 20, 0.02, 2.0, 3)]
+    samples = [Sample(2.0, 10, 0.01, 1.0, 0.3, 0), Sample(4.0, 20, 0.02, 2.0, 0.6, 3)]
     result = measure("name", {"total_s": 1.0}, samples, more=1)
     assert result.details["scheduler_us_per_step"] == pytest.approx(1000)
     assert result.details["device_ms_per_step"] == pytest.approx(100)
     assert result.details["wall_ms_per_step"] == pytest.approx(200)
+    assert result.details["cpu_ms_per_step"] == pytest.approx(30)
     assert result.details["more"] == 1
     assert "preemptions [0, 3]" in result.notes[0]
 

@@ -87,6 +87,7 @@ def test_a_server_is_stopped_also_after_an_error() -> None:
     assert server.stopped.exit_code == 0
 
 
+@pytest.mark.slow
 def test_start_up_is_measured_cold_and_warm(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
