@@ -5,6 +5,7 @@ Drives the same engine core as the server does, from the caller's thread. Not th
 
 from __future__ import annotations
 
+import gc
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -126,6 +127,8 @@ class LLM:
         self._eos_token_ids = [i for i in eos if i < self.info.vocab_size]
         self._running: dict[str, _Running] = {}
         self._ids = itertools.count()
+        if not gc.get_freeze_count():  # once: what a closed engine leaves must be found
+            gc.freeze()  # what start-up left lives for good: collections need not walk it
 
     @property
     def has_chat_template(self) -> bool:
@@ -268,27 +271,32 @@ class LLM:
         )
         return request_id
 
-    def _step(self) -> None:
+    def _step(self) -> int:
+        """One step of the engine; how many requests ended in it."""
+        num_ended = 0
         for output in self._core.step():
             running = self._running.get(output.request_id)
             if running is None or running.processor.is_finished:
                 continue
             running.deltas.append(running.processor.push(output))
+            num_ended += running.processor.is_finished
             if running.processor.hit_stop_string:
                 self._core.abort([output.request_id])
+        return num_ended
 
     def _finish(self, ids: list[str], *, show: bool) -> None:
-        open_ids = set(ids)
+        open_ids = {i for i in ids if not self._running[i].processor.is_finished}
 
-        def settle() -> int:
+        def step() -> int:
+            if not self._step():  # the usual case, which need not look at every request
+                return 0
             done = {i for i in open_ids if self._running[i].processor.is_finished}
             open_ids.difference_update(done)
             return len(done)
 
         if not show:
             while open_ids:
-                self._step()
-                settle()
+                step()
             return
         from rich.console import Console
         from rich.progress import Progress
@@ -296,8 +304,7 @@ class LLM:
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("prompts", total=len(ids))
             while open_ids:
-                self._step()
-                progress.advance(task, settle())
+                progress.advance(task, step())
 
     def _output(self, request_id: str) -> RequestOutput:
         running = self._running[request_id]

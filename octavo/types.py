@@ -336,8 +336,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     is_up: bool = True
 
 
-class Delta(msgspec.Struct, kw_only=True):
+class Delta(msgspec.Struct, kw_only=True, gc=False):
     """One increment of a request's output, as `AsyncEngine.generate` yields it.
+
+    Not tracked by the garbage collector: there is one for every token, and none in a cycle.
 
     A request's deltas end with exactly one whose `finish_reason` is set.
 

@@ -11,7 +11,7 @@ next one can be made while the device still runs it; a token in flight is counte
 from __future__ import annotations
 
 from bisect import insort
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.engine.messages import TokenOutput
 from octavo.engine.policy import FCFSPolicy
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from octavo.engine.policy import Policy
     from octavo.engine.request import Request
     from octavo.types import FinishReason, StepResult
+
+NONE: list[Any] = []
+"""For the many entries of a step that are empty; nobody changes it."""
 
 WAITING, RUNNING, FINISHED = RequestStatus.WAITING, RequestStatus.RUNNING, RequestStatus.FINISHED
 
@@ -167,7 +170,7 @@ class Scheduler:
             if request.num_tokens == request.max_num_tokens:
                 continue  # its last token is in flight
             if num_computed < len(request.block_ids) * block_size:
-                blocks: list[int] = []
+                blocks = NONE
             elif (grown := self._grow(request)) is not None:
                 blocks = grown
             else:
@@ -249,7 +252,7 @@ class Scheduler:
                 TokenOutput(
                     request.request_id,
                     [token],
-                    [] if entry is None else [entry],
+                    NONE if entry is None else [entry],
                     finish_reason,
                     stop_reason,
                     None,
