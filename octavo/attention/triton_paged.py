@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from octavo.attention.interface import StepTensors
-from octavo.attention.work import Heads, TileShape, divide, pad
+from octavo.attention.work import Heads, TileShape, divide, most_tiles, pad
 from octavo.kernels.layout import ITEM_FIELDS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         LayerAttention,
         RotaryArgs,
     )
-    from octavo.attention.work import Table
+    from octavo.attention.work import StepShape, Table
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 128
@@ -47,6 +47,8 @@ class Tuning:
         num_warps, num_stages: of Triton's compiler.
         programs_per_sm: programs that a launch should have for each multiprocessor.
         min_chunk: fewest keys worth a program of their own.
+        merged_rows, merged_parts: of a tile whose parts are added up, those that one program takes
+            and those that it holds at a time; powers of two.
     """
 
     rows: int
@@ -55,24 +57,35 @@ class Tuning:
     num_stages: int
     programs_per_sm: int
     min_chunk: int
+    merged_rows: int = 1
+    merged_parts: int = 16
 
 
 def default_tuning(head_dim: int, dtype: torch.dtype) -> tuple[Tuning, Tuning]:
     """For short chunks and for long ones."""
     if dtype == torch.float32:
         wide = 16 if head_dim > 128 else 32
-        return Tuning(16, wide, 4, 2, 4, 128), Tuning(32, wide, 4, 2, 4, 512)
+        return Tuning(16, wide, 4, 2, 4, 128), Tuning(32, wide, 4, 2, 4, 512, 4, 4)
     if head_dim > 128:
-        return Tuning(16, 32, 4, 2, 2, 128), Tuning(64, 32, 4, 2, 2, 512)
+        return Tuning(16, 32, 4, 2, 2, 128), Tuning(64, 32, 4, 2, 2, 512, 4, 4)
     # Measured on an H100 with heads of 128: docs/decisions/0009-paged-attention-in-triton.md.
-    return Tuning(16, 64, 2, 2, 2, 128), Tuning(128, 32, 4, 2, 2, 256)
+    return Tuning(16, 64, 2, 2, 2, 128), Tuning(128, 32, 4, 2, 2, 256, 8, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a launch is, apart from its tables. A merge has at most `merge_tokens` tokens."""
+
+    window: int | None
+    tuning: Tuning
+    merge_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Launch:
     """One kind of launch in a step, for one window."""
 
-    tuning: Tuning
+    kind: _Kind
     items: torch.Tensor
     merges: torch.Tensor
 
@@ -105,15 +118,15 @@ class PlannedWork:
 
     spec: AttentionSpec
     sections: list[Table]
-    kinds: list[tuple[int | None, Tuning]]
+    kinds: list[_Kind]
     num_part_rows: int
 
     def bind(self, views: Sequence[torch.Tensor], step: StepTensors) -> TritonMetadata:
         """The metadata over `views`, which hold the sections on the device."""
         spec = self.spec
         launches: dict[int | None, list[_Launch]] = {window: [] for window in spec.windows}
-        for i, (window, tuning) in enumerate(self.kinds):
-            launches[window].append(_Launch(tuning, *views[2 * i : 2 * i + 2]))
+        for i, kind in enumerate(self.kinds):
+            launches[kind.window].append(_Launch(kind, *views[2 * i : 2 * i + 2]))
         parts = torch.empty(
             (spec.num_kv_heads, self.num_part_rows, spec.head_dim),
             dtype=torch.float32,
@@ -177,39 +190,49 @@ class TritonAttention:
         return work.bind(views, StepTensors(positions_t, rows_t, tables_rw))
 
     def plan_work(
-        self, spec: AttentionSpec, layout: BatchLayout, rows: IntArray, pad_to: int | None = None
+        self,
+        spec: AttentionSpec,
+        layout: BatchLayout,
+        rows: IntArray,
+        pad_to: StepShape | None = None,
     ) -> PlannedWork:
         """Who computes what.
 
         Args:
             spec: the model's attention.
             layout: the step; its block tables are not read.
-            rows: [s], the row of each sequence in the device's table of blocks.
-            pad_to: sections get the shapes that any step of up to so many decodes fits into, so
-                that a graph may be captured over them. Every sequence then has one token.
+            rows: [s], the row of each sequence in the device's table of blocks; below 0: none, and
+                nothing is computed for it.
+            pad_to: sections get the shapes that any step of this size fits into, so that a graph
+                may be captured over them; the step must.
         """
-        short, long = self._tuning(spec)
+        tunings = self._tuning(spec)
         heads = Heads(spec.num_kv_heads, spec.num_heads // spec.num_kv_heads)
-        is_short = layout.query_lens <= max(short.rows // heads.group, 1)
+        shapes = [self._tile_shape(tuning, spec, heads) for tuning in tunings]
+        most_short = shapes[0].tokens
+        is_real, is_short = rows >= 0, layout.query_lens <= most_short
+        seqs_of = (np.flatnonzero(is_real & is_short), np.flatnonzero(is_real & ~is_short))
+        # No launch for what there is none of, or in a graph for what there can be none of.
+        is_wanted, num_tiles = [len(seqs) > 0 for seqs in seqs_of], [0, 0]
+        if pad_to is not None:
+            assert len(seqs_of[0]) + len(seqs_of[1]) <= pad_to.num_seqs
+            assert layout.query_lens[is_real].sum() <= pad_to.num_tokens
+            assert not pad_to.is_decode or layout.query_lens.max() == 1
+            is_wanted = [True, not pad_to.is_decode]
+            # A short sequence is one tile.
+            num_tiles = [pad_to.num_seqs, most_tiles(pad_to, shapes[1].tokens, most_short + 1)]
 
         work = PlannedWork(spec, [], [], 0)
         num_part_rows = 0
-        for tuning, chosen in ((short, is_short), (long, ~is_short)):
-            seqs = np.flatnonzero(chosen)
-            if not len(seqs):
+        for i, seqs in enumerate(seqs_of):
+            if not is_wanted[i]:
                 continue
-            shape = TileShape(
-                tokens=_tile_rows(tuning, heads.group) // heads.group,
-                key_tile=tuning.key_tile,
-                num_programs=tuning.programs_per_sm * self._sms(spec.device),
-                min_chunk=tuning.min_chunk,
-            )
             for window in spec.windows:
-                part = divide(layout, seqs, window, shape, heads)
+                part = divide(layout, seqs, window, shapes[i], heads)
                 part.items[:, 0] = rows[part.items[:, 0]]
                 if pad_to is not None:
-                    part = pad(part, pad_to, shape, heads)
-                work.kinds.append((window, tuning))
+                    part = pad(part, pad_to, num_tiles[i], shapes[i], heads)
+                work.kinds.append(_Kind(window, tunings[i], part.merge_tokens))
                 work.sections.extend((part.items, part.merges))
                 num_part_rows = max(num_part_rows, part.num_part_rows)
         return replace(work, num_part_rows=num_part_rows)
@@ -275,10 +298,11 @@ class TritonAttention:
             # Every kernel at once, with nothing to do, so that no later step waits for a compiler.
             self._compiled.add((spec, layer.window))
             nothing = torch.full((1, ITEM_FIELDS), -1, dtype=torch.int32, device=spec.device)
-            idle = [_Launch(tuning, nothing, nothing) for tuning in self._tuning(spec)]
+            kinds = (_Kind(layer.window, tuning, 1) for tuning in self._tuning(spec))
+            idle = [_Launch(kind, nothing, nothing) for kind in kinds]
             launches = idle + launches
         for launch in launches:
-            tuning = launch.tuning
+            tuning = launch.kind.tuning
             kernels.attend_kernel[(kv_heads, len(launch.items))](
                 q_thd, cache, out_thd, meta.parts, meta.part_weights, launch.items, tables,
                 tables.stride(0), part_rows, q_thd.stride(0), cache.stride(0),
@@ -290,15 +314,25 @@ class TritonAttention:
             )  # fmt: skip
             # The next launch of this step writes to the same parts, after this merge has read them.
             if len(launch.merges):
-                kernels.merge_kernel[(spec.num_heads, len(launch.merges))](
+                blocks = -(-launch.kind.merge_tokens * group // tuning.merged_rows)
+                kernels.merge_kernel[(blocks, kv_heads, len(launch.merges))](
                     out_thd, meta.parts, meta.part_weights, launch.merges, part_rows,
-                    HEADS=spec.num_heads, GROUP=group, D=dim, D_PAD=padded, PARTS=16,
+                    HEADS=spec.num_heads, GROUP=group, D=dim, D_PAD=padded,
+                    ROWS=tuning.merged_rows, PARTS=tuning.merged_parts,
                 )  # fmt: skip
         return out_thd
 
     def _tuning(self, spec: AttentionSpec) -> tuple[Tuning, Tuning]:
         short, long = default_tuning(spec.head_dim, spec.dtype)
         return self._short or short, self._long or long
+
+    def _tile_shape(self, tuning: Tuning, spec: AttentionSpec, heads: Heads) -> TileShape:
+        return TileShape(
+            tokens=_tile_rows(tuning, heads.group) // heads.group,
+            key_tile=tuning.key_tile,
+            num_programs=tuning.programs_per_sm * self._sms(spec.device),
+            min_chunk=tuning.min_chunk,
+        )
 
     def _sms(self, device: torch.device) -> int:
         if self._num_sms is None:

@@ -49,18 +49,38 @@ class TileShape:
 
 
 @dataclass(frozen=True, slots=True)
+class StepShape:
+    """The size of a step for which a graph is captured; smaller ones fit into it.
+
+    Attributes:
+        num_tokens: most tokens, >= `num_seqs`. Equal to it: every sequence has one (decodes).
+        num_seqs: most sequences, >= 1.
+    """
+
+    num_tokens: int
+    num_seqs: int
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence has one token."""
+        return self.num_tokens == self.num_seqs
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """A launch: rows as `kernels.layout` describes them.
 
     Attributes:
         items: [n, ITEM_FIELDS], the longest first.
-        merges: [m, MERGE_FIELDS], one for each token whose keys were divided.
+        merges: [m, MERGE_FIELDS], one for each tile whose keys were divided.
         num_part_rows: rows of parts that the items write, per KV head.
+        merge_tokens: most tokens of a merge.
     """
 
     items: Table
     merges: Table
     num_part_rows: int
+    merge_tokens: int
 
 
 def divide(
@@ -70,7 +90,7 @@ def divide(
 
     Args:
         layout: the step.
-        seqs: which sequences, at least one.
+        seqs: which sequences.
         window: sliding window, or None.
         shape: of the tiles.
         heads: of the model.
@@ -113,31 +133,55 @@ def divide(
     items = items[np.argsort(items[:, 4] - items[:, 5], kind="stable")]
 
     cut = np.flatnonzero(divided)
-    tile = np.repeat(cut, num_tokens[cut])
-    before = np.cumsum(num_tokens[cut]) - num_tokens[cut]
-    token_in_tile = np.arange(len(tile)) - np.repeat(before, num_tokens[cut])
-    merges = np.zeros((len(tile), MERGE_FIELDS), np.int32)
-    merges[:, 0] = first_token[tile] + token_in_tile
-    merges[:, 1] = first_row[tile] + token_in_tile * heads.group
-    merges[:, 2] = num_chunks[tile]
-    merges[:, 3] = rows[tile]
-    return Work(items, merges, int(rows_of_tile.sum()))
+    merges = np.zeros((len(cut), MERGE_FIELDS), np.int32)
+    merges[:, 0] = first_token[cut]
+    merges[:, 1] = num_tokens[cut]
+    merges[:, 2] = first_row[cut]
+    merges[:, 3] = num_chunks[cut]
+    merge_tokens = int(num_tokens[cut].max(initial=0))
+    return Work(items, merges, int(rows_of_tile.sum()), merge_tokens)
 
 
-def pad(work: Work, num_seqs: int, shape: TileShape, heads: Heads) -> Work:
-    """Work of up to `num_seqs` decodes in tables of a size that depends on nothing else.
+def most_tiles(step: StepShape, tokens: int, shortest: int) -> int:
+    """Most tiles of up to `tokens` of the sequences of `shortest` new tokens or more, at least 1.
 
-    A chunk holds at least an equal share of all keys for each program, so there are at most as many
-    chunks as programs, and one begun chunk more for each sequence.
+    n sequences of q_i tokens have sum(1 + (q_i - 1) // tokens) <= n + (num_tokens - n) // tokens
+    tiles, the more the larger n is.
     """
-    most_items = num_seqs + _num_programs(shape, heads)
+    num_seqs = min(step.num_seqs, step.num_tokens // shortest)
+    return max(num_seqs + (step.num_tokens - num_seqs) // tokens, 1)
+
+
+def pad(work: Work, step: StepShape, num_tiles: int, shape: TileShape, heads: Heads) -> Work:
+    """The same work in tables of a size that depends on nothing but the other arguments.
+
+    With p programs for each KV head, a chunk has c keys such that n_i keys of the tiles satisfy
+    sum(n_i) <= p * c. Tile i has 1 + (n_i - 1) // c chunks, hence all of them together at most
+    p - 1 more than there are tiles. A divided tile has more than c keys, so at most p - 1 are.
+
+    Args:
+        work: of any step within `step`.
+        step: the largest.
+        num_tiles: most tiles of this launch in such a step.
+        shape: of the tiles.
+        heads: of the model.
+    """
+    more_chunks = _num_programs(shape, heads) - 1
+    most_items = num_tiles + more_chunks
+    most_merges = min(num_tiles, more_chunks)
+    tokens = 1 if step.is_decode else shape.tokens
+    # Every part of a tile has as many tokens as the tile; the first parts no more than the step.
+    most_part_tokens = min(step.num_tokens, most_merges * tokens) + more_chunks * tokens
+    most_part_rows = most_part_tokens * heads.group if most_merges else 0
     assert len(work.items) <= most_items
-    assert len(work.merges) <= num_seqs
+    assert len(work.merges) <= most_merges
+    assert work.num_part_rows <= most_part_rows
+    assert work.merge_tokens <= tokens
     items = np.full((most_items, ITEM_FIELDS), -1, np.int32)
     items[: len(work.items)] = work.items
-    merges = np.full((num_seqs, MERGE_FIELDS), -1, np.int32)
+    merges = np.full((most_merges, MERGE_FIELDS), -1, np.int32)
     merges[: len(work.merges)] = work.merges
-    return Work(items, merges, most_items * heads.group)
+    return Work(items, merges, most_part_rows, tokens)
 
 
 def _num_programs(shape: TileShape, heads: Heads) -> int:

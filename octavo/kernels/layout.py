@@ -12,5 +12,6 @@ multiples of 16 bytes.
 """
 
 MERGE_FIELDS = 4
-"""Integers of a row of `merges`: token (-1: nothing to do), row of its first part, number of parts,
-rows from one part to the next. Rows are those of the token's first head in the group."""
+"""Integers of a row of `merges`: first token of a tile in the batch (-1: nothing to do), number of
+its tokens, first row of its first part, number of parts. Parts lie one behind the other, each as
+many rows as the tile has tokens times heads of a group."""

@@ -206,41 +206,52 @@ def merge_kernel(
     GROUP: tl.constexpr,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
+    ROWS: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Grid (query heads, merges): the weighted sum of a token's parts, PARTS of them at a time."""
-    head = tl.program_id(0)
-    merge = merges_ptr + tl.program_id(1) * _MERGE
-    token = tl.load(merge)
-    if token < 0:
+    """Grid (rows of a tile / ROWS, KV heads, merges): weighted sums, PARTS parts at a time."""
+    merge = merges_ptr + tl.program_id(2) * _MERGE
+    first_token = tl.load(merge)
+    if first_token < 0:
         return
-    row = tl.load(merge + 1) + head % GROUP
-    count = tl.load(merge + 2)
-    step = tl.load(merge + 3)
-    base = (head // GROUP).to(tl.int64) * part_rows + row
+    num_rows = tl.load(merge + 1) * GROUP
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    if tl.program_id(0) * ROWS >= num_rows:
+        return
+    head = tl.program_id(1)
+    row = head.to(tl.int64) * part_rows + tl.load(merge + 2) + rows
+    count = tl.load(merge + 3)
+    real = rows < num_rows
     dims = tl.arange(0, D_PAD)
-    acc = tl.zeros([D_PAD], tl.float32)
-    # 1 after the first round, and its top is finite: the parts of a token see a key among them.
-    top = float("-inf")
-    total = 0.0
+    acc = tl.zeros([ROWS, D_PAD], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
     for first in range(0, count, PARTS):
         part = first + tl.arange(0, PARTS)
-        at = base + part * step
-        weight = tl.load(part_weights_ptr + at, mask=part < count, other=float("-inf"))
+        at = row[None, :] + (part * num_rows)[:, None]
+        there = (part < count)[:, None] & real[None, :]
+        weight = tl.load(part_weights_ptr + at, mask=there, other=float("-inf"))
         new_top = tl.maximum(top, tl.max(weight, 0))
         safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)
-        share = tl.exp2(weight - safe_top)
+        share = tl.exp2(weight - safe_top[None, :])
         values = tl.load(
-            parts_ptr + (at * D)[:, None] + dims[None, :],
-            mask=(part < count)[:, None] & (dims[None, :] < D),
+            parts_ptr + (at * D)[:, :, None] + dims[None, None, :],
+            mask=there[:, :, None] & (dims < D)[None, None, :],
             other=0.0,
         )
         shrink = tl.exp2(top - safe_top)
-        acc = acc * shrink + tl.sum(values * share[:, None], 0)
+        acc = acc * shrink[:, None] + tl.sum(values * share[:, :, None], 0)
         total = total * shrink + tl.sum(share, 0)
         top = new_top
-    out_at = token.to(tl.int64) * (HEADS * D) + head * D + dims
-    tl.store(out_ptr + out_at, (acc / total).to(out_ptr.dtype.element_ty), mask=dims < D)
+    token = first_token.to(tl.int64) + rows // GROUP
+    query_head = head * GROUP + rows % GROUP
+    out_at = (token * (HEADS * D) + query_head * D)[:, None] + dims[None, :]
+    result = acc / tl.where(real, total, 1.0)[:, None]
+    tl.store(
+        out_ptr + out_at,
+        result.to(out_ptr.dtype.element_ty),
+        mask=real[:, None] & (dims[None, :] < D),
+    )
 
 
 @triton.jit(do_not_specialize=["table_stride"])
