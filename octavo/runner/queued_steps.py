@@ -1,9 +1,9 @@
 """Steps that are queued on a device: the host prepares the next one while the device runs this one.
 
-Sampled tokens go from step to step on the device (`last_token`), and to the host beside it. Decodes
-replay a CUDA graph of the nearest size above; what changes from step to step lies in one buffer of
-integers, filled by one copy. Every other step is launched kernel by kernel. Nothing here waits for
-the device but `DeviceStep.result`.
+Sampled tokens go from step to step on the device (`last_token`), and to the host beside it. Small
+steps replay a CUDA graph of the nearest shape above; what changes from step to step lies in one
+buffer of integers, filled by one copy. Every other step is launched kernel by kernel. Nothing here
+waits for the device but `DeviceStep.result`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from octavo.attention.interface import BatchLayout, StepTensors
+from octavo.attention.work import StepShape
 from octavo.layers.batch import ForwardBatch
 from octavo.runner.batch import HostBatch, lay_out
 from octavo.runner.graphs import Graph, GraphMaker
@@ -36,9 +37,16 @@ if TYPE_CHECKING:
     from octavo.runner.staging import Section
     from octavo.types import PositionLogprobs, StepPlan
 
-GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448,
-               512)  # fmt: skip
+DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384,
+                448, 512)  # fmt: skip
 """Batch sizes that decodes are padded to; larger batches are launched kernel by kernel."""
+
+MIXED_TOKENS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
+"""Tokens that steps with prompts are padded to. Larger ones take the device longer than the host
+needs to launch them kernel by kernel."""
+
+MIXED_SEQS = 256
+"""Most sequences of such a step, and at most half its tokens."""
 
 UPDATES_ROOM = 4096
 """Changes of block tables that the graphs' buffer has room for; more are sent apart."""
@@ -106,10 +114,14 @@ class DeviceStep:
 
 
 @dataclass(frozen=True, slots=True)
-class _Decode:
-    """A captured decode of `size` rows; `batch` holds the tensors that it reads."""
+class _Captured:
+    """A step of the largest shape that is replayed for all that fit into it.
 
-    size: int
+    Attributes:
+        batch: kept, because it holds the tensors that the graph reads.
+    """
+
+    shape: StepShape
     graph: Graph
     batch: ForwardBatch
 
@@ -120,7 +132,7 @@ class QueuedSteps:
     Args:
         model, backend, spec, kv_caches, table, sampler: whose steps run; `backend` must write
             keys and values by the device's own block tables (`fuses_rotary`).
-        graph_sizes: batch sizes that `capture` may be called with, rising.
+        shapes: what `capture` may be called with.
     """
 
     def __init__(
@@ -131,7 +143,7 @@ class QueuedSteps:
         kv_caches: Sequence[torch.Tensor],
         table: RowTable,
         sampler: SamplerRows,
-        graph_sizes: Sequence[int] = (),
+        shapes: Sequence[StepShape] = (),
     ) -> None:
         self._model, self._backend, self._spec = model, backend, spec
         self._kv_caches, self._table, self._sampler = kv_caches, table, sampler
@@ -139,14 +151,16 @@ class QueuedSteps:
         self._staging = Staging(device)
         self._block_tables = torch.zeros(table.block_tables.shape, dtype=torch.int32, device=device)
         self._last_token = torch.zeros(len(table.num_tokens), dtype=torch.int32, device=device)
-        self._decodes: dict[int, _Decode] = {}
-        self._decode_of: list[_Decode | None] = [None]
         self._graphs = GraphMaker(device)
-        if graph_sizes:
-            most = max(graph_sizes)
-            _, room = offsets(self._decode_sections(_idle(most), most)[0])
-            room += 3 * (most + 4) + 2 * UPDATES_ROOM
+        self._captured: dict[StepShape, _Captured] = {}
+        # By the number of rows; the others rise.
+        self._decodes: list[_Captured | None] = [None]
+        self._mixed: list[_Captured] = []
+        if shapes:
+            room = max(offsets(self._sections(_idle(shape), shape)[0])[1] for shape in shapes)
+            room += 3 * (max(shape.num_seqs for shape in shapes) + 4) + 2 * UPDATES_ROOM
             self._inputs = torch.zeros(room, dtype=torch.int32, device=device)
+            most = max(shape.num_tokens for shape in shapes)
             self._token_ids = torch.zeros(most, dtype=torch.int32, device=device)
 
     @torch.inference_mode()
@@ -159,11 +173,11 @@ class QueuedSteps:
             return FinishedStep(StepResult(plan.step_id, [], [], 0))
         begin = self._mark()
         host = lay_out(plan, self._table, self._spec.block_size, with_tables=False)
-        decode = self._find_decode(host)
-        if decode is None:
+        captured = self._find(host)
+        if captured is None:
             logits, sampling = self._run(host, updates)
         else:
-            logits, sampling = self._replay(decode, host, updates)
+            logits, sampling = self._replay(captured, host, updates)
         token_ids = special = sampled = None
         if len(host.sampled_rows):
             on_device, special, sampled = self._choose(logits, host.sampled_rows, sampling)
@@ -172,40 +186,50 @@ class QueuedSteps:
         return DeviceStep(plan.step_id, begin, self._mark(), token_ids, special, sampled)
 
     @torch.inference_mode()
-    def capture(self, sizes: Sequence[int], on_done: Callable[[int], None] | None = None) -> None:
+    def capture(
+        self, shapes: Sequence[StepShape], on_done: Callable[[StepShape], None] | None = None
+    ) -> None:
         """Make graphs. The largest goes first: the others then fit into its memory.
 
         Args:
-            sizes: among `graph_sizes`.
-            on_done: called with each size.
+            shapes: among those that this was made with.
+            on_done: called with each shape.
         """
-        for size in sorted(sizes, reverse=True):
-            self._decodes[size] = self._capture(size)
+        for shape in sorted(shapes, key=lambda s: s.num_tokens, reverse=True):
+            self._captured[shape] = self._capture(shape)
             if on_done is not None:
-                on_done(size)
-        rising = sorted(self._decodes)
-        nearest = (next(s for s in rising if s >= n) for n in range(1, rising[-1] + 1))
-        self._decode_of = [None, *(self._decodes[size] for size in nearest)]
+                on_done(shape)
+        rising = sorted(self._captured.values(), key=lambda c: c.shape.num_tokens)
+        decodes = [captured for captured in rising if captured.shape.is_decode]
+        self._mixed = [captured for captured in rising if not captured.shape.is_decode]
+        self._decodes = [None]
+        for captured in decodes:
+            num_more = captured.shape.num_seqs + 1 - len(self._decodes)
+            self._decodes.extend([captured] * num_more)
 
-    def _capture(self, size: int) -> _Decode:
-        sections, work = self._decode_sections(_idle(size), size)
-        _, rows, positions, *rest = self._staging.send(sections, self._inputs)
+    def _capture(self, shape: StepShape) -> _Captured:
+        sections, work = self._sections(_idle(shape), shape)
+        _, rows, positions, logit_indices, *rest = self._staging.send(sections, self._inputs)
         step = StepTensors(positions, rows, self._block_tables)
         batch = ForwardBatch(
-            token_ids=self._token_ids[:size],
+            token_ids=self._token_ids[: shape.num_tokens],
             positions=positions,
-            logit_indices=None,
+            logit_indices=None if shape.is_decode else logit_indices,
             backend=self._backend,
             meta=work.bind(rest, step),
             kv_caches=self._kv_caches,
         )
-        return _Decode(size, self._graphs.capture(lambda: self._model(batch)), batch)
+        return _Captured(shape, self._graphs.capture(lambda: self._model(batch)), batch)
 
-    def _find_decode(self, host: HostBatch) -> _Decode | None:
-        num_rows = len(host.rows)
-        if num_rows >= len(self._decode_of) or not host.is_decode:
-            return None
-        return self._decode_of[num_rows]
+    def _find(self, host: HostBatch) -> _Captured | None:
+        """The smallest graph that the step fits into."""
+        num_tokens, num_seqs = len(host.token_ids), len(host.rows)
+        if host.is_decode:
+            return self._decodes[num_seqs] if num_seqs < len(self._decodes) else None
+        for captured in self._mixed:
+            if captured.shape.num_tokens >= num_tokens and captured.shape.num_seqs >= num_seqs:
+                return captured
+        return None
 
     def _mark(self) -> Mark:
         """Where the queue ends now."""
@@ -216,9 +240,9 @@ class QueuedSteps:
         return event
 
     def _replay(
-        self, decode: _Decode, host: HostBatch, updates: Section
+        self, captured: _Captured, host: HostBatch, updates: Section
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        sections, _ = self._decode_sections(host, decode.size)
+        sections, _ = self._sections(host, captured.shape)
         extra = self._sampling_sections(host)
         in_one = updates.size <= 2 * UPDATES_ROOM
         if in_one:
@@ -227,10 +251,11 @@ class QueuedSteps:
         if not in_one:
             on_device += self._staging.send([updates])
         token_ids, rows = on_device[:2]
-        self._prepare(token_ids, rows, self._token_ids[: decode.size], on_device[-1])
-        decode.graph.replay()
+        out_ids = self._token_ids[: captured.shape.num_tokens]
+        self._prepare(token_ids, rows, out_ids, on_device[-1])
+        captured.graph.replay()
         first = len(sections)
-        return decode.graph.output, on_device[first : first + 3]
+        return captured.graph.output, on_device[first : first + 3]
 
     def _run(self, host: HostBatch, updates: Section) -> tuple[torch.Tensor, list[torch.Tensor]]:
         work = self._backend.plan_work(self._spec, host.layout, host.rows)
@@ -270,16 +295,19 @@ class QueuedSteps:
         changed = updates if updates.shape[1] else None
         prepare(token_ids, rows, self._last_token, out_ids, changed, self._block_tables)
 
-    def _decode_sections(self, host: HostBatch, size: int) -> tuple[list[Section], PlannedWork]:
-        """What a graph of `size` rows reads; the tables have the same shapes for every step."""
-        num_rows = len(host.rows)
-        token_ids, rows, positions = np.zeros((3, size), np.int32)
-        rows[num_rows:] = -1
-        token_ids[:num_rows] = host.token_ids
-        rows[:num_rows] = host.rows
-        positions[:num_rows] = host.positions
-        work = self._backend.plan_work(self._spec, host.layout, host.rows, pad_to=size)
-        return [token_ids, rows, positions, *work.sections], work
+    def _sections(self, host: HostBatch, shape: StepShape) -> tuple[list[Section], PlannedWork]:
+        """What a graph of `shape` reads, in sizes that are the same for every step."""
+        num_tokens = len(host.token_ids)
+        token_ids, rows, positions = np.zeros((3, shape.num_tokens), np.int32)
+        rows[num_tokens:] = -1
+        token_ids[:num_tokens] = host.token_ids
+        rows[:num_tokens] = host.rows_of_token
+        positions[:num_tokens] = host.positions
+        logit_indices = np.zeros(0 if shape.is_decode else shape.num_seqs, np.int32)
+        if not shape.is_decode:
+            logit_indices[: len(host.logit_indices)] = host.logit_indices
+        work = self._backend.plan_work(self._spec, host.layout, host.rows, pad_to=shape)
+        return [token_ids, rows, positions, logit_indices, *work.sections], work
 
     def _sampling_sections(self, host: HostBatch) -> list[Section]:
         """Temperatures and uniform numbers as bits, and rows."""
@@ -319,14 +347,21 @@ class QueuedSteps:
         return token_ids, special, sampled
 
 
-def graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
-    """The sizes worth capturing for batches of up to `max_num_seqs`."""
-    most = min(max_num_seqs, GRAPH_SIZES[-1])
-    return (*(size for size in GRAPH_SIZES if size < most), most)
+def graph_shapes(max_num_seqs: int, token_budget: int) -> tuple[StepShape, ...]:
+    """The steps worth capturing: decodes from the smallest on, then steps with prompts."""
+    most = min(max_num_seqs, DECODE_SIZES[-1])
+    decodes = [StepShape(n, n) for n in (*(n for n in DECODE_SIZES if n < most), most)]
+    mixed = [
+        StepShape(n, min(n // 2, MIXED_SEQS, max_num_seqs))
+        for n in MIXED_TOKENS
+        if n <= max(token_budget, MIXED_TOKENS[0])
+    ]
+    return (*decodes, *mixed)
 
 
-def _idle(num_rows: int) -> HostBatch:
-    """Decodes of no row: a layout of the right shape, whose kernels have nothing to do."""
+def _idle(shape: StepShape) -> HostBatch:
+    """Decodes of no row, whose kernels have nothing to do."""
+    num_rows = shape.num_seqs
     ids = np.arange(num_rows + 1)
     none, zero = np.full(num_rows, -1), np.zeros(num_rows, np.int64)
     layout = BatchLayout(ids, zero, np.empty((num_rows, 0), np.int64))

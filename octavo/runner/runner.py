@@ -36,6 +36,7 @@ from octavo.types import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from octavo.attention.work import StepShape
     from octavo.config import EngineConfig
     from octavo.runner.queued_steps import QueuedSteps
     from octavo.runner.steps import LaunchedStep
@@ -93,11 +94,11 @@ class ModelRunner:
             CPU_TOKEN_BUDGET if on_cpu else GPU_TOKEN_BUDGET
         )
         self.max_num_seqs = config.max_num_seqs or (CPU_NUM_SEQS if on_cpu else GPU_NUM_SEQS)
-        self._graph_sizes: tuple[int, ...] = ()
+        self._shapes: tuple[StepShape, ...] = ()
         if self.backend.fuses_rotary and not config.enforce_eager:
-            from octavo.runner.queued_steps import graph_sizes
+            from octavo.runner.queued_steps import graph_shapes
 
-            self._graph_sizes = graph_sizes(self.max_num_seqs)
+            self._shapes = graph_shapes(self.max_num_seqs, self.token_budget)
         bytes_per_block = self.backend.bytes_per_block(self.spec) * shape.num_layers
         peak = self._measure_peak(shape.num_layers, shape.vocab_size, model_len)
         marks.append(("profile", time.perf_counter()))
@@ -109,8 +110,8 @@ class ModelRunner:
         marks.append(("kv_cache", time.perf_counter()))
         self._warm_up()
         marks.append(("warm_up", time.perf_counter()))
-        if self._graph_sizes:
-            self._capture(self._graph_sizes)
+        if self._shapes:
+            self._capture(self._shapes)
             marks.append(("graphs", time.perf_counter()))
 
         self.info = EngineInfo(
@@ -152,14 +153,14 @@ class ModelRunner:
         assert isinstance(self.backend, TritonAttention)
         self._steps = QueuedSteps(
             self.model, self.backend, self.spec, self.kv_caches, self.table, sampler,
-            self._graph_sizes,
+            self._shapes,
         )  # fmt: skip
 
-    def _capture(self, sizes: Sequence[int]) -> None:
+    def _capture(self, shapes: Sequence[StepShape]) -> None:
         from octavo.runner.queued_steps import QueuedSteps
 
         assert isinstance(self._steps, QueuedSteps)
-        self._steps.capture(sizes)
+        self._steps.capture(shapes)
 
     def _measure_peak(self, num_layers: int, vocab_size: int, model_len: int) -> int:
         """Bytes that steps of the whole token budget take beside weights and cache.
@@ -183,14 +184,14 @@ class ModelRunner:
         self.execute(_dummy_plan(num_rows, length, blocks_each))
         peak = torch.cuda.max_memory_reserved(self.device) - before
         torch.cuda.empty_cache()
-        if self._graph_sizes:
+        if self._shapes:
             # The largest graph's memory serves all; what the smallest adds is each one's own.
             free = [torch.cuda.mem_get_info(self.device)[0]]
-            for size in (self._graph_sizes[-1], self._graph_sizes[0]):
-                self._capture([size])
+            for shape in (self._shapes[-1], self._shapes[0]):
+                self._capture([shape])
                 free.append(torch.cuda.mem_get_info(self.device)[0])
             each = max(free[1] - free[2], 0)
-            peak += max(free[0] - free[1], 0) + each * (len(self._graph_sizes) - 1)
+            peak += max(free[0] - free[1], 0) + each * (len(self._shapes) - 1)
         del self._steps
         self.kv_caches = []
         torch.cuda.empty_cache()

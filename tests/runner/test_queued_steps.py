@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from octavo.attention.triton_paged import TritonAttention, Tuning
+from octavo.attention.work import StepShape
 from octavo.config import EngineConfig
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
 from octavo.runner.executor import InProcessExecutor, StreamExecutor
-from octavo.runner.queued_steps import QueuedSteps, graph_sizes
+from octavo.runner.queued_steps import QueuedSteps, graph_shapes
 from octavo.runner.rows import RowTable
 from octavo.runner.runner import ModelRunner
 from octavo.runner.sampler import SamplerRows
@@ -37,9 +38,10 @@ if not HAS_GPU:
 
 MAX_NUM_SEQS = 6
 NUM_BLOCKS = 14
+SHAPES = (StepShape(1, 1), StepShape(2, 2), StepShape(4, 4), StepShape(8, 4), StepShape(16, 6))
 
 
-def make_runner(path: Path, *, queued: bool, sizes: tuple[int, ...] = ()) -> ModelRunner:
+def make_runner(path: Path, *, queued: bool, shapes: tuple[StepShape, ...] = ()) -> ModelRunner:
     config = EngineConfig(
         model=str(path),
         device="cpu",
@@ -62,9 +64,9 @@ def make_runner(path: Path, *, queued: bool, sizes: tuple[int, ...] = ()) -> Mod
         caches = [backend.allocate(runner.spec, num_blocks) for _ in range(num_layers)]
         table = RowTable(MAX_NUM_SEQS, 64, 4)
         sampler = SamplerRows(MAX_NUM_SEQS)
-        steps = QueuedSteps(runner.model, backend, runner.spec, caches, table, sampler, sizes)
-        if sizes:
-            steps.capture(sizes)
+        steps = QueuedSteps(runner.model, backend, runner.spec, caches, table, sampler, shapes)
+        if shapes:
+            steps.capture(shapes)
         runner._steps = steps
     return runner
 
@@ -116,9 +118,9 @@ def core_of(runner: ModelRunner, num_blocks: int = NUM_BLOCKS) -> EngineCore:
     return core
 
 
-@pytest.mark.parametrize("sizes", [(), (1, 2, 4)], ids=["kernel by kernel", "graphs"])
+@pytest.mark.parametrize("shapes", [(), SHAPES], ids=["kernel by kernel", "graphs"])
 def test_same_tokens_as_steps_that_are_waited_for(
-    tiny_llama: TinyLlama, sizes: tuple[int, ...]
+    tiny_llama: TinyLlama, shapes: tuple[StepShape, ...]
 ) -> None:
     # Older interpreters fail under numpy 2.4, which no longer makes numbers of arrays.
     pytest.importorskip("triton", minversion="3.8", reason="triton >= 3.8 is not installed")
@@ -129,7 +131,7 @@ def test_same_tokens_as_steps_that_are_waited_for(
         temperature=0.0, max_tokens=9, ignore_eos=True, logprobs=2), [])  # fmt: skip
     eager = core_of(make_runner(tiny_llama(), queued=False))
     expected = run(eager, requests)
-    queued = core_of(make_runner(tiny_llama(), queued=True, sizes=sizes))
+    queued = core_of(make_runner(tiny_llama(), queued=True, shapes=shapes))
     assert run(queued, requests) == expected
     assert queued.stats.num_preemptions > 0
     assert queued.stats.prefix_cache_hits > 0
@@ -139,7 +141,7 @@ def test_random_rows_depend_on_their_seed_alone(tiny_llama: TinyLlama) -> None:
     pytest.importorskip("triton", minversion="3.8", reason="triton >= 3.8 is not installed")
     if HAS_GPU:
         pytest.skip("the kernels are compiled in this process")
-    runner = make_runner(tiny_llama(), queued=True, sizes=(1, 2, 4))
+    runner = make_runner(tiny_llama(), queued=True, shapes=SHAPES)
     requests = make_requests(temperature=0.9, seed=5)[:4]
     requests += make_requests(temperature=0.9, seed=5, top_p=0.8)[4:6]
     together = run(core_of(runner), requests)
@@ -159,8 +161,14 @@ def test_staged_sections_arrive_in_their_shapes() -> None:
 
 
 @pytest.mark.parametrize("most", [1, 3, 4, 8, 100, 512, 5000])
-def test_graph_sizes_reach_to_the_largest_batch(most: int) -> None:
-    sizes = graph_sizes(most)
-    assert list(sizes) == sorted(set(sizes))
-    assert sizes[0] == 1
-    assert sizes[-1] == min(most, 512)
+@pytest.mark.parametrize("budget", [1, 100, 8192])
+def test_graphs_reach_to_the_largest_batch(most: int, budget: int) -> None:
+    shapes = graph_shapes(most, budget)
+    assert len(set(shapes)) == len(shapes)
+    decodes = [shape.num_seqs for shape in shapes if shape.is_decode]
+    assert decodes == sorted(decodes)
+    assert decodes[0] == 1
+    assert decodes[-1] == min(most, 512)
+    mixed = [shape for shape in shapes if not shape.is_decode]
+    assert all(0 < shape.num_seqs <= min(most, shape.num_tokens) for shape in mixed)
+    assert [shape.num_tokens for shape in mixed] == sorted(shape.num_tokens for shape in mixed)
