@@ -11,6 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels import pdl
+from octavo.kernels.pdl import wait_then_release
+
 COLUMNS = 1024
 """Columns of a program."""
 
@@ -27,6 +30,7 @@ def gated_kernel(
     SIZE: tl.constexpr,
     COLS: tl.constexpr,
     KIND: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (rows * tiles of a row,): out = act(x[:, :SIZE]) * x[:, SIZE:]."""
     NUM_TILES: tl.constexpr = (SIZE + COLS - 1) // COLS
@@ -35,6 +39,8 @@ def gated_kernel(
     cols = pid % NUM_TILES * COLS + tl.arange(0, COLS)
     real = cols < SIZE
     at = x_ptr + row * stride_x + cols
+    if PDL:
+        wait_then_release()
     gate = tl.load(at, mask=real, other=0.0).to(tl.float32)
     up = tl.load(at + SIZE, mask=real, other=0.0).to(tl.float32)
     if KIND == "gelu":
@@ -73,6 +79,7 @@ def gated(
     size = width // 2
     out = torch.empty((num_rows, size), dtype=gate_up.dtype, device=gate_up.device)
     gated_kernel[(num_rows * -(-size // columns),)](
-        gate_up, out, gate_up.stride(0), SIZE=size, COLS=columns, KIND=kind, num_warps=num_warps
-    )
+        gate_up, out, gate_up.stride(0),
+        SIZE=size, COLS=columns, KIND=kind, num_warps=num_warps, **pdl.options(gate_up.device),
+    )  # fmt: skip
     return out

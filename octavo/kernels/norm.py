@@ -16,6 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels import pdl
+from octavo.kernels.pdl import wait_then_release
+
 _MAX_WARPS = 16
 _COLUMNS_PER_WARP = 256  # 16 bytes of bfloat16 for each thread
 
@@ -41,14 +44,17 @@ def norm_kernel(
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
     ADD: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (rows,). With ADD, the residual's row becomes residual + x, and is what is normed."""
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, D_PAD)
     real = cols < D
-    x = tl.load(x_ptr + row * stride_x + cols, mask=real, other=0.0).to(tl.float32)
-    # Before the reduction, so that its latency hides behind the others.
+    # Nobody writes it: while the kernel before is running, or at least before the reduction.
     weight = tl.load(weight_ptr + cols, mask=real, other=0.0).to(tl.float32)
+    if PDL:
+        wait_then_release()
+    x = tl.load(x_ptr + row * stride_x + cols, mask=real, other=0.0).to(tl.float32)
     if ADD:
         at = residual_ptr + row * stride_residual + cols
         x += tl.load(at, mask=real, other=0.0).to(tl.float32)
@@ -87,6 +93,7 @@ def rms_norm(
     norm_kernel[(num_rows,)](
         x, x, weight, out, x.stride(0), 0,
         D=size, D_PAD=padded, EPS=eps, OFFSET=offset, ADD=False, num_warps=num_warps or warps,
+        **pdl.options(x.device),
     )  # fmt: skip
     return out
 
@@ -119,6 +126,7 @@ def add_rms_norm(
     norm_kernel[(num_rows,)](
         x, residual, weight, out, x.stride(0), residual.stride(0),
         D=size, D_PAD=padded, EPS=eps, OFFSET=offset, ADD=True, num_warps=num_warps or warps,
+        **pdl.options(x.device),
     )  # fmt: skip
     return out
 

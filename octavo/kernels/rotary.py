@@ -18,7 +18,9 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels import pdl
 from octavo.kernels.norm import normalize
+from octavo.kernels.pdl import wait_then_release
 
 TILE_HEADS = 16
 """Heads of a program, a power of two."""
@@ -52,6 +54,7 @@ def rotate_kernel(
     K_NORM: tl.constexpr,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (tokens * tiles of a token,). `q` is contiguous [t, h, d]."""
     NUM_HEADS: tl.constexpr = HEADS + 2 * KV_HEADS
@@ -60,22 +63,33 @@ def rotate_kernel(
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     pid = tl.program_id(0)
     token = (pid // NUM_TILES).to(tl.int64)
-    row = tl.load(rows_ptr + token)
-    if row < 0:
-        return
-    position = tl.load(positions_ptr + token)
-
     heads = pid % NUM_TILES * TILE + tl.arange(0, TILE)[:, None]
     dims = tl.arange(0, HALF_PAD)[None, :]
     real_dim = dims < HALF
     real = (heads < NUM_HEADS) & real_dim
-    at = qkv_ptr + token * stride_qkv + heads * D + dims
-    first = tl.load(at, mask=real, other=0.0).to(tl.float32)
-    second = tl.load(at + HALF, mask=real, other=0.0).to(tl.float32)
+    # All that no kernel of a step writes, while the one before is still making qkv.
+    row = tl.load(rows_ptr + token)
+    is_token = row >= 0
+    position = tl.load(positions_ptr + token, mask=is_token, other=0)
     angle = table_ptr + position.to(tl.int64) * D + dims
     cos = tl.load(angle, mask=real_dim, other=0.0)
     sin = tl.load(angle + HALF, mask=real_dim, other=0.0)
-    block = tl.load(block_tables_ptr + row.to(tl.int64) * stride_tables + position // PAGE)
+    entry = block_tables_ptr + row.to(tl.int64) * stride_tables + position // PAGE
+    block = tl.load(entry, mask=is_token, other=0)
+    if Q_NORM:
+        q_weight_1 = tl.load(q_norm_ptr + dims, mask=real_dim, other=0.0)
+        q_weight_2 = tl.load(q_norm_ptr + HALF + dims, mask=real_dim, other=0.0)
+    if K_NORM:
+        k_weight_1 = tl.load(k_norm_ptr + dims, mask=real_dim, other=0.0)
+        k_weight_2 = tl.load(k_norm_ptr + HALF + dims, mask=real_dim, other=0.0)
+    if PDL:
+        wait_then_release()
+    if row < 0:
+        return
+
+    at = qkv_ptr + token * stride_qkv + heads * D + dims
+    first = tl.load(at, mask=real, other=0.0).to(tl.float32)
+    second = tl.load(at + HALF, mask=real, other=0.0).to(tl.float32)
 
     is_q = heads < HEADS
     is_v = heads >= HEADS + KV_HEADS
@@ -83,18 +97,14 @@ def rotate_kernel(
         mean = tl.sum(first * first + second * second, 1) / D
         rstd = tl.rsqrt(mean + EPS)[:, None]
     if Q_NORM:
-        weight_1 = tl.load(q_norm_ptr + dims, mask=real_dim, other=0.0).to(tl.float32)
-        weight_2 = tl.load(q_norm_ptr + HALF + dims, mask=real_dim, other=0.0).to(tl.float32)
-        normed_1 = normalize(first, rstd, weight_1, dtype, OFFSET)
-        normed_2 = normalize(second, rstd, weight_2, dtype, OFFSET)
+        normed_1 = normalize(first, rstd, q_weight_1.to(tl.float32), dtype, OFFSET)
+        normed_2 = normalize(second, rstd, q_weight_2.to(tl.float32), dtype, OFFSET)
         first = tl.where(is_q, normed_1, first)
         second = tl.where(is_q, normed_2, second)
     if K_NORM:
         is_k = (heads >= HEADS) & (heads < HEADS + KV_HEADS)
-        weight_1 = tl.load(k_norm_ptr + dims, mask=real_dim, other=0.0).to(tl.float32)
-        weight_2 = tl.load(k_norm_ptr + HALF + dims, mask=real_dim, other=0.0).to(tl.float32)
-        normed_1 = normalize(first, rstd, weight_1, dtype, OFFSET)
-        normed_2 = normalize(second, rstd, weight_2, dtype, OFFSET)
+        normed_1 = normalize(first, rstd, k_weight_1.to(tl.float32), dtype, OFFSET)
+        normed_2 = normalize(second, rstd, k_weight_2.to(tl.float32), dtype, OFFSET)
         first = tl.where(is_k, normed_1, first)
         second = tl.where(is_k, normed_2, second)
 
@@ -135,6 +145,10 @@ def rotate_and_write(
     `position % p` of block `block_tables[row, position // p]`, cast to the cache's dtype after
     rounding to qkv's.
 
+    Where kernels overlap (`pdl.py`), `positions`, `rows`, `block_tables`, `table` and the norms'
+    weights are read before the kernel before has ended: between what writes them and this call must
+    lie a kernel that is launched as usual.
+
     Args:
         qkv: [t, (h + 2k) * d], the heads of queries, then keys, then values; rows may lie apart,
             the values of a row lie side by side. Unchanged.
@@ -167,7 +181,7 @@ def rotate_and_write(
         qkv.stride(0), block_tables.stride(0), cache.stride(0),
         HEADS=num_heads, KV_HEADS=num_kv_heads, D=dim, HALF_PAD=half, PAGE=page, TILE=tile_heads,
         Q_NORM=q_norm is not None, K_NORM=k_norm is not None, EPS=eps, OFFSET=offset,
-        num_warps=num_warps or warps,
+        num_warps=num_warps or warps, **pdl.options(qkv.device),
     )  # fmt: skip
     return q
 

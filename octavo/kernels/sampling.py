@@ -22,6 +22,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels import pdl
+
 SPLIT = 4096
 """Tokens of a split, a power of two."""
 
@@ -58,8 +60,11 @@ def split_kernel(
     V: tl.constexpr,
     SPLIT: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (rows * splits,). Statistics [n, 2, splits]: largest logits, then sums of weights."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     pid = tl.program_id(0)
     row = (pid // NUM_SPLITS).to(tl.int64)
     split = pid % NUM_SPLITS
@@ -88,6 +93,7 @@ def choose_kernel(
     SPLIT: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     SPLITS_PAD: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (rows,)."""
     row = tl.program_id(0).to(tl.int64)
@@ -96,6 +102,8 @@ def choose_kernel(
     request = tl.load(rows_ptr + row)
     splits = tl.arange(0, SPLITS_PAD)
     real = splits < NUM_SPLITS
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     stats = stats_ptr + row * (2 * NUM_SPLITS)
     tops = tl.load(stats + splits, mask=real, other=float("-inf"))
     top = tl.max(tops, 0)
@@ -161,13 +169,16 @@ def sample_plain(
     num_splits, padded = _splits(vocab_size, split)
     stats = torch.empty((num_rows, 2, num_splits), dtype=torch.float32, device=logits.device)
     stride = logits.stride(0)
+    # The first kernel follows a graph, or a copy: it is launched as usual, and waits by itself.
+    options = pdl.options(logits.device)
     split_kernel[(num_rows * num_splits,)](
         logits, temperature, stats, stride,
-        V=vocab_size, SPLIT=split, NUM_SPLITS=num_splits, num_warps=num_warps,
+        V=vocab_size, SPLIT=split, NUM_SPLITS=num_splits, PDL=options["PDL"], num_warps=num_warps,
     )  # fmt: skip
     choose_kernel[(num_rows,)](
         logits, temperature, u, rows, last_token, out, stats, stride,
         V=vocab_size, SPLIT=split, NUM_SPLITS=num_splits, SPLITS_PAD=padded, num_warps=num_warps,
+        **options,
     )  # fmt: skip
 
 

@@ -7,17 +7,16 @@ registers) once, with `evict_first`, and x is read again by every program, out o
 
 W is [n, k], row-major. A program has BLOCK_N rows of W and a share of k. The product is computed
 transposed, W x^T, because then the long side of the tile is the one that tensor cores want long.
-With `split_k` > 1 the shares leave float32 parts, and the program that arrives last at a tile adds
-them up in the order of k: which one that is changes nothing in the result. A row of the result
-depends on its own row of x and on the configuration, never on the other rows.
+With `split_k` > 1 (compiled apart) the shares leave float32 parts, and the program that arrives
+last at a tile adds them up in the order of k: which one that is changes nothing in the result. A
+row of the result depends on its own row of x and on the configuration, never on the other rows.
 
-With `pdl` (programmatic dependent launch, compute capability 9.0) a program asks for its first
-tiles of W to be brought to L2 before it waits for the kernel that computes x, as in CUTLASS'
-example 63. The kernel after it may do the same as soon as all programs here have started. It
-follows that every kernel launched with `pdl` must wait before it touches memory that an earlier
-one reads or writes; these do.
+With `pdl` (programmatic dependent launch, see `pdl.py`) a program asks for its first tiles of W to
+be brought to L2 before it waits for the kernel that computes x, as in CUTLASS' example 63. The
+kernel after it may come onto the card as soon as all programs here have started.
 
-All shapes share the compiled kernels: m, n, k, split_k and prefetch are no compile-time constants.
+All shapes share the compiled kernels: m, n, k, split_k and prefetch are no compile-time constants,
+and a few numbers of rows stand for all.
 """
 
 from __future__ import annotations
@@ -32,12 +31,15 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from octavo.kernels.pdl import options as launch_options
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MAX_ROWS = 128
+MAX_ROWS = 64
 """Rows of x above which no configuration is offered."""
 
+_ROOM = (16, 64, 128)  # rows that kernels are compiled for
 _MAX_SPLIT_TILES = 8192
 _LINE = tl.constexpr(64)  # 16-bit elements of a line of L2
 
@@ -66,13 +68,28 @@ class Config:
     prefetch: int = 0
 
 
-# Until measured on a card, cuBLAS everywhere: `choose` then offers nothing.
-TABLE: dict[tuple[int, int], tuple[tuple[int, Config | None], ...]] = {}
-"""(n, k): (most rows, configuration or None for the library's product), by rows, ascending."""
+# Measured on an H100 (docs/decisions/0010-skinny-products.md). Four compiled kernels.
+_ONE = Config("gemv", 8, 512, 4, 1, pdl=True, prefetch=1)
+_FEW = Config("tma", 64, 128, 4, 6, pdl=True, prefetch=1)
 
-GENERAL: tuple[tuple[int, int, Config | None], ...] = ()
-"""(most rows, least elements of W, configuration), for shapes not in `TABLE`; the first that fits
-counts."""
+TABLE: dict[tuple[int, int], tuple[tuple[int, Config | None], ...]] = {
+    # Few tiles and many steps: only what keeps more of each in flight.
+    (4096, 14336): ((1, Config("gemv", 16, 512, 4, 3, pdl=True, prefetch=1)), (16, _FEW)),
+    # So few rows of W that several KB of each are no more than others ask for.
+    (1024, 2048): ((1, replace(_ONE, prefetch=4)), (16, _FEW)),
+    (1024, 3072): ((1, replace(_ONE, prefetch=4)), (16, _FEW)),
+}
+"""(n, k): (most rows, configuration or None for the library's product), by rows, ascending; with
+more rows than the last, the library's."""
+
+GENERAL: tuple[tuple[int, int, Config | None], ...] = (
+    (1, 4096, _ONE),
+    (1, 1024, replace(_ONE, prefetch=2)),
+    (16, 4096, _FEW),
+    (64, 28672, Config("dot", 64, 128, 4, 3)),
+)
+"""(most rows, least n, configuration), for shapes not in `TABLE`; the first that fits counts. Each
+won on all measured shapes that it covers; narrower weights have too few tiles for the card."""
 
 
 def choose(m: int, n: int, k: int) -> Config | None:
@@ -86,7 +103,7 @@ def _choose(m: int, n: int, k: int) -> Config | None:
         return None
     if (n, k) in TABLE:
         return next((config for most, config in TABLE[n, k] if m <= most), None)
-    fits = (config for most, least, config in GENERAL if m <= most and n * k >= least)
+    fits = (config for most, least, config in GENERAL if m <= most and n >= least)
     return next(fits, None)
 
 
@@ -134,7 +151,7 @@ def _finish(
 ):
     """Store the tile, or this program's part of it and, if it is the last to come, their sum."""
     tile = tl.program_id(0)
-    if split_k == 1:
+    if parts_ptr is None:
         _store(acc, bias_ptr, out_ptr, m, n, BLOCK_M, BLOCK_N)
     else:
         # A part is one run of memory, whatever m and n: one address and constants.
@@ -258,22 +275,18 @@ def dot_kernel(
 
 
 @functools.cache
-def _counters(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arrivals at each tile, zero between launches, and what stands for parts that nobody writes.
-
-    One stream at a time may use them.
-    """
+def _counters(device: torch.device) -> torch.Tensor:
+    """Arrivals at each tile, zero between launches. One stream at a time may use them."""
     # In a capture the zeros would be written only when the graph runs.
     assert device.type != "cuda" or not torch.cuda.is_current_stream_capturing(), (
-        "the first call on a device must come before a graph is captured"
+        "the first divided product on a device must come before a graph is captured"
     )
-    arrivals = torch.zeros(_MAX_SPLIT_TILES, dtype=torch.int32, device=device)
-    return arrivals, torch.empty(4, dtype=torch.float32, device=device)
+    return torch.zeros(_MAX_SPLIT_TILES, dtype=torch.int32, device=device)
 
 
 def _block_m(m: int, config: Config) -> int:
     """Rows of x that the compiled kernel has room for."""
-    return 1 if config.kind == "gemv" else max(16, triton.next_power_of_2(m))
+    return 1 if config.kind == "gemv" else next(room for room in _ROOM if m <= room)
 
 
 def skinny_linear(
@@ -282,13 +295,14 @@ def skinny_linear(
     """X [m, k] times weight [n, k] transposed, plus bias [n]: [m, n], in x's dtype.
 
     Args:
-        x: contiguous, float16 or bfloat16; k a multiple of 8, m at most `MAX_ROWS`, 1 for `gemv`.
+        x: contiguous, float16 or bfloat16; k a multiple of 8, m at most 128, 1 for `gemv`.
         weight: contiguous, of that dtype, on the same device.
         bias: likewise, or None.
         config: as `choose` gives it.
 
-    May be captured in a CUDA graph if any call on that device came before. Calls with split_k > 1
-    must not run on several streams at a time.
+    Deterministic. May be captured in a CUDA graph once its kernel is compiled. With split_k > 1 any
+    such call on that device must come before the capture, and calls must not run on several streams
+    at a time.
     """
     out = x.new_empty((x.shape[0], weight.shape[0]))
     kernel, grid, args, options = _launch(x, weight, bias, out, weight.shape[0], config)
@@ -308,8 +322,9 @@ def _launch(
     m, k = x.shape
     block_m = _block_m(m, config)
     tiles, split_k = triton.cdiv(n, config.block_n), config.split_k
-    counters, parts = _counters(x.device)
+    counters = parts = None
     if split_k > 1:
+        counters = _counters(x.device)
         assert tiles <= _MAX_SPLIT_TILES, f"{tiles} tiles"
         size = tiles * split_k * block_m * config.block_n
         parts = torch.empty(size, dtype=torch.float32, device=x.device)
@@ -325,12 +340,10 @@ def _launch(
         "BLOCK_K": config.block_k,
         "EVEN_K": k % config.block_k == 0,
         "STAGES": config.num_stages,
-        "PDL": config.pdl,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
+        **(launch_options(x.device) if config.pdl else {"PDL": False}),
     }
-    if config.pdl:
-        options["launch_pdl"] = True
     return gemv_kernel if config.kind == "gemv" else dot_kernel, (tiles, split_k), args, options
 
 
@@ -348,7 +361,7 @@ def compile_all(
     """
     distinct = {}
     for m, k, config in calls:
-        kernel = replace(config, split_k=1, prefetch=0)
+        kernel = replace(config, split_k=min(config.split_k, 2), prefetch=0)
         distinct[kernel, _block_m(m, config), k % config.block_k == 0] = (m, k)
     failures: dict[Config, str] = {}
     pending = []

@@ -88,7 +88,7 @@ def test_against_float64(name: str, dtype: torch.dtype, bias: bool) -> None:
     tensors = problem(*shape, dtype, bias=bias)
     for _ in range(2):  # the second call finds the counters as the first one left them
         assert_close(*tensors, skinny_linear(*tensors, config))
-    assert not skinny._counters(DEVICE)[0].any()
+    assert config.split_k == 1 or not skinny._counters(DEVICE).any()
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
@@ -119,7 +119,7 @@ def test_a_row_does_not_depend_on_the_others(config: Config) -> None:
 def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     table = {(64, 128): ((1, GEMV), (8, DOT), (16, None), (32, DOT))}
     monkeypatch.setattr(skinny, "TABLE", table)
-    monkeypatch.setattr(skinny, "GENERAL", ((1, 0, GEMV), (16, 1000, DOT)))
+    monkeypatch.setattr(skinny, "GENERAL", ((1, 0, GEMV), (16, 50, DOT)))
     skinny._choose.cache_clear()
     yield
     skinny._choose.cache_clear()
