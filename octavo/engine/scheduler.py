@@ -65,7 +65,8 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         # Sorted by the policy's key.
         self._running: list[Request] = []
-        self._free_rows = list(range(min(max_num_seqs, max_num_batched_tokens)))[::-1]
+        self._num_rows = min(max_num_seqs, max_num_batched_tokens)
+        self._free_rows = list(range(self._num_rows))[::-1]
         self._in_flight: dict[int, list[Request]] = {}
         self._num_arrivals = 0
         self._num_steps = 0
@@ -291,7 +292,7 @@ class Scheduler:
         keys = [self.policy.key(request) for request in self._running]
         assert keys == sorted(keys), "running requests are out of order"
         rows = [request.row for request in self._running]
-        assert len({*rows, *self._free_rows}) == len(rows) + len(self._free_rows), "rows"
+        assert sorted(rows + self._free_rows) == list(range(self._num_rows)), "rows"
         for request in self._requests.values():
             running = request.status is RUNNING
             assert running == (request in self._running) == (request.row >= 0), request
