@@ -1,11 +1,16 @@
 """The fused kernels on this card: checked against plain torch, timed, and a sweep of their shapes.
 
-    PYTHONPATH=. python benchmarks/gpu/fused.py [--no-sweep] [--out fused.json]
+    PYTHONPATH=. python benchmarks/gpu/fused.py [--only kernels chain sweep] [--out fused.json]
 
 Times are of the device alone: calls are captured in a CUDA graph, one after the other over several
 buffers (256 MB of them, but at most 32), and replayed; medians. What few tokens need is then found
 in the L2 cache, as it is in a step, where a matmul has just written it; what thousands need is not.
-Host times are of a launch without a graph. About a minute, most of it spent by compilers.
+Host times are of a launch without a graph. A minute and a half, much of it spent by compilers.
+
+The chain is a decode step without its attention and sampling: all norms, products, rotations and
+activations of a model in the order of a step, each depending on the one before, in one graph. It is
+timed with the library's products and with ours (as `kernels/skinny_linear.py` chooses them, and
+variations), with kernels apart and overlapping (`kernels/pdl.py`); overlapping must change no bit.
 """
 
 from __future__ import annotations
@@ -14,30 +19,33 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 
+from octavo.kernels import pdl
 from octavo.kernels.activation import gated
 from octavo.kernels.norm import add_rms_norm, rms_norm
 from octavo.kernels.prepare import prepare
 from octavo.kernels.rotary import rotate_and_write
 from octavo.kernels.sampling import sample_plain
+from octavo.kernels.skinny_linear import Config, choose, skinny_linear
 from octavo.layers.mlp import ACTIVATIONS
 from octavo.layers.norm import RMSNorm
 from octavo.layers.rotary import rotate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 DEVICE, DTYPE = torch.device("cuda:0"), torch.bfloat16
 BUFFER_BYTES, MAX_BUFFERS = 256 * 1024**2, 32
 TOKENS = (1, 64, 256, 4096)
 SAMPLED_ROWS = (1, 64, 256, 512)
+CHAIN_ROWS = (1, 8, 16, 32, 64)
 PAGE, MAX_LEN, EPS = 16, 8192, 1e-5
+PARTS = ("kernels", "chain", "sweep")
 Options = dict[str, int]
 
 
@@ -49,12 +57,13 @@ class Model:
     num_kv_heads: int
     head_dim: int
     vocab_size: int
+    num_layers: int
     qk_norm: bool
 
 
 MODELS = {
-    "Llama-3.1-8B": Model(4096, 14336, 32, 8, 128, 128256, qk_norm=False),
-    "Qwen3-0.6B": Model(1024, 3072, 16, 8, 128, 151936, qk_norm=True),
+    "Llama-3.1-8B": Model(4096, 14336, 32, 8, 128, 128256, 32, qk_norm=False),
+    "Qwen3-0.6B": Model(1024, 3072, 16, 8, 128, 151936, 28, qk_norm=True),
 }
 
 
@@ -324,12 +333,21 @@ SWEEPS: dict[str, list[Options]] = {
 
 def graph_us(calls: list[Callable[[], Any]], repeats: int = 9) -> float:
     """Microseconds of one call; the first is made, and compiled, before the capture."""
+    graph, results = captured(calls)
+    del results
+    return replay_us(graph, repeats) / len(calls)
+
+
+def captured(calls: list[Callable[[], Any]]) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
     calls[0]()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for call in calls:
-            call()
+        results = [call() for call in calls]
+    return graph, results
+
+
+def replay_us(graph: torch.cuda.CUDAGraph, repeats: int) -> float:
     graph.replay()
     times = []
     for _ in range(repeats):
@@ -338,7 +356,7 @@ def graph_us(calls: list[Callable[[], Any]], repeats: int = 9) -> float:
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(float(begin.elapsed_time(end)) / len(calls))
+        times.append(float(begin.elapsed_time(end)))
     return statistics.median(times) * 1000
 
 
@@ -381,6 +399,121 @@ def run_all(bandwidth: float) -> list[dict[str, Any]]:
     return rows
 
 
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Chain:
+    """A model's weights, and a decode step of `t` sequences without attention and sampling."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = m = model
+        num_heads = m.num_heads + 2 * m.num_kv_heads
+        shapes = (
+            (num_heads * m.head_dim, m.hidden),
+            (m.hidden, m.num_heads * m.head_dim),
+            (2 * m.intermediate, m.hidden),
+            (m.hidden, m.intermediate),
+        )
+        self.layers = list(
+            zip(*(self.weights(m.num_layers, n, k).unbind() for n, k in shapes), strict=True)
+        )
+        self.head = self.weights(m.vocab_size, m.hidden)
+        self.embedding = randn(1024, m.hidden)
+        self.norms = [1 + randn(m.hidden) / 8 for _ in range(2 * m.num_layers + 1)]
+        self.q_norm, self.k_norm = (randn(m.head_dim) if m.qk_norm else None for _ in "qk")
+        angles = torch.rand(MAX_LEN, m.head_dim // 2, device=DEVICE) * 6.28
+        self.table = torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+    @staticmethod
+    def weights(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, device=DEVICE, dtype=DTYPE).normal_(std=shape[-1] ** -0.5)
+
+    def begin(self, t: int) -> None:
+        m = self.model
+        self.ids, self.positions = ints(1024, t), ints(PAGE, t)
+        self.rows = torch.arange(t, device=DEVICE, dtype=torch.int32)
+        self.block_tables = self.rows.view(t, 1)
+        shape = (m.num_layers, t, 2, m.num_kv_heads, PAGE, m.head_dim)
+        self.caches = torch.zeros(shape, device=DEVICE, dtype=DTYPE)
+
+    def step(self, product: Product) -> tuple[torch.Tensor, ...]:
+        m = self.model
+        residual = F.embedding(self.ids, self.embedding)
+        norms = iter(self.norms)
+        y = rms_norm(residual, next(norms), EPS)
+        for (qkv, o, gate_up, down), cache in zip(self.layers, self.caches, strict=True):
+            q = rotate_and_write(
+                product(y, qkv), self.table, self.positions, self.rows, self.block_tables, cache,
+                m.num_heads, m.num_kv_heads, self.q_norm, self.k_norm, EPS,
+            )  # fmt: skip
+            y = add_rms_norm(product(q.view(len(q), -1), o), residual, next(norms), EPS)
+            y = gated(product(y, gate_up), "silu")
+            y = add_rms_norm(product(y, down), residual, next(norms), EPS)
+        return residual, product(y, self.head)
+
+
+def chosen(change: Callable[[Config], Config]) -> Product:
+    def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        config = choose(len(x), *weight.shape)
+        if config is None:
+            return F.linear(x, weight)
+        return skinny_linear(x, weight, None, change(config))
+
+    return product
+
+
+def chain_us(chain: Chain, product: Product, overlap: bool) -> tuple[float, list[torch.Tensor]]:
+    """Microseconds of a step, and what it computed, the same in several replays."""
+    pdl.set_enabled(overlap)
+    try:
+        graph, (outputs,) = captured([partial(chain.step, product)])
+    finally:
+        pdl.set_enabled(True)
+    us = replay_us(graph, 15)
+    first = [out.clone() for out in outputs]
+    for _ in range(5):
+        for tensor in outputs:
+            tensor.fill_(torch.nan)
+        chain.caches.zero_()
+        graph.replay()
+        assert all(map(torch.equal, outputs, first)), "differs from itself"
+    return us, [*first, chain.caches.clone()]
+
+
+def run_chain() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    # Name, product, whether kernels overlap, and which one must give the same bits.
+    variants: list[tuple[str, Product, bool, str | None]] = [
+        ("library, apart", F.linear, False, None),
+        ("library", F.linear, True, "library, apart"),
+        ("ours, apart", chosen(lambda c: c), False, None),
+        ("ours", chosen(lambda c: c), True, "ours, apart"),
+        ("ours, products apart", chosen(lambda c: replace(c, pdl=False, prefetch=0)), True,
+         "ours, apart"),
+        *((f"prefetch {p}", chosen(lambda c, p=p: replace(c, prefetch=p if c.pdl else 0)), True,
+           "ours, apart") for p in (0, 1, 2, 4)),
+    ]  # fmt: skip
+    one_row = ("one kernel", chosen(lambda c: replace(c, block_n=8, num_stages=1)), True, None)
+    many_rows = ("ours, all overlap", chosen(lambda c: replace(c, pdl=True, prefetch=1)), True,
+                 "ours, apart")  # fmt: skip
+    for name, model in MODELS.items():
+        chain = Chain(model)
+        for t in CHAIN_ROWS:
+            chain.begin(t)
+            results: dict[str, list[torch.Tensor]] = {}
+            print(f"{name}, {t} rows, us:")
+            more = [one_row] if t == 1 else [many_rows] if t > 16 else []
+            for variant, product, overlap, same in variants + more:
+                us, results[variant] = chain_us(chain, product, overlap)
+                if same and not all(map(torch.equal, results[variant], results[same])):
+                    raise AssertionError(f"{variant} differs from {same}")
+                rows.append({"model": name, "t": t, "variant": variant, "us": us})
+                print(f"  {variant:26} {us:8.1f}", flush=True)
+        del chain
+        torch.cuda.empty_cache()
+    return rows
+
+
 def run_sweep(deadline: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, model in MODELS.items():
@@ -404,8 +537,8 @@ def run_sweep(deadline: float) -> list[dict[str, Any]]:
 def main() -> None:
     begin = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--no-sweep", action="store_true")
-    parser.add_argument("--until-s", type=float, default=55, help="the sweep ends by then")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--until-s", type=float, default=90, help="the sweep ends by then")
     parser.add_argument("--bandwidth", type=float, default=3003, help="of the card, GB/s")
     parser.add_argument("--out", type=Path, help="all numbers as JSON")
     args = parser.parse_args()
@@ -416,8 +549,11 @@ def main() -> None:
     versions = f"torch {torch.__version__}, triton {triton.__version__}"
     print(f"{card}, {versions}, {DTYPE}; share of {args.bandwidth:.0f} GB/s")
     report: dict[str, Any] = {"card": card, "versions": versions}
-    report["kernels"] = run_all(args.bandwidth)
-    if not args.no_sweep:
+    if "kernels" in args.only:
+        report["kernels"] = run_all(args.bandwidth)
+    if "chain" in args.only:
+        report["chain"] = run_chain()
+    if "sweep" in args.only:
         report["sweep"] = run_sweep(begin + args.until_s)
     print(f"{time.monotonic() - begin:.0f} s")
     if args.out:

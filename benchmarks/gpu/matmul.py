@@ -8,8 +8,8 @@ First all tiles without dependent launch, then the best of them with it. Every c
 compared with float32 before it is timed, with itself, and with other values in the other rows.
 
 Then all products of a model's step in one graph, one weight after the other, with and without a
-small kernel before each (in a model, a product never follows a product: what dependent launch gains
-here is more than it gains there unless the kernels between take part in it).
+norm before each: in a model a product never follows a product. Without one, dependent launch loses
+what it gains, because a product's programs settle where the one before happens to end first.
 
 Prints the best of each shape, the sums, and two tables for `octavo/kernels/skinny_linear.py` that
 need few compiled kernels. With OUT in the environment all numbers are left there as matmul.json.
@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 
 from octavo.kernels import skinny_linear as skinny
+from octavo.kernels.norm import rms_norm
 from octavo.kernels.skinny_linear import Config, compile_all, skinny_linear
 
 if TYPE_CHECKING:
@@ -39,9 +40,8 @@ if TYPE_CHECKING:
 DTYPE, DEVICE = torch.bfloat16, torch.device("cuda:0")
 ROTATED_BYTES = 256 * 1024**2
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-BUCKETS = (1, 16, 32, 64, 128)
+BUCKETS = (1, 16, 64, 128)
 PREFETCHES = (0, 1, 2, 4)
-LARGE = 16 * 1024**2  # elements of a weight
 WINS = 0.99  # of the library's time, or the library is taken
 
 
@@ -89,10 +89,6 @@ DOT = {
         (32, 512, 4, 3), (64, 128, 4, 6), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 6),
         (128, 128, 4, 4),
     ],
-    32: [
-        (32, 256, 4, 4), (64, 128, 4, 4), (16, 256, 4, 4), (32, 128, 4, 6), (32, 512, 4, 2),
-        (64, 128, 4, 6), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 6), (128, 128, 4, 4),
-    ],
     64: [
         (64, 128, 4, 4), (64, 128, 4, 3), (32, 128, 4, 5), (32, 256, 4, 3), (64, 64, 4, 6),
         (64, 256, 4, 2), (128, 64, 4, 4), (128, 64, 4, 6), (128, 64, 8, 4), (128, 128, 8, 3),
@@ -104,7 +100,6 @@ DOT = {
 TMA = {
     16: [(64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 4), (64, 256, 4, 5), (128, 64, 4, 6),
          (128, 128, 4, 4), (128, 128, 4, 6)],
-    32: [(64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 4), (128, 64, 4, 6), (128, 128, 4, 4)],
     64: [(64, 128, 4, 4), (64, 128, 4, 3), (64, 64, 4, 6), (128, 64, 4, 4), (128, 64, 8, 6),
          (128, 128, 8, 4)],
     128: [(64, 128, 4, 3), (128, 64, 8, 4), (128, 128, 8, 3)],
@@ -113,7 +108,8 @@ NUM_QUICK = {"gemv": 3, "dot": 2, "tma": 2}
 
 
 def bucket(m: int) -> int:
-    return 1 if m == 1 else max(16, 1 << (m - 1).bit_length())
+    """Rows that the kernel for m rows is compiled for."""
+    return next(size for size in BUCKETS if m <= size)
 
 
 def tiles_for(m: int, quick: bool) -> list[Config]:
@@ -285,7 +281,7 @@ def sweep(shapes: list[Shape], rows: Sequence[int], quick: bool, deadline: float
         torch.cuda.empty_cache()
         took = time.monotonic() - begin
         print(f"{shape.label}: {took:.1f} s{'' if finished else ', CUT SHORT'}", flush=True)
-    assert not skinny._counters(DEVICE)[0].any(), "a divided product left its counters behind"
+    assert not skinny._counters(DEVICE).any(), "a divided product left its counters behind"
     return results
 
 
@@ -372,21 +368,26 @@ def few_kernels(results: Results, pdl: bool, most: int) -> Table:
     return chosen
 
 
-def general_rules(results: Results, pdl: bool) -> list[tuple[int, int, Config | None]]:
-    """For shapes not measured: the best on average over the large weights, and over the others."""
-    rules: list[tuple[int, int, Config | None]] = []
+def general_rules(results: Results, pdl: bool) -> list[tuple[int, int, Config]]:
+    """For shapes not measured: what won on every measured one from some n on, the widest range."""
+    rules: list[tuple[int, int, Config]] = []
     for size in BUCKETS:
-        for least, below in ((LARGE, 1 << 62), (0, LARGE)):
-            found = results.cells(size)
-            cells = [c for s, cs in found.items() if least <= s.n * s.k < below for c in cs]
-            ranked = results.ours(cells, pdl=pdl) if cells else []
-            wins = ranked and ranked[0][0] < WINS
-            rules.append((size, least, ranked[0][1] if wins else None))
+        found = results.cells(size)
+        for least in sorted({shape.n for shape in found}):
+            cells = [c for shape, cs in found.items() if shape.n >= least for c in cs]
+            safe = (
+                config
+                for _, config in results.ours(cells, pdl=pdl)
+                if all(results.ms[cell][config] < WINS * results.library(*cell) for cell in cells)
+            )
+            if config := next(safe, None):
+                rules.append((size, least, config))
+                break
     return rules
 
 
 def kernel_of(config: Config) -> Config:
-    return replace(config, split_k=1, prefetch=0)
+    return replace(config, split_k=min(config.split_k, 2), prefetch=0)
 
 
 def source_of(config: Config | None) -> str:
@@ -421,7 +422,7 @@ class Step:
 
     def ms(self, m: int, table: Table, between: bool) -> float:
         inputs = {s: torch.randn(m, s.k, device=DEVICE, dtype=DTYPE) for s in self.shapes}
-        before = {s: torch.randn_like(x) for s, x in inputs.items()}
+        norms = {s: torch.ones(s.k, device=DEVICE, dtype=DTYPE) for s in self.shapes}
 
         def run() -> None:
             for shape, i in self.order:
@@ -431,7 +432,7 @@ class Step:
                     table.get((shape, bucket(m))),
                 )
                 if between:
-                    x.copy_(before[shape])
+                    x = rms_norm(x, norms[shape], 1e-5)
                 if config is None:
                     F.linear(x, weight)
                 else:
@@ -441,7 +442,7 @@ class Step:
 
 
 def print_steps(tables: dict[str, Table], models: Sequence[str], rows: Sequence[int]) -> list[Any]:
-    print("\nall products of a step in one graph, ms: alone | with a small kernel before each")
+    print("\nall products of a step in one graph, ms: alone | with a norm before each")
     records = []
     for model in models:
         step = Step(model)
