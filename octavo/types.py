@@ -287,6 +287,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache: size of the KV cache.
         startup_s: named parts of start-up and their seconds, in order.
         scheduling_policy: in force.
+        compilation: of a GPU's kernels: `num_kernels`, `work_s` over all threads, `elapsed_s`, and
+            `waited_s`, which is in `startup_s` too; empty where nothing is compiled.
+        memory: bytes of a GPU: `total`, and what holds or will hold them, part by part; else empty.
     """
 
     architecture: str
@@ -297,6 +300,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache: KVCacheLayout
     startup_s: dict[str, float]
     scheduling_policy: SchedulingPolicy = "fcfs"
+    compilation: dict[str, float] = {}
+    memory: dict[str, int] = {}
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,86 @@
+"""What flags, checkpoint and machine come to: device, precision, context. Allocates nothing."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from octavo.errors import ConfigError
+from octavo.quant.unquantized import has_fast_16_bit
+
+if TYPE_CHECKING:
+    from octavo.config import EngineConfig
+    from octavo.weights.checkpoint import Checkpoint
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `--device` names; `auto` is the first GPU where there is one.
+
+    Raises:
+        ConfigError: it is not there, or no device at all.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name}: unknown, write cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: torch {torch.__version__} sees no CUDA device here")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda:0")
+    return device
+
+
+def pick_dtype(config: EngineConfig, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """The flag's, or the checkpoint's where the device computes it well (else float32).
+
+    A GGUF file has no precision of its own and counts as bfloat16.
+
+    Raises:
+        ConfigError: the checkpoint names a type that nothing is computed in.
+    """
+    if config.dtype != "auto":
+        chosen: torch.dtype = getattr(torch, config.dtype)
+        return chosen
+    stored = "bfloat16"
+    if checkpoint.format == "safetensors":
+        stored = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(stored).removeprefix("torch."), None)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ConfigError(f"the checkpoint's dtype {stored!r} is unknown: give --dtype")
+    assert isinstance(dtype, torch.dtype)
+    if dtype != torch.float32 and not has_fast_16_bit(device, dtype):
+        return torch.float32
+    return dtype
+
+
+def context_length(config: EngineConfig, max_position: int) -> int:
+    """The longest context that was asked for, or the model's `max_position`.
+
+    Raises:
+        ConfigError: more was asked for than the model can.
+    """
+    if config.max_model_len is None:
+        return max_position
+    if config.max_model_len > max_position:
+        raise ConfigError(
+            f"--max-model-len {config.max_model_len} is more than the model's {max_position}"
+        )
+    return config.max_model_len
+
+
+def num_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_device(device: torch.device) -> str:
+    """The device's name, and what it is."""
+    if device.type == "cuda":
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    return f"cpu ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"

@@ -1,0 +1,88 @@
+"""A rehearsal of steps: every kernel that a step of this model may launch, launched for no request.
+
+Inside `kernels.compile.Compiler.rehearse` that starts the compilation of all of them and runs none.
+The model's own forward makes the launches, so a kernel of a layer cannot be forgotten here; those
+that steps launch around the model are called by name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from octavo.attention.interface import BatchLayout
+from octavo.layers.batch import ForwardBatch
+from octavo.runner.options import num_cores
+
+if TYPE_CHECKING:
+    from octavo.attention.interface import AttentionBackend, AttentionSpec
+    from octavo.kernels.compile import Compiler
+    from octavo.models.base import CausalModel
+
+NUM_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Sizes of a batch up to which some kernel is compiled for; larger ones launch the same."""
+
+_PROMPT_LEN = 256  # more than a tile's
+_MOST_THREADS = 16
+
+
+def start_compiler(device: torch.device) -> Compiler | None:
+    """A compiler for the device, or None where kernels are not compiled."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return None
+    from octavo.kernels.compile import Compiler
+
+    return Compiler(device, min(num_cores(), _MOST_THREADS))
+
+
+@torch.inference_mode()
+def rehearse_steps(
+    model: CausalModel, backend: AttentionBackend, spec: AttentionSpec, max_len: int
+) -> None:
+    """Run steps of decodes, of several sizes, and of a prompt.
+
+    Weights may be anything. Takes a KV cache of a few blocks, which the layers share, for as long
+    as it runs.
+
+    Args:
+        model: on its device.
+        backend: its attention.
+        spec: of the backend.
+        max_len: longest sequence that the model takes.
+    """
+    prompt_len = min(_PROMPT_LEN, max_len)
+    cache = backend.allocate(spec, 1)
+    kv_caches = [cache] * model.shape.num_layers
+    for num_seqs, length in [(1, prompt_len), *((num_tokens, 1) for num_tokens in NUM_TOKENS)]:
+        num_tokens = num_seqs * length
+        layout = BatchLayout(
+            query_starts=np.arange(num_seqs + 1) * length,
+            context_lens=np.zeros(num_seqs, np.int64),
+            block_tables=np.zeros((num_seqs, -(-length // spec.block_size)), np.int64),
+        )
+        batch = ForwardBatch(
+            token_ids=torch.zeros(num_tokens, dtype=torch.int32, device=spec.device),
+            positions=torch.from_numpy(layout.positions).to(spec.device),
+            logit_indices=torch.arange(num_seqs, device=spec.device) * length,
+            backend=backend,
+            meta=backend.plan(spec, layout),
+            kv_caches=kv_caches,
+        )
+        logits = model(batch)
+    if backend.fuses_rotary:
+        _rehearse_around_the_model(logits)
+
+
+def _rehearse_around_the_model(logits: torch.Tensor) -> None:
+    """What `QueuedSteps` launches before the model and after it."""
+    from octavo.kernels.prepare import prepare
+    from octavo.kernels.sampling import sample_plain
+
+    num_rows = len(logits)
+    ids = torch.zeros(num_rows, dtype=torch.int32, device=logits.device)
+    floats = torch.zeros(num_rows, device=logits.device)
+    prepare(ids, ids, ids, ids, None, ids.view(1, -1))
+    sample_plain(logits, floats, floats, ids, ids, ids)
