@@ -6,6 +6,7 @@ or `default_*`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -63,6 +64,36 @@ def default_api_keys() -> tuple[str, ...]:
     """The keys in `$OCTAVO_API_KEY`, apart by commas; none when it is unset or empty."""
     keys = os.environ.get("OCTAVO_API_KEY", "").split(",")
     return tuple(key.strip() for key in keys if key.strip())
+
+
+def read_api_keys(path: Path) -> tuple[str, ...]:
+    """The keys in a file, one a line; empty lines and those that begin with `#` are none.
+
+    Raises:
+        ConfigError: it cannot be read, or it has no key: then everybody would be let in.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"cannot read the API keys in {path}: {reason}") from None
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise ConfigError(f"{path} has no API key: write one a line")
+    return keys
+
+
+def api_key_digest(key: str) -> bytes:
+    """What is kept of an API key: its SHA-256.
+
+    Keys are long and random, unlike passwords, so that a fast hash without salt keeps them.
+
+    Raises:
+        ConfigError: the key is empty or has characters that no header carries.
+    """
+    if not key or not key.isascii() or not key.isprintable() or key != key.strip():
+        raise ConfigError("an API key must be printable ASCII, not empty, without outer spaces")
+    return hashlib.sha256(key.encode("ascii")).digest()
 
 
 def default_thread_waiting() -> None:
@@ -147,9 +178,21 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         host, port: where to listen; port 0 takes a free one.
-        api_keys: keys that callers may present; empty: no authentication.
+        uds: path of a Unix socket to listen at instead.
+        ssl_certfile: certificate chain in PEM; with it the server speaks TLS only.
+        ssl_keyfile: the certificate's private key in PEM; None: it is in `ssl_certfile`.
+        api_key_digests: SHA-256 of keys that callers may present (see `api_key_digest`); empty: no
+            authentication. The keys themselves are kept nowhere.
+        allowed_origins: origins whose pages may read answers (CORS), `*` for all; empty: none.
+        allowed_methods: what those pages may ask by, `*` for all.
+        allowed_headers: what headers those pages may send, `*` for all.
+        allow_credentials: those pages may send cookies and the like.
         served_model_names: names that requests may use; the first is the one in answers.
         max_body_bytes: larger request bodies are refused with 413.
+        max_header_bytes: longer heads of requests, URL included, are refused with 431.
+        sse_keep_alive: seconds of silence in a stream after which a comment is sent, so that
+            proxies do not give it up; 0 sends none.
+        shutdown_timeout: seconds that running requests get to finish after the first SIGTERM.
         log_level: least level that is logged.
         max_num_queued_requests: most requests that wait for a place in the batch; more get a 503
             with Retry-After; None: no bound.
@@ -161,22 +204,50 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     host: str = "127.0.0.1"
     port: int = 8000
-    api_keys: tuple[str, ...] = ()
+    uds: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    api_key_digests: tuple[bytes, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False
     served_model_names: tuple[str, ...] = ()
     max_body_bytes: int = 32 * 1024**2
+    max_header_bytes: int = 64 * 1024
+    sse_keep_alive: float = 15.0
+    shutdown_timeout: float = 30.0
     log_level: LogLevel = "info"
     max_num_queued_requests: int | None = None
     watchdog_timeout: float = 120.0
     max_engine_restarts: int = 3
 
     def __post_init__(self) -> None:
-        if self.max_num_queued_requests is not None and self.max_num_queued_requests < 0:
-            raise ConfigError(
-                f"--max-num-queued-requests must be at least 0, got {self.max_num_queued_requests}"
-            )
+        bounds: list[tuple[str, float | None, float]] = [
+            ("--max-num-queued-requests", self.max_num_queued_requests, 0),
+            ("--max-engine-restarts", self.max_engine_restarts, 0),
+            ("--max-body-bytes", self.max_body_bytes, 1),
+            ("--max-header-bytes", self.max_header_bytes, 1),
+            ("--sse-keep-alive", self.sse_keep_alive, 0),
+            ("--shutdown-timeout", self.shutdown_timeout, 0),
+        ]
+        for flag, value, least in bounds:
+            if value is not None and not value >= least:
+                raise ConfigError(f"{flag} must be at least {least}, got {value}")
         if not self.watchdog_timeout > 0:
             raise ConfigError(f"--watchdog-timeout must be above 0, got {self.watchdog_timeout}")
-        if self.max_engine_restarts < 0:
+        if self.ssl_keyfile and not self.ssl_certfile:
+            raise ConfigError("--ssl-keyfile needs --ssl-certfile")
+        if not self.allowed_origins:
+            for flag, is_given in (
+                ("--allow-credentials", self.allow_credentials),
+                ("--allowed-methods", self.allowed_methods != ("*",)),
+                ("--allowed-headers", self.allowed_headers != ("*",)),
+            ):
+                if is_given:
+                    raise ConfigError(f"{flag} needs --allowed-origins")
+        if self.allow_credentials and "*" in self.allowed_origins:
             raise ConfigError(
-                f"--max-engine-restarts must be at least 0, got {self.max_engine_restarts}"
+                "--allow-credentials with every origin would let any page use its visitors' "
+                "credentials: name the origins in --allowed-origins"
             )

@@ -23,6 +23,7 @@ from octavo.config import default_thread_waiting
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from collections.abc import Callable, Mapping
 
     from octavo.config import EngineConfig, ServerConfig
@@ -32,15 +33,13 @@ if TYPE_CHECKING:
     from octavo.engine.spawn import EngineProcess
     from octavo.engine.supervisor import EngineSupervisor
     from octavo.server.http_server import HTTPServer
+    from octavo.server.lifecycle import Lifecycle
     from octavo.text.tokenizer import Tokenizer
     from octavo.types import EngineInfo
 
 logger = logging.getLogger("octavo")
 
 ENGINE_BUILDER = "octavo.launch:build_engine"
-DRAIN_S = 30.0
-"""How long running requests may go on after the first SIGTERM or SIGINT."""
-
 EXIT_ENGINE_LOST = 70
 """Exit code when the engine failed too often: EX_SOFTWARE."""
 
@@ -53,7 +52,6 @@ def serve(
     server: ServerConfig,
     *,
     builder: str = ENGINE_BUILDER,
-    drain_s: float = DRAIN_S,
 ) -> int:
     """Serve a model over HTTP until a signal; the exit code.
 
@@ -65,25 +63,25 @@ def serve(
         engine: `model` is a path, or a name that the model store knows.
         server: with port 0 the log tells which one it became.
         builder: what the engine process runs (see `engine.process.engine_process`).
-        drain_s: seconds that running requests get to finish after the first signal.
 
     Raises:
         StartupError: anything that keeps the server from starting.
     """
     times = StartTimes()
-    from octavo.server.listen import bind
+    from octavo.server.listen import bound, tls_context
     from octavo.weights import store
 
     if not server.served_model_names:
         server = msgspec.structs.replace(server, served_model_names=(engine.model,))
     engine = msgspec.structs.replace(engine, model=str(store.resolve(engine.model)))
-    with contextlib.closing(bind(server.host, server.port)) as listener:
+    tls = tls_context(server)
+    with bound(server) as listener:
         from octavo.engine.spawn import EngineProcess
 
         def spawn() -> EngineProcess:
             return EngineProcess(builder, engine, log_level=server.log_level)
 
-        service = _Service(spawn, spawn(), engine, server, listener, drain_s, times)
+        service = _Service(spawn, spawn(), engine, server, listener, tls, times)
         try:
             with asyncio.Runner(loop_factory=_new_loop) as runner:
                 return runner.run(service.run())
@@ -137,7 +135,7 @@ class _Service:
     engine_config: EngineConfig
     config: ServerConfig
     listener: socket.socket
-    drain_s: float
+    tls: ssl.SSLContext | None
     times: StartTimes
 
     async def run(self) -> int:
@@ -149,13 +147,13 @@ class _Service:
             start.cancel()
             await asyncio.wait({start})
             return 128 + signals.first.result()
-        engine, http = start.result()
+        engine, http, lifecycle = start.result()
         try:
-            return await self._serve(engine, http, signals)
+            return await self._serve(engine, http, lifecycle, signals)
         finally:
             await engine.close()
 
-    async def _start(self) -> tuple[EngineSupervisor, HTTPServer]:
+    async def _start(self) -> tuple[EngineSupervisor, HTTPServer, Lifecycle]:
         (tokenizer, defaults), _ = await asyncio.gather(
             asyncio.to_thread(self._load_text), asyncio.to_thread(self._import_server)
         )
@@ -175,14 +173,15 @@ class _Service:
             max_restarts=self.config.max_engine_restarts,
         )
         try:
-            http = self._make_server(supervisor, tokenizer, defaults)
+            http, lifecycle = self._make_server(supervisor, tokenizer, defaults)
             listen(self.listener)
         except BaseException:
             await engine.close()
             raise
         gc.freeze()  # what start-up left lives for good: collections need not walk it
-        _log_start(engine, self.config, url_of(self.listener), self.times)
-        return supervisor, http
+        url = url_of(self.listener, is_tls=self.tls is not None)
+        _log_start(engine, self.config, url, self.times)
+        return supervisor, http, lifecycle
 
     async def _connect(self, tokenizer: Tokenizer) -> AsyncEngine:
         """The engine in `process`, once it is ready."""
@@ -228,16 +227,28 @@ class _Service:
 
     def _make_server(
         self, engine: EngineSupervisor, tokenizer: Tokenizer, defaults: Mapping[str, Any]
-    ) -> HTTPServer:
+    ) -> tuple[HTTPServer, Lifecycle]:
         from octavo.observability.metrics import Metrics
         from octavo.server.app import create_app
         from octavo.server.http_server import HTTPServer
 
         metrics = Metrics(self.config.served_model_names[0], lambda: engine.stats)
         app = create_app(engine, tokenizer, self.config, metrics=metrics, defaults=defaults)
-        return HTTPServer(app, self.listener)
+        http = HTTPServer(
+            app, self.listener, tls=self.tls, max_header_bytes=self.config.max_header_bytes
+        )
+        return http, app.context.lifecycle
 
-    async def _serve(self, engine: EngineSupervisor, http: HTTPServer, signals: _Signals) -> int:
+    async def _serve(
+        self,
+        engine: EngineSupervisor,
+        http: HTTPServer,
+        lifecycle: Lifecycle,
+        signals: _Signals,
+    ) -> int:
+        """Serve, then drain: the door stays open, so that readiness can be asked and newcomers are
+        told to go elsewhere, until the last request has its answer.
+        """
         from octavo.engine.supervisor import WINDOW_S
 
         serving = asyncio.ensure_future(http.run_until_exit())
@@ -258,13 +269,18 @@ class _Service:
             else:
                 logger.info(
                     "stopping: %d running requests have up to %.0f s, a second signal ends them",
-                    engine.num_in_flight,
-                    self.drain_s,
+                    lifecycle.num_open,
+                    self.config.shutdown_timeout,
                 )
-                patience, code = self.drain_s, 0
+                patience, code = self.config.shutdown_timeout, 0
+            deadline = time.monotonic() + patience
+            lifecycle.drain()
+            idle = asyncio.ensure_future(lifecycle.wait_idle())
+            await _first_of(idle, serving, signals.second, timeout_s=patience)
+            idle.cancel()
             http.should_exit = True
-            more = (watching,) if code == 0 else ()
-            await _first_of(serving, signals.second, *more, timeout_s=patience)
+            left_s = max(0.0, deadline - time.monotonic())
+            await _first_of(serving, signals.second, timeout_s=left_s)  # last bytes leave
             await engine.close()  # what still runs ends with `abort`
             await asyncio.wait({serving}, timeout=LAST_ANSWERS_S)
             return code
@@ -345,7 +361,7 @@ def _log_start(engine: AsyncEngine, config: ServerConfig, url: str, times: Start
         times.tokenizer_s,
         times.imports_s,
     )
-    logger.info("ready at %s/v1", url)
+    logger.info("ready at %s", url if url.startswith("unix:") else f"{url}/v1")
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

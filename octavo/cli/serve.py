@@ -5,17 +5,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ipaddress
+import json
 import sys
+from pathlib import Path
 from typing import get_args
 
 from octavo.cli.engine_flags import add_engine_flags, attribute_docs, engine_config
-from octavo.config import LogLevel, ServerConfig, default_api_keys
+from octavo.config import (
+    LogLevel,
+    ServerConfig,
+    api_key_digest,
+    default_api_keys,
+    parse_bytes,
+    read_api_keys,
+)
 from octavo.errors import ConfigError, ModelNotFoundError
 
 _EXAMPLES = """\
 examples:
   octavo serve smollm2 --pull
   octavo serve ./my-model --host 0.0.0.0 --api-key "$(openssl rand -hex 24)"
+  octavo serve ./my-model --host 0.0.0.0 --api-key-file keys.txt --ssl-certfile cert.pem
   octavo serve org/name --max-model-len 8192 --max-num-seqs 64 --served-model-name chat
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}]}'
@@ -63,20 +73,54 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "also $OCTAVO_API_KEY, apart by commas (default: no authentication)",
     )
     server.add_argument(
+        "--api-key-file",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="more keys, one a line, which the process list does not show",
+    )
+    for name in ("uds", "ssl_certfile", "ssl_keyfile"):
+        server.add_argument(f"--{name.replace('_', '-')}", metavar="FILE", help=_help(docs, name))
+    for name in ("allowed_origins", "allowed_methods", "allowed_headers"):
+        default = getattr(defaults, name)
+        server.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=_names,
+            default=default,
+            metavar="NAMES",
+            help=f"{_help(docs, name)}; apart by commas, or a JSON list "
+            f"(default: {','.join(default) or 'none'})",
+        )
+    server.add_argument(
+        "--allow-credentials", action="store_true", help=_help(docs, "allow_credentials")
+    )
+    for name in ("max_body_bytes", "max_header_bytes"):
+        default = getattr(defaults, name)
+        server.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=parse_bytes,
+            default=default,
+            metavar="SIZE",
+            help=f"{_help(docs, name)} (default: {default // 1024} KiB)",
+        )
+    server.add_argument(
         "--served-model-name",
         nargs="+",
         default=[],
         metavar="NAME",
-        help=docs["served_model_names"].rstrip(".") + " (default: MODEL as it is given)",
+        help=_help(docs, "served_model_names") + " (default: MODEL as it is given)",
     )
     numbers: tuple[tuple[str, type, str], ...] = (
+        ("sse_keep_alive", float, "SECONDS"),
+        ("shutdown_timeout", float, "SECONDS"),
         ("max_num_queued_requests", int, "N"),
         ("watchdog_timeout", float, "SECONDS"),
         ("max_engine_restarts", int, "N"),
     )
     for name, kind, metavar in numbers:
         default = getattr(defaults, name)
-        text = docs[name].rstrip(".").replace("None:", "default:")
+        text = _help(docs, name)
         server.add_argument(
             f"--{name.replace('_', '-')}",
             type=kind,
@@ -88,17 +132,32 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--log-level",
         choices=get_args(LogLevel),
         default=defaults.log_level,
-        help=docs["log_level"].rstrip(".") + f" (default: {defaults.log_level})",
+        help=_help(docs, "log_level") + f" (default: {defaults.log_level})",
     )
     add_engine_flags(parser)
     parser.set_defaults(run=run)
 
 
+def _help(docs: dict[str, str], name: str) -> str:
+    return docs[name].rstrip(".").replace("None:", "default:")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """`a,b` or, as vLLM wants it, `["a", "b"]`."""
+    try:
+        given = json.loads(text) if text.lstrip().startswith("[") else text.split(",")
+    except ValueError:
+        given = None
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither names apart by commas nor JSON")
+    return tuple(name.strip() for name in given if name.strip())
+
+
 def server_config(args: argparse.Namespace) -> ServerConfig:
-    """The server's configuration out of the flags and `$OCTAVO_API_KEY`.
+    """The server's configuration out of the flags, the key files and `$OCTAVO_API_KEY`.
 
     Raises:
-        ConfigError: an empty key or name, or a port that is none.
+        ConfigError: an empty key or name, a file without keys, or a port that is none.
     """
     if not 0 <= args.port <= 65535:
         raise ConfigError(f"--port must be in 0..65535, got {args.port}")
@@ -107,10 +166,24 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
     names = tuple(args.served_model_name) or (args.model,)
     if not all(names):
         raise ConfigError("--served-model-name must not be empty")
+    keys = [*args.api_key, *default_api_keys()]
+    for path in args.api_key_file:
+        keys += read_api_keys(path)
     return ServerConfig(
         host=args.host,
         port=args.port,
-        api_keys=(*args.api_key, *default_api_keys()),
+        uds=args.uds,
+        ssl_certfile=args.ssl_certfile,
+        ssl_keyfile=args.ssl_keyfile,
+        api_key_digests=tuple(dict.fromkeys(map(api_key_digest, keys))),
+        allowed_origins=args.allowed_origins,
+        allowed_methods=args.allowed_methods,
+        allowed_headers=args.allowed_headers,
+        allow_credentials=args.allow_credentials,
+        max_body_bytes=args.max_body_bytes,
+        max_header_bytes=args.max_header_bytes,
+        sse_keep_alive=args.sse_keep_alive,
+        shutdown_timeout=args.shutdown_timeout,
         served_model_names=names,
         log_level=args.log_level,
         max_num_queued_requests=args.max_num_queued_requests,
@@ -125,7 +198,7 @@ def run(args: argparse.Namespace) -> int:
     if args.pull:
         pull_if_missing(args.model)
     engine = engine_config(args)
-    if not is_loopback(server.host) and not server.api_keys:
+    if server.uds is None and not is_loopback(server.host) and not server.api_key_digests:
         print(_open_door(server.host, server.port), file=sys.stderr, flush=True)
     from octavo.launch import serve
     from octavo.observability.logs import configure_logs
@@ -165,7 +238,7 @@ def is_loopback(host: str) -> bool:
 def _open_door(host: str, port: int) -> str:
     lines = (
         f"WARNING: {host}:{port} can be reached from other machines, and there is no API key.",
-        "Whoever reaches it can use this model, at your cost. Give --api-key KEY or set",
+        "Whoever reaches it can use this model, at your cost. Give --api-key-file FILE or set",
         "OCTAVO_API_KEY, or listen at --host 127.0.0.1 behind a proxy that checks callers.",
     )
     text = "\n".join(f"  {line}" for line in lines)

@@ -12,6 +12,9 @@ import msgspec
 DONE = b"data: [DONE]\n\n"
 """The event that ends every stream."""
 
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment: it shows that the stream lives, and readers skip it."""
+
 _encoder = msgspec.json.Encoder()
 
 

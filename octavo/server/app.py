@@ -5,34 +5,88 @@ Importing this is cheap on purpose: no torch, no tokenizer, no template engine.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.routing import Route
+import msgspec
+from starlette.routing import Route, Router
 
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.observability.metrics import Metrics
 from octavo.protocol.generation import DEFAULTED_FIELDS
 from octavo.server.auth import Authentication
-from octavo.server.chat import create_chat_completion
-from octavo.server.completions import create_completion
 from octavo.server.context import ServerContext
-from octavo.server.errors import RequestScope, on_http_exception
-from octavo.server.health import health, version
-from octavo.server.health import metrics as metrics_route
-from octavo.server.models import list_models, retrieve_model
+from octavo.server.errors import ErrorAnswers
+from octavo.server.lifecycle import Admission
+from octavo.server.openapi import document
 from octavo.server.prompts import PromptEncoder
-from octavo.server.tokenize import detokenize, tokenize
+from octavo.server.routes import ENDPOINTS
+from octavo.server.scope import RequestScope
 from octavo.types import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from octavo.config import ServerConfig
     from octavo.engine.interface import EngineClient
     from octavo.server.prompts import TokenizerLike
+    from octavo.server.routes import Endpoint
+
+
+class Application:
+    """One server's routes behind its layers; an ASGI application without lifespan.
+
+    From the outside in: request ids and the log; CORS, where pages may ask; errors as answers;
+    authentication; the drain and the load; the routes.
+
+    Args:
+        context: what the handlers share.
+        config: the whole of it, API keys' digests included.
+        endpoints: the routes.
+    """
+
+    def __init__(
+        self,
+        context: ServerContext,
+        config: ServerConfig,
+        endpoints: Sequence[Endpoint] = ENDPOINTS,
+    ) -> None:
+        self.context = context
+        self.endpoints = tuple(endpoints)
+        self._needs_key = bool(config.api_key_digests)
+        lifecycle = context.lifecycle
+        operational = [e.path for e in self.endpoints if e.is_operational]
+        routes = [Route(e.path, e.handler, methods=list(e.methods)) for e in self.endpoints]
+        layer: ASGIApp = Router(routes, redirect_slashes=False)
+        layer = Admission(layer, lifecycle, operational)
+        layer = Authentication(
+            layer, config.api_key_digests, [e.path for e in self.endpoints if e.is_open]
+        )
+        layer = ErrorAnswers(layer)
+        if config.allowed_origins:
+            from starlette.middleware.cors import CORSMiddleware  # few need it
+
+            layer = CORSMiddleware(
+                layer,
+                allow_origins=config.allowed_origins,
+                allow_methods=config.allowed_methods,
+                allow_headers=config.allowed_headers,
+                allow_credentials=config.allow_credentials,
+                expose_headers=("X-Request-Id", "Retry-After"),
+            )
+        self._stack: ASGIApp = RequestScope(layer, lambda: lifecycle.is_draining, operational)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        scope["app"] = self
+        await self._stack(scope, receive, send)
+
+    @cached_property
+    def openapi_body(self) -> bytes:
+        """The answer of `/openapi.json`."""
+        return msgspec.json.encode(document(self.endpoints, needs_key=self._needs_key))
 
 
 def create_app(
@@ -42,7 +96,7 @@ def create_app(
     *,
     metrics: Metrics | None = None,
     defaults: Mapping[str, Any] | None = None,
-) -> Starlette:
+) -> Application:
     """The OpenAI application over an engine.
 
     Args:
@@ -54,7 +108,7 @@ def create_app(
             hold for requests that leave them out.
 
     Raises:
-        ConfigError: no served name, an unusable API key, a default out of range.
+        ConfigError: no served name, a default out of range.
     """
     if not config.served_model_names:
         raise ConfigError("give the served model a name")
@@ -65,30 +119,15 @@ def create_app(
         vocab_size=engine.info.vocab_size,
         max_model_len=engine.info.max_model_len,
     )
-    app = Starlette(
-        routes=[
-            Route("/v1/models", list_models, methods=["GET"]),
-            Route("/v1/models/{name:path}", retrieve_model, methods=["GET"]),
-            Route("/v1/completions", create_completion, methods=["POST"]),
-            Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),
-            Route("/tokenize", tokenize, methods=["POST"]),
-            Route("/detokenize", detokenize, methods=["POST"]),
-            Route("/health", health, methods=["GET"]),
-            Route("/version", version, methods=["GET"]),
-            Route("/metrics", metrics_route, methods=["GET"]),
-        ],
-        middleware=[
-            Middleware(RequestScope),
-            Middleware(Authentication, keys=config.api_keys),
-        ],
-        exception_handlers={HTTPException: on_http_exception},
+    context = ServerContext(
+        engine,
+        tokenizer,
+        encoder,
+        msgspec.structs.replace(config, api_key_digests=()),
+        metrics,
+        _checked_defaults(defaults or {}),
     )
-    app.router.redirect_slashes = False
-    app.middleware_stack = app.build_middleware_stack()  # Unusable keys show now, not later.
-    app.state.context = ServerContext(
-        engine, tokenizer, encoder, config, metrics, _checked_defaults(defaults or {})
-    )
-    return app
+    return Application(context, config)
 
 
 def _checked_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""API keys: pure ASGI middleware in front of every route but `/health`, also of none.
+"""API keys: pure ASGI middleware in front of every path but the open ones, also of unknown ones.
 
 Keys are kept as SHA-256 only. The presented key is compared with all of them in constant time, so
 that the time of an answer tells neither how much of a key is right nor which one. A request's
@@ -11,15 +11,12 @@ import hashlib
 import hmac
 from typing import TYPE_CHECKING
 
-from octavo.errors import AuthenticationError, ConfigError
+from octavo.errors import AuthenticationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from starlette.types import ASGIApp, Receive, Scope, Send
-
-OPEN_PATHS = frozenset({"/health"})
-"""Paths that need no key."""
 
 
 def tenant_of(scope: Scope) -> str:
@@ -33,15 +30,14 @@ class Authentication:
 
     Args:
         app: what is protected.
-        keys: valid keys; none: everybody passes.
-
-    Raises:
-        ConfigError: a key is empty or has characters that no header carries.
+        digests: of the valid keys (`config.api_key_digest`); none: everybody passes.
+        open_paths: need no key; as the request line spells them, whatever its `Host` is.
     """
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, digests: Iterable[bytes], open_paths: Collection[str]) -> None:
         self._app = app
-        self._digests = [hashlib.sha256(_checked(key)).digest() for key in keys]
+        self._digests = list(digests)
+        self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it.
@@ -52,7 +48,7 @@ class Authentication:
         if self._digests and scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
-        if self._digests and scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if self._digests and scope["type"] == "http" and scope["path"] not in self._open_paths:
             self._authenticate(scope)
         await self._app(scope, receive, send)
 
@@ -70,9 +66,3 @@ class Authentication:
             is_valid |= hmac.compare_digest(digest, known)
         if not is_valid:
             raise AuthenticationError("The API key is not valid", code="invalid_api_key")
-
-
-def _checked(key: str) -> bytes:
-    if not key or not key.isascii() or not key.isprintable() or key != key.strip():
-        raise ConfigError("an API key must be printable ASCII, not empty, without outer spaces")
-    return key.encode("ascii")

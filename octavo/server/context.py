@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from octavo.errors import ModelNotServedError
 from octavo.protocol.decode import decode
 from octavo.server.http import read_body
+from octavo.server.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +31,8 @@ class ServerContext:
 
     Attributes:
         defaults: sampling defaults of the model, checked.
+        config: without API keys' digests: those are `Authentication`'s alone.
+        lifecycle: whether requests are taken, and how many there are.
         started: when the server was made, seconds since the epoch.
     """
 
@@ -39,6 +42,7 @@ class ServerContext:
     config: ServerConfig
     metrics: Metrics
     defaults: Mapping[str, Any]
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -71,5 +75,5 @@ class ServerContext:
 
 def context_of(request: Request) -> ServerContext:
     """The context of the application that got this request."""
-    context: ServerContext = request.app.state.context
+    context: ServerContext = request.app.context
     return context

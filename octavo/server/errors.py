@@ -1,32 +1,33 @@
 """Every failure of a request as one answer in OpenAI's shape.
 
-`RequestScope` is the outermost layer of the application: it names the request (`X-Request-Id`)
-and turns whatever comes out of the layers below into a body; nobody sees a traceback or a path.
+`ErrorAnswers` is a layer of the application: it turns whatever comes out of the layers below into a
+body; nobody sees a traceback or a path of ours.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from typing import TYPE_CHECKING
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from octavo.errors import EngineError, NotFoundError, RequestError
 from octavo.protocol.errors import ErrorBody
+from octavo.server.scope import exchange_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from starlette.requests import Request
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 logger = logging.getLogger("octavo.server")
 
-_GIVEN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+MAX_QUOTED_PATH = 200
+"""Characters of an unknown path that its error repeats."""
 
 
 class InternalError(RequestError):
@@ -41,6 +42,12 @@ class MethodNotAllowedError(NotFoundError):
 
     status = 405
     type = "invalid_request_error"
+
+
+class SlowRequestError(RequestError):
+    """The request's body stopped coming."""
+
+    status = 408
 
 
 def as_request_error(exc: Exception, request_id: str) -> RequestError:
@@ -67,36 +74,24 @@ def error_response(exc: RequestError, headers: Mapping[str, str] | None = None) 
     return Response(body, exc.status, all_headers, "application/json")
 
 
-async def on_http_exception(request: Request, exc: Any) -> Response:
+def routing_error(scope: Scope, exc: HTTPException) -> RequestError:
     """Starlette's own errors: no such route (404), not with this method (405)."""
-    where = f"{request.method} {request.url.path}"
-    error: RequestError
     if exc.status_code == 405:
         allowed = ", ".join(sorted((exc.headers or {}).get("Allow", "").split(", ")))
-        error = MethodNotAllowedError(
-            f"{request.method} is not allowed here, use {allowed}", code="method_not_allowed"
+        return MethodNotAllowedError(
+            f"{scope['method']} is not allowed here, use {allowed}", code="method_not_allowed"
         )
-    else:
-        error = NotFoundError(f"No such route: {where}", code="unknown_url")
-    return error_response(error, exc.headers)
+    where = f"{scope['method']} {scope['path'][:MAX_QUOTED_PATH]}"
+    return NotFoundError(f"No such route: {where}", code="unknown_url")
 
 
 def request_id_of(scope: Scope) -> str:
-    """The id that `RequestScope` gave to the request."""
-    request_id: str = scope["state"]["request_id"]
-    return request_id
+    """The id of the request, as its answer's header has it."""
+    return exchange_of(scope).request_id
 
 
-def _choose_request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _GIVEN_ID.fullmatch(value):
-            given: str = value.decode("ascii")
-            return given
-    return uuid4().hex
-
-
-class RequestScope:
-    """Pure ASGI middleware: gives the request its id, answers failures, echoes the id."""
+class ErrorAnswers:
+    """Pure ASGI middleware: answers failures."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -106,24 +101,16 @@ class RequestScope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _choose_request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
-        has_started = False
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal has_started
-            if message["type"] == "http.response.start":
-                has_started = True
-                header = (b"x-request-id", request_id.encode("ascii"))
-                message = {**message, "headers": [*message.get("headers", ()), header]}
-            await send(message)
-
+        headers: Mapping[str, str] | None = None
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send)
+            return
         except ClientDisconnect:
-            logger.debug("request %s: the client went away", request_id)
+            raise
+        except HTTPException as exc:
+            error, headers = routing_error(scope, exc), exc.headers
         except Exception as exc:
-            if has_started:
+            error = as_request_error(exc, request_id_of(scope))
+            if exchange_of(scope).status is not None:
                 raise  # The server closes the connection, which tells the client.
-            response = error_response(as_request_error(exc, request_id))
-            await response(scope, receive, send_with_id)
+        await error_response(error, headers)(scope, receive, send)

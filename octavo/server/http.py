@@ -10,12 +10,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from octavo.errors import RequestTooLargeError
+from octavo.server.errors import SlowRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from starlette.requests import Request
     from starlette.types import Receive
+
+BODY_SILENCE_S = 60.0
+"""A body of which nothing more comes for so long is given up, seconds."""
 
 _T = TypeVar("_T")
 _encoder = msgspec.json.Encoder()
@@ -31,6 +35,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
     Raises:
         RequestTooLargeError: it is longer, by its announcement or as it turns out.
+        SlowRequestError: nothing more of it came for `BODY_SILENCE_S`.
         ClientDisconnect: the client went away before its end.
     """
     announced = request.headers.get("content-length", "")
@@ -38,7 +43,14 @@ async def read_body(request: Request, limit: int) -> bytes:
         raise _too_large(limit)
     body = bytearray()
     while True:
-        message = await request.receive()
+        try:
+            async with asyncio.timeout(BODY_SILENCE_S):
+                message = await request.receive()
+        except TimeoutError:
+            raise SlowRequestError(
+                f"Nothing more of the request body came for {BODY_SILENCE_S:.0f} s",
+                code="request_timeout",
+            ) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         body += message.get("body", b"")
@@ -55,11 +67,23 @@ def _too_large(limit: int) -> RequestTooLargeError:
     )
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
+async def until_disconnect(
+    receive: Receive,
+    work: Coroutine[Any, Any, _T],
+    *,
+    tick: Callable[[], Awaitable[None]] | None = None,
+    tick_s: float = 0.0,
+) -> _T:
     """Run `work` while the client stays. The request's body must have been read.
 
     When the client goes, or this call is cancelled, `work` is cancelled and its end awaited, so
     that its generators are closed.
+
+    Args:
+        receive: the request's.
+        work: to run.
+        tick: called every `tick_s` seconds meanwhile.
+        tick_s: 0: never.
 
     Raises:
         ClientDisconnect: the client went before `work` was done.
@@ -67,7 +91,12 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, _T]) -> _
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        while not (task.done() or watch.done()):
+            await asyncio.wait(
+                (task, watch), timeout=tick_s or None, return_when=asyncio.FIRST_COMPLETED
+            )
+            if tick is not None and not (task.done() or watch.done()):
+                await tick()
         if not task.done():
             raise ClientDisconnect
         return task.result()

@@ -10,13 +10,19 @@ import logging
 from typing import TYPE_CHECKING
 
 import uvicorn
-import uvicorn.protocols.http.httptools_impl
+
+from octavo.server.http_protocol import bounded
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from collections.abc import Iterator
 
     from starlette.types import ASGIApp
+
+KEEP_ALIVE_S = 75
+"""How long a connection without a request stays open, seconds: longer than proxies keep theirs
+(usually 60), so that they never send a request into one that is just being closed."""
 
 
 class HTTPServer(uvicorn.Server):
@@ -25,19 +31,31 @@ class HTTPServer(uvicorn.Server):
     Args:
         app: to serve.
         listener: listens; closed at the end.
+        tls: speak TLS; None: plain HTTP.
+        max_header_bytes: longer heads of requests are refused.
     """
 
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                server_header=False,
-            )
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        *,
+        tls: ssl.SSLContext | None = None,
+        max_header_bytes: int = 64 * 1024,
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            http=bounded(max_header_bytes),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,  # ours has the requests' ids
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
+        config.load()
+        config.ssl = tls
+        super().__init__(config)
         self._listener = listener
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # the launcher tells enough
 

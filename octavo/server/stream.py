@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from octavo.protocol import sse
 from octavo.protocol.errors import ErrorBody
-from octavo.server.errors import as_request_error, request_id_of
+from octavo.server.errors import as_request_error
 from octavo.server.http import until_disconnect
+from octavo.server.scope import exchange_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -25,9 +27,10 @@ _HEADERS = [
 class EventStream:
     """Sends what a generator yields, as it comes, then `[DONE]`.
 
-    The generator is closed when it is exhausted, fails, or the client goes. If it fails before its
-    first item, the exception leaves this call and nothing was sent; later, an event with OpenAI's
-    error body comes before `[DONE]`.
+    The generator is closed when it is exhausted, fails, or the client goes. If it fails before
+    anything was sent, the exception leaves this call; later, an event with OpenAI's error body
+    comes before `[DONE]`. While nothing comes, also before the first event, comments keep proxies
+    from giving the stream up (`ServerConfig.sse_keep_alive`).
 
     Args:
         events: complete events; an item may hold several or none.
@@ -38,19 +41,60 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run as the response of one request whose body has been read."""
-        await until_disconnect(receive, self._send_all(scope, send))
+        stream = _Stream(self._events, scope, send)
+        interval: float = scope["app"].context.config.sse_keep_alive
+        await until_disconnect(
+            receive, stream.send_all(), tick=stream.break_silence, tick_s=interval
+        )
 
-    async def _send_all(self, scope: Scope, send: Send) -> None:
+
+class _Stream:
+    """One stream on the wire."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], scope: Scope, send: Send) -> None:
+        self._events = events
+        self._exchange = exchange_of(scope)
+        self._send_start = send
+        self._starting = asyncio.Lock()
+        self._num_sent = 0
+        self._num_seen = 0
+        self._is_started = False
+        self._is_sending = False  # a slow reader makes `send` wait: that is no silence of ours
+
+    async def send_all(self) -> None:
+        """All events, and the end."""
+        send = self._exchange.send
+        end = sse.DONE
         async with aclosing(self._events) as events:
-            chunk: bytes | None = await anext(events)
-            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             try:
-                while chunk is not None:
+                async for chunk in events:
+                    if not self._is_started:
+                        await self._start()
                     if chunk:
+                        self._num_sent += 1
+                        self._is_sending = True
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                    chunk = await anext(events, None)
-                end = sse.DONE
+                        self._is_sending = False
             except Exception as exc:
-                error = as_request_error(exc, request_id_of(scope))
+                if not self._is_started:
+                    raise
+                error = as_request_error(exc, self._exchange.request_id)
                 end = sse.event(ErrorBody.of(error)) + sse.DONE
+            await self._start()
+            self._is_sending = True
             await send({"type": "http.response.body", "body": end})
+
+    async def break_silence(self) -> None:
+        """Send a comment if nothing was sent since the last call."""
+        if self._num_sent == self._num_seen and not self._is_sending:
+            await self._start()
+            body = {"type": "http.response.body", "body": sse.KEEP_ALIVE, "more_body": True}
+            await self._exchange.send(body)
+        self._num_seen = self._num_sent
+
+    async def _start(self) -> None:
+        async with self._starting:  # the events and the silence may both be the first
+            if not self._is_started:
+                start = {"type": "http.response.start", "status": 200, "headers": _HEADERS}
+                await self._send_start(start)
+                self._is_started = True

@@ -9,7 +9,7 @@ import pytest
 from octavo.cli import pull
 from octavo.cli.main import main
 from octavo.cli.serve import is_loopback
-from octavo.config import EngineConfig, ServerConfig
+from octavo.config import EngineConfig, ServerConfig, api_key_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ def test_flags(launched: Launched, model: str, monkeypatch: pytest.MonkeyPatch) 
     assert server == ServerConfig(
         host="0.0.0.0",
         port=0,
-        api_keys=("a", "b", "c", "d"),
+        api_key_digests=tuple(map(api_key_digest, "abcd")),
         served_model_names=("x", "y"),
         log_level="debug",
         max_num_queued_requests=7,

@@ -14,12 +14,14 @@ import httpx
 import pytest
 import uvicorn
 
-from octavo.config import ServerConfig
+from octavo.config import ServerConfig, api_key_digest
 from octavo.observability.metrics import Metrics
-from octavo.server.app import create_app
+from octavo.server.app import Application, create_app
+from octavo.server.http_protocol import bounded
 from tests.server.fake_engine import FakeEngine, FakeTokenizer
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
 
 NAMES = ("fake", "org/alias")
@@ -33,6 +35,7 @@ class RunningServer:
     tokenizer: FakeTokenizer
     metrics: Metrics
     client: httpx.Client
+    app: Application
 
     def completion(self, **fields: Any) -> httpx.Response:
         body = {"model": "fake", "prompt": "hello", "max_tokens": 8, **fields}
@@ -81,29 +84,31 @@ def serve() -> Iterator[Callable[..., RunningServer]]:
             defaults: dict[str, Any] | None = None,
             http: str = "httptools",
             headers: dict[str, str] | None = None,
+            api_keys: tuple[str, ...] = (),
+            tls: ssl.SSLContext | None = None,
             **config: Any,
         ) -> RunningServer:
             engine = engine or FakeEngine()
             tokenizer = tokenizer or FakeTokenizer()
             metrics = Metrics("fake", lambda: engine.stats)
-            app = create_app(
-                engine,
-                tokenizer,
-                ServerConfig(served_model_names=NAMES, **config),
-                metrics=metrics,
-                defaults=defaults,
+            settings = ServerConfig(
+                served_model_names=NAMES,
+                api_key_digests=tuple(map(api_key_digest, api_keys)),
+                **config,
             )
+            app = create_app(engine, tokenizer, settings, metrics=metrics, defaults=defaults)
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            server = QuickServer(
-                uvicorn.Config(
-                    app,
-                    log_config=None,
-                    lifespan="off",
-                    ws="none",
-                    http=http,  # type: ignore[arg-type]
-                    timeout_graceful_shutdown=1,
-                )
+            uvicorn_config = uvicorn.Config(
+                app,
+                log_config=None,
+                lifespan="off",
+                ws="none",
+                http=bounded(settings.max_header_bytes) if http == "httptools" else http,  # type: ignore[arg-type]
+                timeout_graceful_shutdown=1,
             )
+            uvicorn_config.load()
+            uvicorn_config.ssl = tls
+            server = QuickServer(uvicorn_config)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
 
@@ -119,13 +124,13 @@ def serve() -> Iterator[Callable[..., RunningServer]]:
             while not hasattr(server, "ended"):
                 time.sleep(0.002)
             port = listener.getsockname()[1]
-            url = f"http://127.0.0.1:{port}"
+            url = f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"
             client = stack.enter_context(
                 httpx.Client(
                     base_url=url, headers=headers, timeout=20, trust_env=False, verify=False
                 )
             )
-            return RunningServer(url, port, engine, tokenizer, metrics, client)
+            return RunningServer(url, port, engine, tokenizer, metrics, client, app)
 
         yield start
 

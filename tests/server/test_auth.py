@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import socket
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from octavo.config import ServerConfig
+from octavo.config import ServerConfig, api_key_digest, read_api_keys
 from octavo.errors import ConfigError
 from octavo.server.app import create_app
 from tests.server.fake_engine import FakeEngine, FakeTokenizer
@@ -13,10 +14,12 @@ from tests.server.test_bad_input import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.server.conftest import RunningServer
 
 KEYS = ("sk-first", "sk-second")
+CONFIG = ServerConfig(served_model_names=("m",), api_key_digests=tuple(map(api_key_digest, KEYS)))
 ROUTES = [
     ("GET", "/v1/models"),
     ("GET", "/v1/models/fake"),
@@ -25,6 +28,8 @@ ROUTES = [
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("GET", "/version"),
+    ("GET", "/load"),
+    ("GET", "/openapi.json"),
     ("GET", "/metrics"),
     ("GET", "/no/such/route"),
     ("DELETE", "/v1/models"),
@@ -102,31 +107,71 @@ def test_without_keys_there_is_one_tenant(server: RunningServer) -> None:
     assert [options.tenant for options in server.engine.options.values()] == [""]
 
 
-def test_keys_are_not_kept_in_the_clear(guarded: RunningServer) -> None:
-    app = create_app(
-        FakeEngine(), FakeTokenizer(), ServerConfig(served_model_names=("m",), api_keys=KEYS)
-    )
-    layer = app.middleware_stack
-    seen = []
-    while layer is not None:
-        own = {name: value for name, value in vars(layer).items() if "app" not in name}
-        seen.append(repr(own))
-        layer = getattr(layer, "app", None) or getattr(layer, "_app", None)
-    assert any("_digests" in text for text in seen)
+def test_keys_are_not_kept_in_the_clear() -> None:
+    app = create_app(FakeEngine(), FakeTokenizer(), CONFIG)
+    seen: list[str] = []
+    queue: list[Any] = [app]
+    known: set[int] = set()
+    while queue:
+        part = queue.pop()
+        if id(part) in known:
+            continue
+        known.add(id(part))
+        names = [*getattr(part, "__dict__", ()), *getattr(part, "__slots__", ())]
+        values = [getattr(part, name, None) for name in names]
+        seen += [repr(value) for value in values]
+        queue += [value for value in values if type(value).__module__.startswith("octavo.")]
+    assert any(repr(api_key_digest(KEYS[0])) in text for text in seen)
     assert not any(key in text for text in seen for key in KEYS)
+    assert repr(api_key_digest(KEYS[0])) not in repr(app.context.config)
 
 
 @pytest.mark.parametrize("key", ["", " ", "sk-ä", "a\nb", " padded"])
-def test_unusable_keys_stop_the_start(key: str) -> None:
-    config = ServerConfig(served_model_names=("m",), api_keys=("good", key))
+def test_unusable_keys(key: str) -> None:
     with pytest.raises(ConfigError, match="API key"):
-        create_app(FakeEngine(), FakeTokenizer(), config)
+        api_key_digest(key)
+
+
+def test_keys_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# the team's\n sk-one \n\nsk-two\n")
+    assert read_api_keys(file) == ("sk-one", "sk-two")
+    file.write_text("# none yet\n\n")
+    with pytest.raises(ConfigError, match="has no API key"):
+        read_api_keys(file)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_api_keys(file)
+    with pytest.raises(ConfigError, match="No such file"):
+        read_api_keys(tmp_path / "none")
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/ping"])
+def test_probes_need_no_key(guarded: RunningServer, path: str) -> None:
+    for method in ("GET", "HEAD"):
+        assert guarded.client.request(method, path).status_code == 200
+    assert guarded.client.get(f"{path}?x=1").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    ["GET /v1/models", "GET http://127.0.0.1/v1/models", "GET //health/../v1/models"],
+)
+@pytest.mark.parametrize("host", ["x", "/health", "x/health", "health", "x:1/health?"])
+def test_no_header_opens_a_path(guarded: RunningServer, request_line: str, host: str) -> None:
+    with socket.create_connection(("127.0.0.1", guarded.port), timeout=5) as connection:
+        forged = f"Host: {host}\r\nX-Forwarded-Prefix: /health\r\nX-Original-URL: /health"
+        connection.sendall(
+            f"{request_line} HTTP/1.1\r\n{forged}\r\nConnection: close\r\n\r\n".encode()
+        )
+        answer = connection.recv(65536)
+    assert answer.split(b" ")[1] in (b"400", b"401")
+    assert b"max_model_len" not in answer
 
 
 async def test_websockets_need_a_key_too() -> None:
-    config = ServerConfig(served_model_names=("m",), api_keys=KEYS)
-    app = create_app(FakeEngine(), FakeTokenizer(), config)
-    sent = []
+    app = create_app(FakeEngine(), FakeTokenizer(), CONFIG)
+    sent: list[object] = []
 
     async def send(message: object) -> None:
         sent.append(message)

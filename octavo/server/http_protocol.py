@@ -1,0 +1,139 @@
+"""What uvicorn's HTTP protocol leaves open: bounds on a request's head, and errors in our shape.
+
+The parser keeps an unfinished header in memory however long it grows, and waits for it however long
+it takes; here both have an end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from octavo.errors import InvalidRequestError, RequestError
+from octavo.protocol.errors import ErrorBody
+
+if TYPE_CHECKING:
+    import asyncio
+
+HEAD_TIMEOUT_S = 30.0
+"""A connection whose request's head is not complete after so long is closed, seconds."""
+
+MAX_HEADERS = 256
+"""Most headers of a request."""
+
+
+class HeadTooLargeError(RequestError):
+    """The request's URL and headers are more than the server accepts."""
+
+    status = 431
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection. `max_header_bytes` is set on a subclass, see `bounded`."""
+
+    max_header_bytes: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_in_head = False
+        self._num_head_bytes = 0  # of the URL and of whole headers
+        self._num_unfinished_bytes = 0  # read while the head was not complete
+        self._num_headers = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client came; it must send something."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left."""
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came. A head that began before them and did not end yet grew by all of them."""
+        was_in_head = self._is_in_head
+        super().data_received(data)
+        if was_in_head and self._is_in_head:
+            # The parser tells of whole headers only; the rest of these bytes waits in it.
+            self._num_unfinished_bytes += len(data)
+            if self._is_head_too_large and not self.transport.is_closing():
+                self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._is_in_head = True
+        self._num_head_bytes = self._num_unfinished_bytes = self._num_headers = 0
+        if self._head_timer is None:
+            self._await_head()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the URL."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A whole header."""
+        self._num_headers += 1
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is complete, and the application may begin."""
+        self._is_in_head = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request of HTTP, or too large a head, and close."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()  # an earlier answer is under way: nothing can come between
+            return
+        error: RequestError
+        if self._is_head_too_large:
+            error = HeadTooLargeError(
+                f"The request's URL and headers are larger than the {self.max_header_bytes} bytes "
+                f"or {MAX_HEADERS} headers that this server accepts",
+                code="request_header_fields_too_large",
+            )
+        else:
+            error = InvalidRequestError("This is not a valid HTTP request", code="invalid_http")
+        body = msgspec.json.encode(ErrorBody.of(error))
+        head = (
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"x-request-id: {uuid4().hex}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(STATUS_LINE[error.status] + head.encode("ascii") + body)
+        self.transport.close()
+
+    @property
+    def _is_head_too_large(self) -> bool:
+        num_bytes = max(self._num_head_bytes, self._num_unfinished_bytes)
+        return num_bytes > self.max_header_bytes or self._num_headers > MAX_HEADERS
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_head_bytes += num_bytes
+        if self._is_head_too_large:
+            raise HeadTooLargeError("the parser stops at this")
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        self.transport.close()
+
+
+def bounded(max_header_bytes: int) -> type[BoundedProtocol]:
+    """The protocol with heads of at most so many bytes."""
+    return type("Protocol", (BoundedProtocol,), {"max_header_bytes": max_header_bytes})

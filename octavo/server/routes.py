@@ -1,0 +1,127 @@
+"""The table of routes: what each takes and gives. The application and `/openapi.json` are made of
+it, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from octavo.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
+from octavo.protocol.completions import Completion, CompletionRequest
+from octavo.protocol.models import ModelCard, ModelList
+from octavo.protocol.status import Load, Status, Version
+from octavo.protocol.tokenize import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from octavo.server import health
+from octavo.server.chat import create_chat_completion
+from octavo.server.completions import create_completion
+from octavo.server.models import list_models, retrieve_model
+from octavo.server.openapi import openapi
+from octavo.server.tokenize import detokenize, tokenize
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One route.
+
+    Attributes:
+        path: as Starlette writes it.
+        handler: answers; the first line of its docstring is the operation's summary.
+        methods: served; GET brings HEAD along.
+        request: type of the JSON body; None: there is none.
+        answer: type of the JSON answer; None: plain text, or JSON of no fixed shape.
+        media_type: of the answer.
+        event: type of the events of a streamed answer; None: it is never streamed.
+        statuses: of errors, beyond those that the other fields tell of.
+        is_open: needs no API key.
+        is_operational: answered also while the server drains, and not part of its load.
+    """
+
+    path: str
+    handler: Callable[[Request], Awaitable[ASGIApp]]
+    methods: tuple[str, ...] = ("GET",)
+    request: type[Any] | None = None
+    answer: type[Any] | None = None
+    media_type: str = "application/json"
+    event: type[Any] | None = None
+    statuses: tuple[int, ...] = ()
+    is_open: bool = False
+    is_operational: bool = False
+
+
+def _probe(path: str, handler: Callable[[Request], Awaitable[ASGIApp]], *methods: str) -> Endpoint:
+    return Endpoint(
+        path=path,
+        handler=handler,
+        methods=methods or ("GET",),
+        answer=Status,
+        statuses=(503,),
+        is_open=True,
+        is_operational=True,
+    )
+
+
+ENDPOINTS = (
+    Endpoint(path="/v1/models", handler=list_models, answer=ModelList),
+    Endpoint(
+        path="/v1/models/{name:path}", handler=retrieve_model, answer=ModelCard, statuses=(404,)
+    ),
+    Endpoint(
+        path="/v1/completions",
+        handler=create_completion,
+        methods=("POST",),
+        request=CompletionRequest,
+        answer=Completion,
+        event=Completion,
+        statuses=(404, 500),
+    ),
+    Endpoint(
+        path="/v1/chat/completions",
+        handler=create_chat_completion,
+        methods=("POST",),
+        request=ChatCompletionRequest,
+        answer=ChatCompletion,
+        event=ChatCompletionChunk,
+        statuses=(404, 500),
+    ),
+    Endpoint(
+        path="/tokenize",
+        handler=tokenize,
+        methods=("POST",),
+        request=TokenizeRequest,
+        answer=TokenizeResponse,
+        statuses=(404,),
+    ),
+    Endpoint(
+        path="/detokenize",
+        handler=detokenize,
+        methods=("POST",),
+        request=DetokenizeRequest,
+        answer=DetokenizeResponse,
+        statuses=(404,),
+    ),
+    _probe("/health", health.health),
+    _probe("/health/live", health.alive),
+    _probe("/health/ready", health.ready),
+    _probe("/ping", health.health, "GET", "POST"),
+    Endpoint(path="/load", handler=health.load, answer=Load, is_operational=True),
+    Endpoint(path="/version", handler=health.version, answer=Version, is_operational=True),
+    Endpoint(
+        path="/metrics",
+        handler=health.metrics,
+        media_type="text/plain",
+        is_operational=True,
+    ),
+    Endpoint(path="/openapi.json", handler=openapi, is_operational=True),
+)

@@ -1,0 +1,117 @@
+"""The outermost layer: each request gets an id, an end in the log, and the id in its answer.
+
+Knows nothing of what a request is about, nor of errors' bodies: a layer below makes those.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from starlette.requests import ClientDisconnect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger("octavo.access")
+
+CLIENT_LEFT = 499
+"""Stands in the log for the status of a request whose client did not wait for one (nginx's)."""
+
+_GIVEN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+class Exchange:
+    """What the layers know of one request and its answer. Get it with `exchange_of`.
+
+    Attributes:
+        request_id: the caller's `X-Request-Id` if that is 1 to 128 visible ASCII characters, else
+            one of ours.
+        send: the server's own. All layers want to see an answer's start, none its body: what makes
+            thousands of events may give them to this, past the layers.
+        status: of the answer; None until it started.
+    """
+
+    __slots__ = ("request_id", "send", "status")
+
+    def __init__(self, request_id: str, send: Send) -> None:
+        self.request_id = request_id
+        self.send = send
+        self.status: int | None = None
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """The exchange that `RequestScope` began."""
+    exchange: Exchange = scope["state"]["exchange"]
+    return exchange
+
+
+class RequestScope:
+    """Pure ASGI middleware, see the module.
+
+    Args:
+        app: the layers below.
+        closes: whether connections shall end with their answers, asked when one starts.
+        quiet_paths: probes come every few seconds: they are logged at level `debug`.
+    """
+
+    def __init__(
+        self, app: ASGIApp, closes: Callable[[], bool], quiet_paths: Collection[str]
+    ) -> None:
+        self._app = app
+        self._closes = closes
+        self._quiet_paths = frozenset(quiet_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; other scopes pass through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begin = time.perf_counter()
+        exchange = Exchange(_choose_request_id(scope), send)
+        scope.setdefault("state", {})["exchange"] = exchange
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                added = [(b"x-request-id", exchange.request_id.encode("ascii"))]
+                if self._closes():
+                    added.append((b"connection", b"close"))
+                message = {**message, "headers": [*message.get("headers", ()), *added]}
+            await send(message)
+
+        is_gone = False
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            is_gone = True
+        finally:
+            self._log(scope, exchange, is_gone, time.perf_counter() - begin)
+
+    def _log(self, scope: Scope, exchange: Exchange, is_gone: bool, seconds: float) -> None:
+        level = logging.DEBUG if scope["path"] in self._quiet_paths else logging.INFO
+        if logger.isEnabledFor(level):
+            client = scope.get("client")
+            logger.log(
+                level,
+                "%s %s %s: %s in %.3f s, request %s",
+                client[0] if client else "-",
+                scope["method"],
+                scope["path"],
+                CLIENT_LEFT if is_gone else exchange.status or CLIENT_LEFT,
+                seconds,
+                exchange.request_id,
+            )
+
+
+def _choose_request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _GIVEN_ID.fullmatch(value):
+            given: str = value.decode("ascii")
+            return given
+    return uuid4().hex
