@@ -10,18 +10,20 @@ compile-time constant, so a kernel is compiled once for a model.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from octavo.attention.interface import StepTensors
-from octavo.attention.work import Heads, TileShape, divide, most_tiles, pad
+from octavo.attention.planner import Kind, Planner, Sharing, Tuning, tile_rows
 from octavo.kernels.layout import ITEM_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy.typing as npt
 
     from octavo.attention.interface import (
         AttentionSpec,
@@ -30,35 +32,14 @@ if TYPE_CHECKING:
         LayerAttention,
         RotaryArgs,
     )
+    from octavo.attention.shared_prefix import SharedPrefix
     from octavo.attention.work import StepShape, Table
+
+__all__ = ["PlannedWork", "Sharing", "TritonAttention", "Tuning", "default_tuning", "send"]
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 128
 _ALIGN = 4  # integers: 16 bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """Shape of one kind of launch.
-
-    Attributes:
-        rows: query rows (tokens times heads of a group) of a tile, a power of two >= 16.
-        key_tile: keys folded in at a time, a power of two >= 16.
-        num_warps, num_stages: of Triton's compiler.
-        programs_per_sm: programs that a launch should have for each multiprocessor.
-        min_chunk: fewest keys worth a program of their own.
-        merged_rows, merged_parts: of a tile whose parts are added up, those that one program takes
-            and those that it holds at a time; powers of two.
-    """
-
-    rows: int
-    key_tile: int
-    num_warps: int
-    num_stages: int
-    programs_per_sm: int
-    min_chunk: int
-    merged_rows: int = 1
-    merged_parts: int = 16
 
 
 def default_tuning(head_dim: int, dtype: torch.dtype) -> tuple[Tuning, Tuning]:
@@ -73,20 +54,12 @@ def default_tuning(head_dim: int, dtype: torch.dtype) -> tuple[Tuning, Tuning]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    """What a launch is, apart from its tables. A merge has at most `merge_tokens` tokens."""
-
-    window: int | None
-    tuning: Tuning
-    merge_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Launch:
-    """One kind of launch in a step, for one window."""
+    """One launch in a step. `merges` has nothing where parts wait for the next launch's."""
 
-    kind: _Kind
+    kind: Kind
     items: torch.Tensor
+    members: torch.Tensor
     merges: torch.Tensor
 
 
@@ -114,11 +87,13 @@ class PlannedWork:
 
     Attributes:
         sections: in the order in which `bind` wants them.
+        kinds: for each two of them.
+        num_part_rows: rows of scratch that they need, per KV head.
     """
 
     spec: AttentionSpec
     sections: list[Table]
-    kinds: list[_Kind]
+    kinds: list[Kind]
     num_part_rows: int
 
     def bind(self, views: Sequence[torch.Tensor], step: StepTensors) -> TritonMetadata:
@@ -126,7 +101,12 @@ class PlannedWork:
         spec = self.spec
         launches: dict[int | None, list[_Launch]] = {window: [] for window in spec.windows}
         for i, kind in enumerate(self.kinds):
-            launches[kind.window].append(_Launch(kind, *views[2 * i : 2 * i + 2]))
+            items, others = views[2 * i : 2 * i + 2]
+            if kind.merge_tokens:
+                launch = _Launch(kind, items, items, others)
+            else:
+                launch = _Launch(kind, items, others, items[:0])
+            launches[kind.window].append(launch)
         parts = torch.empty(
             (spec.num_kv_heads, self.num_part_rows, spec.head_dim),
             dtype=torch.float32,
@@ -141,6 +121,7 @@ class TritonAttention:
     Args:
         short, long: shapes for chunks of few and of many tokens; None: chosen for the model.
         num_sms: multiprocessors; None: the device's.
+        sharing: when prefixes are shared.
     """
 
     name = "triton"
@@ -151,8 +132,11 @@ class TritonAttention:
         short: Tuning | None = None,
         long: Tuning | None = None,
         num_sms: int | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self._short, self._long, self._num_sms = short, long, num_sms
+        self._sharing = sharing or Sharing()
+        self._planners: dict[AttentionSpec, Planner] = {}
         self._compiled: set[tuple[AttentionSpec, int | None]] = set()
 
     def why_not(self, spec: AttentionSpec) -> str | None:
@@ -180,7 +164,9 @@ class TritonAttention:
     def plan(self, spec: AttentionSpec, layout: BatchLayout) -> TritonMetadata:
         """A step whose block tables are the layout's: everything in one copy to the device."""
         num_seqs = len(layout.context_lens)
-        work = self.plan_work(spec, layout, np.arange(num_seqs))
+        rows = np.arange(num_seqs)
+        shared = self.find_shared(spec, layout, rows, layout.block_tables)
+        work = self.plan_work(spec, layout, rows, shared=shared)
         width = -(-layout.block_tables.shape[1] // _ALIGN) * _ALIGN
         tables = np.zeros((num_seqs, width), np.int32)
         tables[:, : layout.block_tables.shape[1]] = layout.block_tables
@@ -189,12 +175,30 @@ class TritonAttention:
         positions_t, rows_t, tables_rw, *views = send(sections, spec.device)
         return work.bind(views, StepTensors(positions_t, rows_t, tables_rw))
 
+    def find_shared(
+        self,
+        spec: AttentionSpec,
+        layout: BatchLayout,
+        rows: IntArray,
+        tables: npt.NDArray[np.integer[Any]],
+    ) -> list[SharedPrefix]:
+        """Prefixes of decodes that it pays to read once, for `plan_work`; none if none do.
+
+        Args:
+            spec: the model's attention.
+            layout: the step; its block tables are not read.
+            rows: [s], the row of each sequence in `tables`; below 0: none.
+            tables: [rows, most blocks] block ids, as the device has them in this step.
+        """
+        return self._planner(spec).find_shared(layout, rows, tables)
+
     def plan_work(
         self,
         spec: AttentionSpec,
         layout: BatchLayout,
         rows: IntArray,
         pad_to: StepShape | None = None,
+        shared: Sequence[SharedPrefix] = (),
     ) -> PlannedWork:
         """Who computes what.
 
@@ -204,38 +208,11 @@ class TritonAttention:
             rows: [s], the row of each sequence in the device's table of blocks; below 0: none, and
                 nothing is computed for it.
             pad_to: sections get the shapes that any step of this size fits into, so that a graph
-                may be captured over them; the step must.
+                may be captured over them; the step must fit.
+            shared: what `find_shared` said of this step, or none; none if `pad_to` does not share.
         """
-        tunings = self._tuning(spec)
-        heads = Heads(spec.num_kv_heads, spec.num_heads // spec.num_kv_heads)
-        shapes = [self._tile_shape(tuning, spec, heads) for tuning in tunings]
-        most_short = shapes[0].tokens
-        is_real, is_short = rows >= 0, layout.query_lens <= most_short
-        seqs_of = (np.flatnonzero(is_real & is_short), np.flatnonzero(is_real & ~is_short))
-        # No launch for what there is none of, or in a graph for what there can be none of.
-        is_wanted, num_tiles = [len(seqs) > 0 for seqs in seqs_of], [0, 0]
-        if pad_to is not None:
-            assert len(seqs_of[0]) + len(seqs_of[1]) <= pad_to.num_seqs
-            assert layout.query_lens[is_real].sum() <= pad_to.num_tokens
-            assert not pad_to.is_decode or layout.query_lens.max() == 1
-            is_wanted = [True, not pad_to.is_decode]
-            # A short sequence is one tile.
-            num_tiles = [pad_to.num_seqs, most_tiles(pad_to, shapes[1].tokens, most_short + 1)]
-
-        work = PlannedWork(spec, [], [], 0)
-        num_part_rows = 0
-        for i, seqs in enumerate(seqs_of):
-            if not is_wanted[i]:
-                continue
-            for window in spec.windows:
-                part = divide(layout, seqs, window, shapes[i], heads)
-                part.items[:, 0] = rows[part.items[:, 0]]
-                if pad_to is not None:
-                    part = pad(part, pad_to, num_tiles[i], shapes[i], heads)
-                work.kinds.append(_Kind(window, tunings[i], part.merge_tokens))
-                work.sections.extend((part.items, part.merges))
-                num_part_rows = max(num_part_rows, part.num_part_rows)
-        return replace(work, num_part_rows=num_part_rows)
+        plan = self._planner(spec).plan(layout, rows, pad_to, shared)
+        return PlannedWork(spec, plan.tables, plan.kinds, plan.num_part_rows)
 
     def rotate_and_write(
         self, qkv: torch.Tensor, args: RotaryArgs, cache: torch.Tensor, meta: TritonMetadata
@@ -298,17 +275,18 @@ class TritonAttention:
             # Every kernel at once, with nothing to do, so that no later step waits for a compiler.
             self._compiled.add((spec, layer.window))
             nothing = torch.full((1, ITEM_FIELDS), -1, dtype=torch.int32, device=spec.device)
-            kinds = (_Kind(layer.window, tuning, 1) for tuning in self._tuning(spec))
-            idle = [_Launch(kind, nothing, nothing) for kind in kinds]
+            kinds = (Kind(layer.window, tuning, 1) for tuning in self._tuning(spec))
+            idle = [_Launch(kind, nothing, nothing, nothing) for kind in kinds]
             launches = idle + launches
         for launch in launches:
             tuning = launch.kind.tuning
             kernels.attend_kernel[(kv_heads, len(launch.items))](
-                q_thd, cache, out_thd, meta.parts, meta.part_weights, launch.items, tables,
-                tables.stride(0), part_rows, q_thd.stride(0), cache.stride(0),
+                q_thd, cache, out_thd, meta.parts, meta.part_weights, launch.items,
+                launch.members, tables, tables.stride(0), part_rows, q_thd.stride(0),
+                cache.stride(0),
                 layer.scale, spec.soft_cap or 1.0, layer.window or 0,
                 HEADS=spec.num_heads, GROUP=group, PAGE=page, D=dim, D_PAD=padded,
-                TILE_M=_tile_rows(tuning, group), TILE_N=tuning.key_tile,
+                TILE_M=tile_rows(tuning, group), TILE_N=tuning.key_tile,
                 HAS_WINDOW=layer.window is not None, HAS_CAP=spec.soft_cap is not None,
                 num_warps=tuning.num_warps, num_stages=tuning.num_stages,
             )  # fmt: skip
@@ -326,13 +304,13 @@ class TritonAttention:
         short, long = default_tuning(spec.head_dim, spec.dtype)
         return self._short or short, self._long or long
 
-    def _tile_shape(self, tuning: Tuning, spec: AttentionSpec, heads: Heads) -> TileShape:
-        return TileShape(
-            tokens=_tile_rows(tuning, heads.group) // heads.group,
-            key_tile=tuning.key_tile,
-            num_programs=tuning.programs_per_sm * self._sms(spec.device),
-            min_chunk=tuning.min_chunk,
-        )
+    def _planner(self, spec: AttentionSpec) -> Planner:
+        planner = self._planners.get(spec)
+        if planner is None:
+            num_sms = self._sms(spec.device)
+            planner = Planner(spec, *self._tuning(spec), num_sms, self._sharing)
+            self._planners[spec] = planner
+        return planner
 
     def _sms(self, device: torch.device) -> int:
         if self._num_sms is None:
@@ -363,10 +341,6 @@ def _packed(x_tjd: torch.Tensor) -> torch.Tensor:
     if x_tjd.stride(2) == 1 and x_tjd.stride(1) == x_tjd.shape[2]:
         return x_tjd
     return x_tjd.contiguous()
-
-
-def _tile_rows(tuning: Tuning, group: int) -> int:
-    return max(tuning.rows, _next_power_of_2(group))
 
 
 def _padded(dim: int) -> int:

@@ -4,7 +4,12 @@ Pure host arithmetic on a `BatchLayout`; knows nothing of tensors or of how a ke
 
 Few long sequences would leave most of a GPU idle if every tile's keys were one program's work, so
 keys are divided into chunks, short enough that all programs together fill the device
-(Flash-Decoding). Tiles that no such division serves keep all their keys.
+(Flash-Decoding). Tiles that no such division serves keep all their keys. Decodes that share a
+prefix are tiles as well, of tokens of different sequences: they leave parts, and so do the keys
+that each of them has alone.
+
+This runs once a step and on one thread: arrays are small, and what counts is how many calls of
+numpy there are.
 """
 
 from __future__ import annotations
@@ -18,9 +23,13 @@ import numpy.typing as npt
 from octavo.kernels.layout import ITEM_FIELDS, MERGE_FIELDS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from octavo.attention.interface import BatchLayout, IntArray
+    from octavo.attention.shared_prefix import SharedPrefix
 
 Table = npt.NDArray[np.int32]
+_NONE = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +47,8 @@ class TileShape:
     Attributes:
         tokens: most query tokens of a tile, >= 1.
         key_tile: keys that a program folds in at a time; chunks are whole tiles.
-        num_programs: programs that a launch should have, so that the device is full.
+        num_programs: programs for each KV head that a launch should have, so that the device is
+            full, >= 1.
         min_chunk: fewest keys worth a program of their own.
     """
 
@@ -55,10 +65,12 @@ class StepShape:
     Attributes:
         num_tokens: most tokens, >= `num_seqs`. Equal to it: every sequence has one (decodes).
         num_seqs: most sequences, >= 1.
+        shares: decodes may share prefixes.
     """
 
     num_tokens: int
     num_seqs: int
+    shares: bool = False
 
     @property
     def is_decode(self) -> bool:
@@ -67,129 +79,239 @@ class StepShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A launch: rows as `kernels.layout` describes them.
+class Tiles:
+    """Query tokens, and a range of keys for them: [n] each.
+
+    Attributes:
+        row: of the table of blocks.
+        first: the first token in the batch.
+        num_tokens: >= 1.
+        first_pos: position of the first token; the others follow.
+        key_begin: first key, and
+        key_end: end of the keys, > `key_begin`.
+        in_batch: whether tokens lie side by side in the batch; otherwise they do so in a list of
+            tokens, and `first` is a place there.
+    """
+
+    row: IntArray
+    first: IntArray
+    num_tokens: IntArray
+    first_pos: IntArray
+    key_begin: IntArray
+    key_end: IntArray
+    in_batch: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """What programs do about some tiles.
 
     Attributes:
         items: [n, ITEM_FIELDS], the longest first.
-        merges: [m, MERGE_FIELDS], one for each tile whose keys were divided.
-        num_part_rows: rows of parts that the items write, per KV head.
-        merge_tokens: most tokens of a merge.
+        parted: [m] which tiles leave parts instead of results.
+        part_row: [m] first row of the first part of each of these.
+        num_parts: [m] of these; they lie one behind the other.
+        num_part_rows: rows of all parts, per KV head.
     """
 
     items: Table
-    merges: Table
+    parted: IntArray
+    part_row: IntArray
+    num_parts: IntArray
     num_part_rows: int
-    merge_tokens: int
 
 
-def divide(
-    layout: BatchLayout, seqs: IntArray, window: int | None, shape: TileShape, heads: Heads
-) -> Work:
-    """Work of one launch over some of the batch's sequences.
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """Shared prefixes of a step, computed for all members at once.
+
+    Attributes:
+        items: [n, ITEM_FIELDS], the longest first.
+        seqs: [m] the sequences whose tokens are listed for `items`.
+        shared_len: [s] keys of each sequence that `items` take care of, or 0.
+        runs: [s, 3] first row, number and distance in rows of each sequence's parts, or 0.
+        num_part_rows: rows of parts, per KV head.
+    """
+
+    items: Table
+    seqs: IntArray
+    shared_len: IntArray
+    runs: Table
+    num_part_rows: int
+
+
+def spread(lens: IntArray, most: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Cut each of `lens` into pieces of up to `most`: whose, beginning where, and how long."""
+    num_pieces = -(-lens // most)
+    whose = np.repeat(np.arange(len(lens)), num_pieces)
+    first_piece = np.cumsum(num_pieces) - num_pieces
+    begin = (np.arange(len(whose)) - first_piece[whose]) * most
+    return whose, begin, np.minimum(lens[whose] - begin, most)
+
+
+def tile_sequences(
+    layout: BatchLayout,
+    rows: IntArray,
+    seqs: IntArray | slice,
+    window: int | None,
+    tokens: int | None,
+) -> Tiles:
+    """Tiles of some of the batch's sequences.
 
     Args:
         layout: the step.
-        seqs: which sequences.
+        rows: [s] row of each sequence in the table of blocks.
+        seqs: which.
         window: sliding window, or None.
-        shape: of the tiles.
-        heads: of the model.
+        tokens: most of a tile; None: every sequence is one.
     """
-    query_lens = layout.query_lens[seqs]
-    tiles_of_seq = -(-query_lens // shape.tokens)
-    seq = np.repeat(seqs, tiles_of_seq)
-    first_tile = np.cumsum(tiles_of_seq) - tiles_of_seq
-    tile_in_seq = np.arange(len(seq)) - np.repeat(first_tile, tiles_of_seq)
-    offset = tile_in_seq * shape.tokens
-    num_tokens = np.minimum(shape.tokens, layout.query_lens[seq] - offset)
-    first_token = layout.query_starts[seq] + offset
-    first_pos = layout.context_lens[seq] + offset
-    key_end = first_pos + num_tokens
-    key_begin = np.zeros_like(key_end)
-    if window is not None:
-        key_begin = np.maximum(first_pos - window + 1, 0)
-
-    num_keys = key_end - key_begin
-    chunk = _chunk_len(num_keys, shape, heads)
-    num_chunks = -(-num_keys // chunk)
-    tile = np.repeat(np.arange(len(seq)), num_chunks)
-    first_chunk = np.cumsum(num_chunks) - num_chunks
-    chunk_in_tile = np.arange(len(tile)) - first_chunk[tile]
-
-    # Parts of a tile lie one behind the other, each as many rows as the tile has query rows.
-    rows = num_tokens * heads.group
-    divided = num_chunks > 1
-    rows_of_tile = np.where(divided, rows * num_chunks, 0)
-    first_row = np.cumsum(rows_of_tile) - rows_of_tile
-
-    items = np.zeros((len(tile), ITEM_FIELDS), np.int32)
-    items[:, 0] = seq[tile]
-    items[:, 1] = first_token[tile]
-    items[:, 2] = num_tokens[tile]
-    items[:, 3] = first_pos[tile]
-    items[:, 4] = key_begin[tile] + chunk_in_tile * chunk
-    items[:, 5] = np.minimum(items[:, 4] + chunk, key_end[tile])
-    items[:, 6] = np.where(divided[tile], first_row[tile] + chunk_in_tile * rows[tile], -1)
-    items = items[np.argsort(items[:, 4] - items[:, 5], kind="stable")]
-
-    cut = np.flatnonzero(divided)
-    merges = np.zeros((len(cut), MERGE_FIELDS), np.int32)
-    merges[:, 0] = first_token[cut]
-    merges[:, 1] = num_tokens[cut]
-    merges[:, 2] = first_row[cut]
-    merges[:, 3] = num_chunks[cut]
-    merge_tokens = int(num_tokens[cut].max(initial=0))
-    return Work(items, merges, int(rows_of_tile.sum()), merge_tokens)
+    row, first, first_pos = rows[seqs], layout.query_starts[:-1][seqs], layout.context_lens[seqs]
+    num_tokens = layout.query_starts[1:][seqs] - first
+    if tokens is not None:
+        whose, begin, num_tokens = spread(num_tokens, tokens)
+        row, first, first_pos = row[whose], first[whose] + begin, first_pos[whose] + begin
+    if window is None:
+        key_begin = np.zeros_like(first_pos)
+    else:
+        key_begin = np.maximum(first_pos - (window - 1), 0)
+    return Tiles(row, first, num_tokens, first_pos, key_begin, first_pos + num_tokens)
 
 
-def most_tiles(step: StepShape, tokens: int, shortest: int) -> int:
-    """Most tiles of up to `tokens` of the sequences of `shortest` new tokens or more, at least 1.
-
-    n sequences of q_i tokens have sum(1 + (q_i - 1) // tokens) <= n + (num_tokens - n) // tokens
-    tiles, the more the larger n is.
-    """
-    num_seqs = min(step.num_seqs, step.num_tokens // shortest)
-    return max(num_seqs + (step.num_tokens - num_seqs) // tokens, 1)
-
-
-def pad(work: Work, step: StepShape, num_tiles: int, shape: TileShape, heads: Heads) -> Work:
-    """The same work in tables of a size that depends on nothing but the other arguments.
-
-    With p programs for each KV head, a chunk has c keys such that n_i keys of the tiles satisfy
-    sum(n_i) <= p * c. Tile i has 1 + (n_i - 1) // c chunks, hence all of them together at most
-    p - 1 more than there are tiles. A divided tile has more than c keys, so at most p - 1 are.
+def divide(
+    tiles: Tiles,
+    shape: TileShape,
+    heads: Heads,
+    must_part: npt.NDArray[np.bool_] | None = None,
+    first_row: int = 0,
+) -> Division:
+    """Chunks of the tiles' keys.
 
     Args:
-        work: of any step within `step`.
-        step: the largest.
-        num_tiles: most tiles of this launch in such a step.
+        tiles: all of one launch.
+        shape: of the tiles.
+        heads: of the model.
+        must_part: [n] tiles that leave a part even if their keys are not divided.
+        first_row: where parts may begin.
+    """
+    num_keys = tiles.key_end - tiles.key_begin
+    num_tiles = len(num_keys)
+    chunk = _chunk_len(int(num_keys.sum()), shape)
+    num_chunks = -(-num_keys // chunk)
+    is_parted = num_chunks > 1
+    is_divided = bool(is_parted.any())
+    if must_part is not None:
+        is_parted |= must_part
+    parted = np.flatnonzero(is_parted)
+
+    items = np.zeros((num_tiles, ITEM_FIELDS), np.int32)
+    items[:, 0] = tiles.row
+    items[:, 1] = tiles.first
+    items[:, 2] = tiles.num_tokens
+    items[:, 3] = tiles.first_pos
+    items[:, 4] = tiles.key_begin
+    items[:, 5] = tiles.key_end
+    items[:, 6] = -1
+    if not tiles.in_batch:
+        items[:, 7] = 1
+    # Parts of a tile lie one behind the other, each as many rows as the tile has query rows.
+    num_parts = num_chunks[parted]
+    num_rows = tiles.num_tokens[parted] * (heads.group * num_parts)
+    part_row = np.cumsum(num_rows) - num_rows + first_row
+    items[parted, 6] = part_row
+    if is_divided:
+        whose, begin, num_keys = spread(num_keys, chunk)
+        items = items[whose]
+        items[:, 4] += begin.astype(np.int32)
+        items[:, 5] = items[:, 4] + num_keys
+        # Where there is one chunk it is the 0th, and no row is added.
+        rows_before = begin // chunk * heads.group * items[:, 2]
+        items[:, 6] += rows_before.astype(np.int32)
+    items = items[np.argsort(-num_keys, kind="stable")]
+    return Division(items, parted, part_row, num_parts, int(num_rows.sum()))
+
+
+def merge_tiles(tiles: Tiles, division: Division, heads: Heads) -> Table:
+    """[m, MERGE_FIELDS], a row for each tile that left parts."""
+    parted = division.parted
+    merges = np.zeros((len(parted), MERGE_FIELDS), np.int32)
+    if len(parted):
+        merges[:, 0] = tiles.first[parted]
+        merges[:, 1] = tiles.num_tokens[parted]
+        merges[:, 2] = division.part_row
+        merges[:, 3] = division.num_parts
+        merges[:, 4] = merges[:, 1] * heads.group
+    return merges
+
+
+def merge_tokens(
+    tiles: Tiles, division: Division, heads: Heads, more: Table | None = None
+) -> Table:
+    """[m, MERGE_FIELDS], a row for each token of a tile that left parts.
+
+    Args:
+        tiles: whose parts.
+        division: of these.
+        heads: of the model.
+        more: [n, 3] a second run of parts of each tile, which then has one token: first row,
+            number, rows from one to the next.
+    """
+    merges = merge_tiles(tiles, division, heads)
+    if more is not None and len(merges):
+        merges[:, 5:8] = more[division.parted]
+    if (merges[:, 1] > 1).any():
+        whose, place, _ = spread(merges[:, 1].astype(np.int64), 1)
+        merges = merges[whose]
+        merges[:, 0] += place.astype(np.int32)
+        merges[:, 1] = 1
+        merges[:, 2] += place.astype(np.int32) * heads.group
+    return merges
+
+
+def share(
+    shared: Sequence[SharedPrefix],
+    rows: IntArray,
+    block_size: int,
+    shape: TileShape,
+    heads: Heads,
+) -> Prefixes:
+    """Tiles of decodes of different sequences, for the keys that they have in common.
+
+    Args:
+        shared: of decodes, none in two of them.
+        rows: [s] row of each sequence in the table of blocks.
+        block_size: tokens of a block.
         shape: of the tiles.
         heads: of the model.
     """
-    more_chunks = _num_programs(shape, heads) - 1
-    most_items = num_tiles + more_chunks
-    most_merges = min(num_tiles, more_chunks)
-    tokens = 1 if step.is_decode else shape.tokens
-    # Every part of a tile has as many tokens as the tile; the first parts no more than the step.
-    most_part_tokens = min(step.num_tokens, most_merges * tokens) + more_chunks * tokens
-    most_part_rows = most_part_tokens * heads.group if most_merges else 0
-    assert len(work.items) <= most_items
-    assert len(work.merges) <= most_merges
-    assert work.num_part_rows <= most_part_rows
-    assert work.merge_tokens <= tokens
-    items = np.full((most_items, ITEM_FIELDS), -1, np.int32)
-    items[: len(work.items)] = work.items
-    merges = np.full((most_merges, MERGE_FIELDS), -1, np.int32)
-    merges[: len(work.merges)] = work.merges
-    return Work(items, merges, most_part_rows, tokens)
+    seqs = np.concatenate([_NONE, *(prefix.seqs for prefix in shared)])
+    num_members = np.array([len(prefix.seqs) for prefix in shared], np.int64)
+    lens = np.array([len(prefix.block_ids) for prefix in shared], np.int64) * block_size
+    first_member = np.cumsum(num_members) - num_members
+    whose, begin, num_tokens = spread(num_members, shape.tokens)
+    first = first_member[whose] + begin
+    tiles = Tiles(
+        row=rows[seqs[first_member]][whose],
+        first=first,
+        num_tokens=num_tokens,
+        first_pos=lens[whose],  # all that follow as well see all keys
+        key_begin=np.zeros_like(first),
+        key_end=lens[whose],
+        in_batch=False,
+    )
+    division = divide(tiles, shape, heads, must_part=np.ones(len(first), np.bool_))
+
+    tile = np.repeat(np.arange(len(first)), num_tokens)
+    place = np.arange(len(seqs)) - first[tile]
+    runs = np.zeros((len(rows), 3), np.int32)
+    runs[seqs, 0] = division.part_row[tile] + place * heads.group
+    runs[seqs, 1] = division.num_parts[tile]
+    runs[seqs, 2] = num_tokens[tile] * heads.group
+    shared_len = np.zeros(len(rows), np.int64)
+    shared_len[seqs] = np.repeat(lens, num_members)
+    return Prefixes(division.items, seqs, shared_len, runs, division.num_part_rows)
 
 
-def _num_programs(shape: TileShape, heads: Heads) -> int:
-    """For each KV head."""
-    return max(shape.num_programs // heads.num_kv_heads, 1)
-
-
-def _chunk_len(num_keys: IntArray, shape: TileShape, heads: Heads) -> int:
+def _chunk_len(num_keys: int, shape: TileShape) -> int:
     """Keys of a chunk: an equal share of all keys for each program that the device has room for."""
-    chunk = max(-(-int(num_keys.sum()) // _num_programs(shape, heads)), shape.min_chunk)
+    chunk = max(-(-num_keys // shape.num_programs), shape.min_chunk)
     return -(-chunk // shape.key_tile) * shape.key_tile

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 ITEM_FIELDS = 8
-"""Integers of a row of `items`: a tile of query tokens of one sequence, and a range of its keys.
+"""Integers of a row of `items`: a tile of query tokens, and a range of keys of one sequence.
 
-sequence (-1: nothing to do), first token of the tile in the batch, number of its tokens, position
-of the first one in the sequence, first key, end of the keys (exclusive), first row in the parts
-(-1: this program has all keys, and writes the output itself), and one unused, which keeps rows at
-multiples of 16 bytes.
+row in the table of blocks (-1: nothing to do), first token of the tile in the batch, number of its
+tokens, position of the first one in the sequence, first key, end of the keys (exclusive), first row
+in the parts (-1: this program has all keys, and writes the output itself), and whether the tile's
+tokens are of different sequences: the second field is then the place of the first one in a list of
+tokens.
 """
 
-MERGE_FIELDS = 4
-"""Integers of a row of `merges`: first token of a tile in the batch (-1: nothing to do), number of
-its tokens, first row of its first part, number of parts. Parts lie one behind the other, each as
-many rows as the tile has tokens times heads of a group."""
+MERGE_FIELDS = 8
+"""Integers of a row of `merges`: tokens whose parts are added up.
+
+first token in the batch (-1: nothing to do), number of tokens; first row, number, and distance in
+rows of their parts; and the same of a second run of parts. Rows are those of the first token's
+first head in the group; the other heads' and tokens' follow.
+"""

@@ -8,6 +8,9 @@ KV head are packed into the tile's rows (row r is token r // GROUP of the tile, 
 the group), so each key is read once for all of them. Where the keys of a tile are divided among
 several programs, each leaves a normalized part and the logarithm of its weight, and `merge_kernel`
 adds them up (as in Flash-Decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
+A tile may also be of tokens of several sequences that begin with the same blocks (`members`); what
+each of them has alone are other tiles, and both leave parts (cascade inference by FlashInfer, and
+Hydragen, arXiv 2402.05099).
 Softmax is computed online, in float32 and base 2 (FlashAttention-2, arXiv 2307.08691).
 
 Cache layout: [b, 2, k, p, d], block, keys or values, KV head, token in the block, dimension; its
@@ -103,6 +106,7 @@ def attend_kernel(
     parts_ptr,
     part_weights_ptr,
     items_ptr,
+    members_ptr,
     tables_ptr,
     table_stride,
     part_rows,
@@ -133,6 +137,7 @@ def attend_kernel(
     key_begin = tl.load(item + 4)
     key_end = tl.load(item + 5)
     part_row = tl.load(item + 6)
+    has_members = tl.load(item + 7) > 0
 
     rows = tl.arange(0, TILE_M)
     dims = tl.arange(0, D_PAD)
@@ -141,7 +146,10 @@ def attend_kernel(
     real = real_row[:, None] & (dims[None, :] < D)
     query_pos = first_pos + token
     query_head = head * GROUP + rows % GROUP
-    q_at = q_ptr + ((first_token + token) * stride_qt + query_head * D)[:, None] + dims[None, :]
+    # Members leave parts, so that only their queries are looked for.
+    member = tl.load(members_ptr + first_token + token, mask=real_row & has_members, other=0)
+    q_token = tl.where(has_members, member.to(tl.int64), first_token + token)
+    q_at = q_ptr + (q_token * stride_qt + query_head * D)[:, None] + dims[None, :]
     q = tl.load(q_at, mask=real, other=0.0)
 
     table = tables_ptr + seq.to(tl.int64) * table_stride
@@ -219,17 +227,23 @@ def merge_kernel(
     if tl.program_id(0) * ROWS >= num_rows:
         return
     head = tl.program_id(1)
-    row = head.to(tl.int64) * part_rows + tl.load(merge + 2) + rows
+    base = head.to(tl.int64) * part_rows + rows
+    row = tl.load(merge + 2)
     count = tl.load(merge + 3)
+    step = tl.load(merge + 4)
+    other_row = tl.load(merge + 5)
+    both = count + tl.load(merge + 6)
+    other_step = tl.load(merge + 7)
     real = rows < num_rows
     dims = tl.arange(0, D_PAD)
     acc = tl.zeros([ROWS, D_PAD], tl.float32)
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    for first in range(0, count, PARTS):
+    for first in range(0, both, PARTS):
         part = first + tl.arange(0, PARTS)
-        at = row[None, :] + (part * num_rows)[:, None]
-        there = (part < count)[:, None] & real[None, :]
+        run = tl.where(part < count, row + part * step, other_row + (part - count) * other_step)
+        at = base[None, :] + run[:, None]
+        there = (part < both)[:, None] & real[None, :]
         weight = tl.load(part_weights_ptr + at, mask=there, other=float("-inf"))
         new_top = tl.maximum(top, tl.max(weight, 0))
         safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)

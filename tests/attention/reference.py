@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Case:
-    """A step: `seqs` are pairs of new tokens and tokens already in the cache."""
+    """A step: `seqs` are pairs of new tokens and tokens already in the cache.
+
+    `shared` are groups of sequences, and with how many tokens all of a group begin; they share the
+    full blocks of these.
+    """
 
     seqs: tuple[tuple[int, int], ...]
     num_heads: int = 4
@@ -26,6 +30,7 @@ class Case:
     windows: tuple[int | None, ...] = (None,)
     soft_cap: float | None = None
     seed: int = 0
+    shared: tuple[tuple[tuple[int, ...], int], ...] = ()
 
 
 def layout_of(case: Case, rng: np.random.Generator) -> tuple[BatchLayout, int]:
@@ -38,6 +43,9 @@ def layout_of(case: Case, rng: np.random.Generator) -> tuple[BatchLayout, int]:
     tables = rng.integers(0, 2**30, (len(query), int(counts.max())))  # past the last one: unread
     for seq, count in enumerate(counts):
         tables[seq, :count], free = free[:count], free[count:]
+    for members, length in case.shared:
+        num_shared = length // case.block_size
+        tables[list(members), :num_shared] = tables[members[0], :num_shared]
     return BatchLayout(np.concatenate([[0], np.cumsum(query)]), context, tables), num_blocks
 
 
@@ -102,6 +110,13 @@ def relative_error(
 
     keys = [stored(new + old) for new, old in case.seqs]
     values = [stored(new + old) for new, old in case.seqs]
+    num_written = sum(new + old for new, old in case.seqs)
+    for members, length in case.shared:
+        end = length // case.block_size * case.block_size
+        num_written -= end * (len(members) - 1)
+        for seq in members:
+            assert end <= case.seqs[seq][1]
+            keys[seq][:end], values[seq][:end] = keys[members[0]][:end], values[members[0]][:end]
     cache = backend.allocate(spec, num_blocks)
     cache.fill_(unwritten)
     scale = case.head_dim**-0.5 * 2
@@ -132,7 +147,7 @@ def relative_error(
         ])  # fmt: skip
         error = ((out.double() - expected).norm() / expected.norm()).item()
         worst = max(worst, error) if error == error else float("inf")
-    written = 2 * sum(new + old for new, old in case.seqs) * case.num_kv_heads * case.head_dim
+    written = 2 * num_written * case.num_kv_heads * case.head_dim
     cache = cache.float()
     changed = cache.isfinite() & (cache != unwritten)
     assert int(changed.sum()) == written, "a slot of nobody was written, or one was not"

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from octavo.attention.torch_cpu import TorchAttention
-from octavo.attention.triton_paged import TritonAttention, Tuning
+from octavo.attention.triton_paged import Sharing, TritonAttention, Tuning
 from tests.attention.reference import Case, relative_error
 
 HAS_GPU = torch.cuda.is_available()
@@ -33,7 +33,27 @@ def triton_interpreted() -> TritonAttention:
     if HAS_GPU:
         pytest.skip("the kernels are compiled in this process")
     tuning = Tuning(16, 16, 4, 2, programs_per_sm=1, min_chunk=16)
-    return TritonAttention(tuning, Tuning(32, 16, 4, 2, 1, 32), num_sms=8)
+    long = Tuning(32, 16, 4, 2, 1, 32, merged_rows=4, merged_parts=2)
+    return TritonAttention(tuning, long, num_sms=8, sharing=Sharing(2, 1, 0))
+
+
+@st.composite
+def sharing_cases(draw: st.DrawFn, longest: int, most_seqs: int) -> Case:
+    """Decodes that share prefixes, in any order, and some that do not."""
+    case = draw(cases(longest, most_seqs))
+    size, seqs, shared = case.block_size, list(case.seqs), []
+    for _ in range(draw(st.integers(1, 2))):
+        num_blocks = draw(st.integers(1, max(longest // size, 1)))
+        tails = draw(st.lists(st.integers(0, longest), min_size=2, max_size=most_seqs))
+        shared.append((range(len(seqs), len(seqs) + len(tails)), num_blocks * size))
+        seqs += [(1, num_blocks * size + tail) for tail in tails]
+    order = draw(st.permutations(range(len(seqs))))
+    place = {seq: i for i, seq in enumerate(order)}
+    return replace(
+        case,
+        seqs=tuple(seqs[seq] for seq in order),
+        shared=tuple((tuple(place[s] for s in members), n) for members, n in shared),
+    )
 
 
 def cases(longest: int, most_seqs: int) -> st.SearchStrategy[Case]:
@@ -69,6 +89,20 @@ FIXED = {
     "more heads to a KV head than rows": Case(
         seqs=((1, 40), (5, 9)), num_heads=40, num_kv_heads=1, head_dim=8
     ),
+    "a shared prefix": Case(seqs=((1, 90), (1, 80), (1, 95)), shared=(((0, 1, 2), 80),)),
+    "shared prefixes of decodes that are not neighbours, among others": Case(
+        seqs=((1, 70), (9, 50), (1, 33), (1, 80), (40, 0), (1, 200), (2, 64), (1, 66), (1, 32)),
+        shared=(((0, 3, 5, 7), 64), ((2, 8), 32)),
+    ),
+    "a shared prefix of more sequences than a tile has tokens": Case(
+        seqs=tuple((1, 48 + 3 * i) for i in range(20)), shared=((tuple(range(1, 20)), 48),)
+    ),
+    "a shared prefix and windows": Case(
+        seqs=((1, 90), (1, 80), (30, 6)), shared=(((0, 1), 80),), windows=(None, 20, 85)
+    ),
+    "a shared prefix, soft cap, seven heads to a KV head": Case(
+        seqs=((1, 90), (1, 80)), shared=(((0, 1), 80),), soft_cap=2.0, num_heads=14
+    ),
 }
 
 
@@ -81,6 +115,12 @@ def test_triton_interpreted(name: str, dtype: torch.dtype) -> None:
 @settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(longest=40, most_seqs=3))
 def test_triton_interpreted_on_random_steps(case: Case) -> None:
+    assert relative_error(triton_interpreted(), case, torch.float32, CPU) < 2e-6
+
+
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow])
+@given(sharing_cases(longest=40, most_seqs=3))
+def test_triton_interpreted_on_random_steps_with_shared_prefixes(case: Case) -> None:
     assert relative_error(triton_interpreted(), case, torch.float32, CPU) < 2e-6
 
 
@@ -112,6 +152,13 @@ LARGE = {
     ),
     "Llama 8B, mixed": Case(
         seqs=((1, 3000), (1000, 0), (1, 5), (257, 1000), (16, 4096), (2, 70)),
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+    ),
+    "Llama 8B, a shared prefix": Case(
+        seqs=((1, 70), *((1, 2048 + 5 * i) for i in range(63)), (100, 2000)),
+        shared=((tuple(range(1, 64)), 2048),),
         num_heads=32,
         num_kv_heads=8,
         head_dim=128,

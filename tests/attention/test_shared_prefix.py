@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
-from octavo.attention.shared_prefix import find_shared_prefixes, join
+from octavo.attention.shared_prefix import PrefixFinder, find_shared_prefixes, join
 from octavo.attention.torch_cpu import TorchAttention
 from tests.attention.reference import attend
 
@@ -47,6 +47,51 @@ def test_the_block_that_is_written_is_never_shared() -> None:
     tables = [[1, 2, 3, 4, 5, 6, 30 + i] for i in range(4)]
     (found,) = find_shared_prefixes(layout_of(tables, [70, 96, 80, 96], [1] * 4), SIZE)
     assert found.block_ids.tolist() == [1, 2, 3, 4]
+
+
+def test_a_little_with_many_or_much_with_few() -> None:
+    """All begin with 4 blocks; then there are two kinds, or one that goes on and seven that end."""
+    head = [1, 2, 3, 4]
+    longer = [*head, *range(10, 70)], [*head, *range(110, 170)]
+    tables = [[*longer[i % 2], 1000 + i] for i in range(8)]
+    found = find_shared_prefixes(layout_of(tables, [64 * SIZE + 3] * 8, [1] * 8), SIZE)
+    assert [p.seqs.tolist() for p in found] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert [p.block_ids.tolist() for p in found] == list(longer)
+
+    tables = [[*head, 1000 + i, 2000 + i] for i in range(7)] + [[*longer[0], 3000]]
+    context = [4 * SIZE + 3] * 7 + [64 * SIZE + 3]
+    (found_one,) = find_shared_prefixes(layout_of(tables, context, [1] * 8), SIZE)
+    assert found_one.seqs.tolist() == list(range(8))
+    assert found_one.block_ids.tolist() == head
+
+
+def test_what_was_found_is_kept_while_it_holds() -> None:
+    finder = PrefixFinder(SIZE, 2, 2 * SIZE)
+    tables = np.arange(80, dtype=np.int32).reshape(8, 10)
+    tables[2:5, :3] = tables[2, :3]
+    rows = np.array([4, 0, 3, 2])
+
+    def step(context: list[int], rows: np.ndarray = rows) -> list[tuple[list[int], list[int]]]:
+        layout = layout_of([[]] * len(context), context, [1] * len(context))
+        found = finder.find(layout, rows, tables)
+        anew = find_shared_prefixes(layout, SIZE, rows, tables, 2, 2 * SIZE)
+        describe = [(p.seqs.tolist(), p.block_ids.tolist()) for p in found]
+        assert describe == [(p.seqs.tolist(), p.block_ids.tolist()) for p in anew]
+        kept.append(found)
+        return describe
+
+    kept: list[object] = []
+    assert step([50, 70, 48, 90]) == [([0, 2, 3], [20, 21, 22])]
+    assert step([51, 71, 49, 91])
+    assert kept[1] is kept[0]
+    # Row 3 is another request now, which shares less.
+    tables[3, 2:] += 1000
+    assert step([52, 72, 50, 92]) == [([0, 2, 3], [20, 21])]
+    # It begins anew, and is behind the others.
+    assert step([53, 73, 20, 93]) == [([0, 3], [20, 21, 22])]
+    assert step([53, 73, 93], rows[[0, 1, 3]]) == [([0, 2], [20, 21, 22])]
+    assert step([54, 74, 94], np.array([4, 0, -1])) == []
+    assert step([55, 75, 95], np.array([4, 0, 2])) == [([0, 2], [20, 21, 22])]
 
 
 @settings(deadline=None, max_examples=40)

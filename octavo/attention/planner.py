@@ -1,0 +1,289 @@
+"""A step's launches: which kinds there are, over which tables, for each of the model's windows.
+
+Host arithmetic on layouts; knows no tensors. Short query chunks (decodes, above all), long ones,
+and decodes that share a prefix are launched apart, because they want tiles of different shapes.
+A plan may be padded to tables whose sizes depend on a `StepShape` alone, for CUDA graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from octavo.attention.bounds import bound_long, bound_prefixes, bound_short, pad
+from octavo.attention.shared_prefix import PrefixFinder
+from octavo.attention.work import (
+    Heads,
+    TileShape,
+    divide,
+    merge_tiles,
+    merge_tokens,
+    share,
+    tile_sequences,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from octavo.attention.bounds import Bound
+    from octavo.attention.interface import AttentionSpec, BatchLayout, IntArray
+    from octavo.attention.shared_prefix import SharedPrefix
+    from octavo.attention.work import Prefixes, StepShape, Table
+
+_NONE = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Shape of one kind of launch.
+
+    Attributes:
+        rows: query rows (tokens times heads of a group) of a tile, a power of two >= 16.
+        key_tile: keys folded in at a time, a power of two >= 16.
+        num_warps, num_stages: of Triton's compiler.
+        programs_per_sm: programs that a launch should have for each multiprocessor.
+        min_chunk: fewest keys worth a program of their own.
+        merged_rows, merged_parts: of a tile whose parts are added up, those that one program takes
+            and those that it holds at a time; powers of two.
+    """
+
+    rows: int
+    key_tile: int
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+    min_chunk: int
+    merged_rows: int = 1
+    merged_parts: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """When decodes read a prefix that they share once for all of them.
+
+    It takes a launch more, and parts that are written and added up.
+
+    Attributes:
+        min_seqs: fewest sequences with one prefix, >= 2.
+        min_tokens: fewest tokens of it.
+        min_saved_bytes: fewest bytes of keys and values that a layer must be spared.
+    """
+
+    min_seqs: int = 4
+    min_tokens: int = 256
+    # About what an H100 reads in the 8 us that two more launches take.
+    min_saved_bytes: int = 24 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a launch is, apart from its tables.
+
+    Attributes:
+        window: of the layers that it is for.
+        tuning: of its tiles.
+        merge_tokens: most tokens of a merge; 0: a shared prefix, whose second table is a list of
+            tokens, and whose parts are merged by the next launch.
+    """
+
+    window: int | None
+    tuning: Tuning
+    merge_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All launches of a step.
+
+    Attributes:
+        kinds: those of one window in the order in which they are to run.
+        tables: for each of them its items, and its merges or members.
+        num_part_rows: rows of parts, per KV head.
+    """
+
+    kinds: list[Kind]
+    tables: list[Table]
+    num_part_rows: int
+
+
+class Planner:
+    """Plans of one model's steps on one device.
+
+    Args:
+        spec: the model's attention.
+        short, long: tunings for chunks of few and of many tokens.
+        num_sms: multiprocessors of the device.
+        sharing: when prefixes are shared.
+    """
+
+    def __init__(
+        self, spec: AttentionSpec, short: Tuning, long: Tuning, num_sms: int, sharing: Sharing
+    ) -> None:
+        self._windows, self._block_size = spec.windows, spec.block_size
+        self._heads = Heads(spec.num_kv_heads, spec.num_heads // spec.num_kv_heads)
+        self._tunings = short, long
+        self._shapes = self._shape_of(short, num_sms), self._shape_of(long, num_sms)
+        self._sharing = sharing
+        self._finder = PrefixFinder(spec.block_size, sharing.min_seqs, sharing.min_tokens)
+        self._last_shared: Sequence[SharedPrefix] = ()
+        self._last_rows = _NONE
+        self._last_prefixes: Prefixes | None = None
+        key_bytes = 2 * spec.num_kv_heads * spec.head_dim * spec.stored_dtype.itemsize
+        self._block_bytes = spec.block_size * key_bytes
+        self._bounds: dict[StepShape, tuple[Bound, Bound, Bound]] = {}
+
+    def find_shared(
+        self, layout: BatchLayout, rows: IntArray, tables: npt.NDArray[np.integer[Any]]
+    ) -> list[SharedPrefix]:
+        """Prefixes that it pays to read once, or none. See `TritonAttention.find_shared`."""
+        if None not in self._windows:
+            return []
+        shared = self._finder.find(layout, rows, tables)
+        num_blocks = sum((len(prefix.seqs) - 1) * len(prefix.block_ids) for prefix in shared)
+        pays = num_blocks * self._block_bytes >= self._sharing.min_saved_bytes
+        return shared if pays else []
+
+    def plan(
+        self,
+        layout: BatchLayout,
+        rows: IntArray,
+        pad_to: StepShape | None,
+        shared: Sequence[SharedPrefix],
+    ) -> Plan:
+        """See `TritonAttention.plan_work`."""
+        query_lens = layout.query_lens
+        is_real, is_short = rows >= 0, query_lens <= self._shapes[0].tokens
+        short, long = _select(is_real & is_short), _select(is_real & ~is_short)
+        bounds: tuple[Bound | None, ...] = (None, None, None)
+        has_short, has_long, has_shared = short is not None, long is not None, bool(shared)
+        if pad_to is not None:
+            assert np.count_nonzero(is_real) <= pad_to.num_seqs
+            assert query_lens[is_real].sum() <= pad_to.num_tokens
+            assert not pad_to.is_decode or query_lens.max() == 1
+            assert pad_to.shares or not shared
+            # A graph has every launch that any step of its shape needs.
+            has_short, has_long, has_shared = True, not pad_to.is_decode, pad_to.shares
+            bounds = self._bounds_of(pad_to)
+
+        prefixes = None
+        if has_shared:
+            prefixes = self._share(shared, rows)
+        plan = _Tables()
+        for window in self._windows:
+            whole = prefixes if window is None else None
+            if whole is not None:
+                members = layout.query_starts[whole.seqs].astype(np.int32)
+                kind = Kind(window, self._tunings[1], 0)
+                plan.add(kind, whole.items, members, whole.num_part_rows, bounds[2])
+            if has_short:
+                self._add_short(plan, layout, rows, short, window, whole, bounds[0])
+            if has_long:
+                self._add_long(plan, layout, rows, long, window, bounds[1])
+        return Plan(plan.kinds, plan.tables, plan.num_part_rows)
+
+    def _share(self, shared: Sequence[SharedPrefix], rows: IntArray) -> Prefixes:
+        """Made anew only if the list or the rows are not the last step's."""
+        last = self._last_prefixes
+        is_last = shared is self._last_shared and np.array_equal(rows, self._last_rows)
+        if last is None or not is_last:
+            last = share(shared, rows, self._block_size, self._shapes[1], self._heads)
+            self._last_shared, self._last_rows, self._last_prefixes = shared, rows.copy(), last
+        return last
+
+    def _add_short(
+        self,
+        plan: _Tables,
+        layout: BatchLayout,
+        rows: IntArray,
+        seqs: IntArray | slice | None,
+        window: int | None,
+        prefixes: Prefixes | None,
+        bound: Bound | None,
+    ) -> None:
+        """Each sequence is a tile, and with a shared prefix has its own keys left."""
+        seqs = _NONE if seqs is None else seqs
+        tiles = tile_sequences(layout, rows, seqs, window, None)
+        must_part, more, first_row = None, None, 0
+        if prefixes is not None:
+            tiles.key_begin[:] = prefixes.shared_len[seqs]
+            must_part, more = tiles.key_begin > 0, prefixes.runs[seqs]
+            first_row = prefixes.num_part_rows
+        division = divide(tiles, self._shapes[0], self._heads, must_part, first_row)
+        merges = merge_tokens(tiles, division, self._heads, more)
+        kind = Kind(window, self._tunings[0], 1)
+        plan.add(kind, division.items, merges, first_row + division.num_part_rows, bound)
+
+    def _add_long(
+        self,
+        plan: _Tables,
+        layout: BatchLayout,
+        rows: IntArray,
+        seqs: IntArray | slice | None,
+        window: int | None,
+        bound: Bound | None,
+    ) -> None:
+        """By now the parts of short ones and of prefixes have been merged: rows begin at 0."""
+        shape = self._shapes[1]
+        seqs = _NONE if seqs is None else seqs
+        tiles = tile_sequences(layout, rows, seqs, window, shape.tokens)
+        division = divide(tiles, shape, self._heads)
+        merges = merge_tiles(tiles, division, self._heads)
+        kind = Kind(window, self._tunings[1], shape.tokens)
+        plan.add(kind, division.items, merges, division.num_part_rows, bound)
+
+    def _bounds_of(self, step: StepShape) -> tuple[Bound, Bound, Bound]:
+        """Of short launches, long ones, and those of shared prefixes."""
+        if step not in self._bounds:
+            short, long = self._shapes
+            prefixes = bound_prefixes(step, long, self._heads, self._sharing.min_seqs)
+            self._bounds[step] = (
+                bound_short(step, short, self._heads, prefixes.part_rows if step.shares else 0),
+                bound_long(step, long, self._heads, shortest=short.tokens + 1),
+                prefixes,
+            )
+        return self._bounds[step]
+
+    def _shape_of(self, tuning: Tuning, num_sms: int) -> TileShape:
+        return TileShape(
+            tokens=tile_rows(tuning, self._heads.group) // self._heads.group,
+            key_tile=tuning.key_tile,
+            num_programs=max(tuning.programs_per_sm * num_sms // self._heads.num_kv_heads, 1),
+            min_chunk=tuning.min_chunk,
+        )
+
+
+class _Tables:
+    """A plan that grows."""
+
+    def __init__(self) -> None:
+        self.kinds: list[Kind] = []
+        self.tables: list[Table] = []
+        self.num_part_rows = 0
+
+    def add(
+        self, kind: Kind, items: Table, others: Table, num_part_rows: int, bound: Bound | None
+    ) -> None:
+        if bound is not None:
+            assert num_part_rows <= bound.part_rows
+            items, others = pad(items, bound.items), pad(others, bound.others)
+            num_part_rows = bound.part_rows
+        self.kinds.append(kind)
+        self.tables.extend((items, others))
+        self.num_part_rows = max(self.num_part_rows, num_part_rows)
+
+
+def tile_rows(tuning: Tuning, group: int) -> int:
+    """Rows of a tile, at least one token's."""
+    return max(tuning.rows, 1 << (group - 1).bit_length())
+
+
+def _select(mask: npt.NDArray[np.bool_]) -> IntArray | slice | None:
+    """Where `mask` is true; None: nowhere. Everywhere is a slice, which costs no copies."""
+    count = np.count_nonzero(mask)
+    if count == 0:
+        return None
+    return slice(None) if count == len(mask) else np.flatnonzero(mask)
