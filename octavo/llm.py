@@ -15,7 +15,7 @@ from octavo.config import EngineConfig, default_thread_waiting
 from octavo.engine.admission import check_request
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
-from octavo.engine.output import OutputProcessor, merge_deltas
+from octavo.engine.output import DeltaSum, OutputProcessor
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.text.tokenizer import load_tokenizer
 from octavo.types import Delta, EngineInfo, EngineStats, SamplingParams
@@ -78,7 +78,7 @@ class _Running:
     prompt_token_ids: list[int]
     processor: OutputProcessor
     wants_logprobs: bool
-    deltas: list[Delta] = field(default_factory=list)
+    output: DeltaSum = field(default_factory=DeltaSum)
 
 
 class LLM:
@@ -207,13 +207,11 @@ class LLM:
         request_id = self._add(*self._check(prompt, params or self.sampling_params()))
         running = self._running[request_id]
         try:
-            while not running.processor.is_finished or running.deltas:
-                if not running.deltas:
+            while not running.processor.is_finished or not running.output.is_empty:
+                if running.output.is_empty:
                     self._step()
-                    continue
-                delta = merge_deltas(running.deltas)
-                running.deltas = []
-                yield delta
+                else:
+                    yield running.output.take()
         finally:
             self._forget([request_id])
 
@@ -278,7 +276,7 @@ class LLM:
             running = self._running.get(output.request_id)
             if running is None or running.processor.is_finished:
                 continue
-            running.deltas.append(running.processor.push(output))
+            running.output.add(running.processor.push(output))
             num_ended += running.processor.is_finished
             if running.processor.hit_stop_string:
                 self._core.abort([output.request_id])
@@ -308,7 +306,7 @@ class LLM:
 
     def _output(self, request_id: str) -> RequestOutput:
         running = self._running[request_id]
-        whole = merge_deltas(running.deltas)
+        whole = running.output.take()
         completion = CompletionOutput(
             index=0,
             text=whole.text,

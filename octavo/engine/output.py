@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from octavo.text.detokenizer import IncrementalDetokenizer
 from octavo.text.stop import StopChecker
 from octavo.types import Delta
@@ -161,19 +163,47 @@ class OutputProcessor:
         )
 
 
+class DeltaSum:
+    """Adds up consecutive deltas of a request, at a cost that does not grow with what is there."""
+
+    __slots__ = ("_last", "_logprobs", "_texts", "_token_ids")
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[PositionLogprobs] = []
+        self._last: Delta | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added since the last `take`."""
+        return self._last is None
+
+    def add(self, delta: Delta) -> None:
+        """Add the next delta."""
+        if delta.text:
+            self._texts.append(delta.text)
+        self._token_ids += delta.token_ids
+        if delta.logprobs:
+            self._logprobs += delta.logprobs
+        self._last = delta
+
+    def take(self) -> Delta:
+        """What was added since the last call, at least one delta, as one."""
+        last = self._last
+        assert last is not None
+        total = msgspec.structs.replace(
+            last, text="".join(self._texts), token_ids=self._token_ids, logprobs=self._logprobs
+        )
+        self._texts, self._token_ids, self._logprobs, self._last = [], [], [], None
+        return total
+
+
 def merge_deltas(deltas: Sequence[Delta]) -> Delta:
     """One delta that says what consecutive ones of a request said."""
     if len(deltas) == 1:
         return deltas[0]
-    last = deltas[-1]
-    return Delta(
-        text="".join([delta.text for delta in deltas]),
-        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
-        logprobs=[entry for delta in deltas for entry in delta.logprobs],
-        finish_reason=last.finish_reason,
-        stop_reason=last.stop_reason,
-        error=last.error,
-        num_prompt_tokens=last.num_prompt_tokens,
-        num_output_tokens=last.num_output_tokens,
-        num_cached_tokens=last.num_cached_tokens,
-    )
+    total = DeltaSum()
+    for delta in deltas:
+        total.add(delta)
+    return total.take()
