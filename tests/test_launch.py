@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +21,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from octavo.config import EngineConfig, ServerConfig
-from octavo.errors import AddressError, CheckpointError, ModelNotFoundError
+from octavo.errors import AddressError, CheckpointError, ConfigError, ModelNotFoundError
 from octavo.launch import serve
-from octavo.server.listen import bind, listen, url_of
+from octavo.server.listen import bind, bind_unix, bound, listen, url_of
 from tests.engine.byte_tokenizer import byte_backend
 from tests.engine.fake_core import VOCAB_SIZE
 
@@ -433,6 +436,116 @@ def test_two_servers_that_start_together() -> None:
         listen(second)
     first.close()
     second.close()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command")
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1"
+    command += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {cert}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    return cert, key
+
+
+@pytest.mark.parametrize("is_one_file", [False, True])
+def test_tls(model: str, tmp_path: Path, certificate: tuple[Path, Path], is_one_file: bool) -> None:
+    cert, key = certificate
+    options = {"ssl_certfile": str(cert), "ssl_keyfile": str(key)}
+    if is_one_file:
+        both = cert.with_name("both.pem")
+        both.write_text(cert.read_text() + key.read_text())
+        options = {"ssl_certfile": str(both)}
+    with serving(model, tmp_path, options=options) as server:
+        url = server.wait_for("ready at ")
+        assert url.startswith("https://127.0.0.1:")
+        trusting = ssl.create_default_context(cafile=str(cert))
+        with httpx.Client(verify=trusting, trust_env=False) as client:
+            assert client.get(f"{url}/models").json()["data"][0]["id"] == "fake"
+            answer = client.post(f"{url}/completions", json=completion(20, stream=True))
+            assert answer.text.endswith("data: [DONE]\n\n")
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(f"{url}/models")
+        with pytest.raises(httpx.RemoteProtocolError):
+            httpx.get(f"{url}/models".replace("https", "http"))
+        old = ssl.create_default_context(cafile=str(cert))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/models", verify=old)
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.end() == 0
+    assert "Traceback" not in server.log
+
+
+def test_certificates_that_cannot_be_used(
+    model: str, tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    cert, key = certificate
+    other, noise = tmp_path / "other.pem", tmp_path / "noise.pem"
+    subprocess.run(["openssl", "genrsa", "-out", other, "2048"], check=True, capture_output=True)
+    locked = tmp_path / "locked.pem"
+    command = ["openssl", "rsa", "-aes256", "-passout", "pass:x", "-in", key, "-out", locked]
+    subprocess.run(command, check=True, capture_output=True)
+    noise.write_text("hello")
+    for files, message in (
+        ((tmp_path / "none", None), "cannot read .*none: No such file"),
+        ((cert, tmp_path / "none"), "cannot read .*none: No such file"),
+        ((cert, other), "cannot use .*: key values mismatch"),
+        ((cert, noise), "cannot use .*noise.pem for TLS"),
+        ((noise, key), "cannot use .*noise.pem"),
+        ((cert, None), "cannot use .*cert.pem for TLS"),
+        ((cert, locked), "the TLS key has a password"),
+    ):
+        names = [str(file) if file else None for file in files]
+        config = ServerConfig(port=0, ssl_certfile=names[0], ssl_keyfile=names[1])
+        with pytest.raises(ConfigError, match=message):
+            serve(EngineConfig(model=model), config)
+
+
+def test_a_unix_socket(model: str, tmp_path: Path) -> None:
+    path = tmp_path / "octavo.sock"
+    socket_left_behind = socket.socket(socket.AF_UNIX)
+    socket_left_behind.bind(str(path))
+    socket_left_behind.close()  # as a killed server leaves it
+    with serving(model, tmp_path, options={"uds": str(path)}) as server:
+        assert server.wait_for("ready at ") == f"unix:{path}"
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+            assert client.get("http://x/v1/models").json()["data"][0]["id"] == "fake"
+            answer = client.post("http://x/v1/completions", json=completion(20, stream=True))
+            assert answer.text.endswith("data: [DONE]\n\n")
+        with pytest.raises(AddressError, match="is in use: stop what listens there"):
+            bind_unix(path)
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.end() == 0
+    assert "octavo.access: - GET /v1/models: 200" in server.log
+    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in server.log
+
+
+def test_paths_that_are_no_place_for_a_socket(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    with pytest.raises(AddressError, match="it is there, and is no socket"):
+        bind_unix(file)
+    assert file.read_text() == "precious"
+    with pytest.raises(AddressError, match="No such file or directory"):
+        bind_unix(tmp_path / "no" / "folder")
+    with pytest.raises(AddressError, match="too long"):
+        bind_unix(tmp_path / ("x" * 200))
+
+
+def test_only_an_own_socket_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "octavo.sock"
+    with bound(ServerConfig(uds=str(path))):
+        path.unlink()
+        other = bind_unix(path)
+    assert path.exists()
+    other.close()
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])

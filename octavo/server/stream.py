@@ -81,16 +81,20 @@ class _Stream:
                 error = as_request_error(exc, self._exchange.request_id)
                 end = sse.event(ErrorBody.of(error)) + sse.DONE
             await self._start()
+            self._num_sent += 1
             self._is_sending = True
             await send({"type": "http.response.body", "body": end})
 
     async def break_silence(self) -> None:
         """Send a comment if nothing was sent since the last call."""
-        if self._num_sent == self._num_seen and not self._is_sending:
-            await self._start()
+        is_silent = self._num_sent == self._num_seen and not self._is_sending
+        self._num_seen = self._num_sent
+        if not is_silent:
+            return
+        await self._start()
+        if self._num_sent == self._num_seen:  # nothing came while we waited
             body = {"type": "http.response.body", "body": sse.KEEP_ALIVE, "more_body": True}
             await self._exchange.send(body)
-        self._num_seen = self._num_sent
 
     async def _start(self) -> None:
         async with self._starting:  # the events and the silence may both be the first

@@ -62,6 +62,32 @@ def test_flags(launched: Launched, model: str, monkeypatch: pytest.MonkeyPatch) 
     assert levels == ["debug"]
 
 
+def test_flags_of_the_wire(launched: Launched, model: str, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a\n# none\nb\n")
+    flags = f"--api-key a --api-key-file {tmp_path / 'keys'} --uds /run/x.sock"
+    flags += " --ssl-certfile c.pem --ssl-keyfile k.pem --max-body-bytes 1MiB"
+    flags += " --max-header-bytes 8k --sse-keep-alive 0 --shutdown-timeout 2.5"
+    flags += " --allowed-origins https://a,https://b --allow-credentials --allowed-methods GET"
+    args = ["serve", model, *flags.split(), "--allowed-headers", '["X-A", "X-B"]']
+    assert main(args) == 3
+    [(_, server)] = launched
+    assert server == ServerConfig(
+        uds="/run/x.sock",
+        ssl_certfile="c.pem",
+        ssl_keyfile="k.pem",
+        api_key_digests=tuple(map(api_key_digest, "ab")),
+        allowed_origins=("https://a", "https://b"),
+        allowed_methods=("GET",),
+        allowed_headers=("X-A", "X-B"),
+        allow_credentials=True,
+        served_model_names=(model,),
+        max_body_bytes=2**20,
+        max_header_bytes=8192,
+        sse_keep_alive=0.0,
+        shutdown_timeout=2.5,
+    )
+
+
 def test_an_open_door_is_a_loud_warning(
     launched: Launched, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,8 +95,9 @@ def test_an_open_door_is_a_loud_warning(
     assert "WARNING: 0.0.0.0:8000 can be reached" in capsys.readouterr().err
     main(["serve", model, "--host", "0.0.0.0", "--api-key", "k"])
     main(["serve", model, "--host", "::1"])
+    main(["serve", model, "--host", "0.0.0.0", "--uds", "x.sock"])
     assert capsys.readouterr().err == ""
-    assert len(launched) == 3
+    assert len(launched) == 4
 
 
 @pytest.mark.parametrize(
@@ -78,6 +105,11 @@ def test_an_open_door_is_a_loud_warning(
     [
         (["--port", "70000"], "--port must be in 0..65535"),
         (["--api-key", ""], "--api-key must not be empty"),
+        (["--api-key", "ä"], "an API key must be printable ASCII"),
+        (["--api-key-file", "/no/such/file"], "cannot read the API keys in /no/such/file"),
+        (["--ssl-keyfile", "k.pem"], "--ssl-keyfile needs --ssl-certfile"),
+        (["--allow-credentials"], "--allow-credentials needs --allowed-origins"),
+        (["--shutdown-timeout", "-1"], "--shutdown-timeout must be at least 0"),
         (["--served-model-name", ""], "--served-model-name must not be empty"),
         (["--max-num-seqs", "0"], "--max-num-seqs must be at least 1"),
     ],
@@ -93,6 +125,14 @@ def test_bad_flags(
     err = capsys.readouterr().err
     assert err.startswith(f"octavo: error: {message}")
     assert err.count("\n") == 1
+    assert launched == []
+
+
+@pytest.mark.parametrize("names", ["[1]", '["a"', '[["a"]]'])
+def test_names_that_are_no_list(launched: Launched, model: str, names: str) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["serve", model, "--allowed-origins", names])
+    assert exit_.value.code == 2
     assert launched == []
 
 
