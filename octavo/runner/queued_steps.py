@@ -9,7 +9,7 @@ waits for the device but `DeviceStep.result`.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from octavo.attention.interface import AttentionSpec
+    from octavo.attention.shared_prefix import SharedPrefix
     from octavo.attention.triton_paged import PlannedWork, TritonAttention
     from octavo.models.base import CausalModel
     from octavo.runner.rows import RowTable
@@ -157,7 +158,8 @@ class QueuedSteps:
         self._decodes: list[_Captured | None] = [None]
         self._mixed: list[_Captured] = []
         if shapes:
-            room = max(offsets(self._sections(_idle(shape), shape)[0])[1] for shape in shapes)
+            widest = [_sharing(shape) if shape.is_decode else shape for shape in shapes]
+            room = max(offsets(self._sections(_idle(shape), shape)[0])[1] for shape in widest)
             room += 3 * (max(shape.num_seqs for shape in shapes) + 4) + 2 * UPDATES_ROOM
             self._inputs = torch.zeros(room, dtype=torch.int32, device=device)
             most = max(shape.num_tokens for shape in shapes)
@@ -173,11 +175,14 @@ class QueuedSteps:
             return FinishedStep(StepResult(plan.step_id, [], [], 0))
         begin = self._mark()
         host = lay_out(plan, self._table, self._spec.block_size, with_tables=False)
-        captured = self._find(host)
+        shared = self._backend.find_shared(
+            self._spec, host.layout, host.rows, self._table.block_tables
+        )
+        captured = self._find(host, shares=bool(shared))
         if captured is None:
-            logits, sampling = self._run(host, updates)
+            logits, sampling = self._run(host, updates, shared)
         else:
-            logits, sampling = self._replay(captured, host, updates)
+            logits, sampling = self._replay(captured, host, updates, shared)
         token_ids = special = sampled = None
         if len(host.sampled_rows):
             on_device, special, sampled = self._choose(logits, host.sampled_rows, sampling)
@@ -199,7 +204,8 @@ class QueuedSteps:
             self._captured[shape] = self._capture(shape)
             if on_done is not None:
                 on_done(shape)
-        rising = sorted(self._captured.values(), key=lambda c: c.shape.num_tokens)
+        plain = (captured for captured in self._captured.values() if not captured.shape.shares)
+        rising = sorted(plain, key=lambda c: c.shape.num_tokens)
         decodes = [captured for captured in rising if captured.shape.is_decode]
         self._mixed = [captured for captured in rising if not captured.shape.is_decode]
         self._decodes = [None]
@@ -221,11 +227,17 @@ class QueuedSteps:
         )
         return _Captured(shape, self._graphs.capture(lambda: self._model(batch)), batch)
 
-    def _find(self, host: HostBatch) -> _Captured | None:
-        """The smallest graph that the step fits into."""
+    def _find(self, host: HostBatch, *, shares: bool) -> _Captured | None:
+        """The smallest graph that the step fits into; those that share are made when first used."""
         num_tokens, num_seqs = len(host.token_ids), len(host.rows)
         if host.is_decode:
-            return self._decodes[num_seqs] if num_seqs < len(self._decodes) else None
+            plain = self._decodes[num_seqs] if num_seqs < len(self._decodes) else None
+            if plain is None or not shares:
+                return plain
+            shape = _sharing(plain.shape)
+            if shape not in self._captured:
+                self._captured[shape] = self._capture(shape)
+            return self._captured[shape]
         for captured in self._mixed:
             if captured.shape.num_tokens >= num_tokens and captured.shape.num_seqs >= num_seqs:
                 return captured
@@ -240,9 +252,13 @@ class QueuedSteps:
         return event
 
     def _replay(
-        self, captured: _Captured, host: HostBatch, updates: Section
+        self,
+        captured: _Captured,
+        host: HostBatch,
+        updates: Section,
+        shared: Sequence[SharedPrefix],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        sections, _ = self._sections(host, captured.shape)
+        sections, _ = self._sections(host, captured.shape, shared)
         extra = self._sampling_sections(host)
         in_one = updates.size <= 2 * UPDATES_ROOM
         if in_one:
@@ -257,8 +273,10 @@ class QueuedSteps:
         first = len(sections)
         return captured.graph.output, on_device[first : first + 3]
 
-    def _run(self, host: HostBatch, updates: Section) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        work = self._backend.plan_work(self._spec, host.layout, host.rows)
+    def _run(
+        self, host: HostBatch, updates: Section, shared: Sequence[SharedPrefix]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        work = self._backend.plan_work(self._spec, host.layout, host.rows, None, shared)
         sections = [
             host.token_ids,
             host.rows_of_token.astype(np.int32),
@@ -295,7 +313,9 @@ class QueuedSteps:
         changed = updates if updates.shape[1] else None
         prepare(token_ids, rows, self._last_token, out_ids, changed, self._block_tables)
 
-    def _sections(self, host: HostBatch, shape: StepShape) -> tuple[list[Section], PlannedWork]:
+    def _sections(
+        self, host: HostBatch, shape: StepShape, shared: Sequence[SharedPrefix] = ()
+    ) -> tuple[list[Section], PlannedWork]:
         """What a graph of `shape` reads, in sizes that are the same for every step."""
         num_tokens = len(host.token_ids)
         token_ids, rows, positions = np.zeros((3, shape.num_tokens), np.int32)
@@ -306,7 +326,9 @@ class QueuedSteps:
         logit_indices = np.zeros(0 if shape.is_decode else shape.num_seqs, np.int32)
         if not shape.is_decode:
             logit_indices[: len(host.logit_indices)] = host.logit_indices
-        work = self._backend.plan_work(self._spec, host.layout, host.rows, pad_to=shape)
+        if not shape.shares:
+            shared = ()
+        work = self._backend.plan_work(self._spec, host.layout, host.rows, shape, shared)
         return [token_ids, rows, positions, logit_indices, *work.sections], work
 
     def _sampling_sections(self, host: HostBatch) -> list[Section]:
@@ -357,6 +379,10 @@ def graph_shapes(max_num_seqs: int, token_budget: int) -> tuple[StepShape, ...]:
         if n <= max(token_budget, MIXED_TOKENS[0])
     ]
     return (*decodes, *mixed)
+
+
+def _sharing(shape: StepShape) -> StepShape:
+    return replace(shape, shares=True)
 
 
 def _idle(shape: StepShape) -> HostBatch:

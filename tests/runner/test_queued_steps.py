@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.attention.triton_paged import TritonAttention, Tuning
+from octavo.attention.planner import Sharing, Tuning
+from octavo.attention.triton_paged import TritonAttention
 from octavo.attention.work import StepShape
 from octavo.config import EngineConfig
 from octavo.engine.core import EngineCore
@@ -58,7 +59,10 @@ def make_runner(path: Path, *, queued: bool, shapes: tuple[StepShape, ...] = ())
     if queued:
         # The runner takes this way on a GPU alone, where the kernels are fast.
         tuning = Tuning(16, 16, 4, 2, programs_per_sm=1, min_chunk=16)
-        backend = TritonAttention(tuning, Tuning(32, 16, 4, 2, 1, 32), num_sms=8)
+        # What pays on a GPU would take the interpreter too long.
+        sharing = Sharing(min_seqs=2, min_tokens=16, min_saved_bytes=1)
+        long = Tuning(32, 16, 4, 2, 1, 32)
+        backend = TritonAttention(tuning, long, num_sms=8, sharing=sharing)
         num_layers = len(runner.kv_caches)
         num_blocks = runner.info.kv_cache.num_blocks
         caches = [backend.allocate(runner.spec, num_blocks) for _ in range(num_layers)]
@@ -135,6 +139,35 @@ def test_same_tokens_as_steps_that_are_waited_for(
     assert run(queued, requests) == expected
     assert queued.stats.num_preemptions > 0
     assert queued.stats.prefix_cache_hits > 0
+
+
+@pytest.mark.parametrize("shapes", [(), SHAPES], ids=["kernel by kernel", "graphs"])
+def test_a_prefix_in_common_is_read_once(
+    tiny_llama: TinyLlama, shapes: tuple[StepShape, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", minversion="3.8", reason="triton >= 3.8 is not installed")
+    if HAS_GPU:
+        pytest.skip("the kernels are compiled in this process")
+    rng = np.random.default_rng(4)
+    prefix = rng.integers(3, 380, 32).tolist()
+    params = SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True)
+    requests = [
+        AddRequest(f"r{i}", prefix + rng.integers(3, 380, i + 1).tolist(), params, [])
+        for i in range(4)
+    ]
+    expected = run(core_of(make_runner(tiny_llama(), queued=False), 64), requests)
+    runner = make_runner(tiny_llama(), queued=True, shapes=shapes)
+    found: list[int] = []
+    find_shared = TritonAttention.find_shared
+
+    def find(self: TritonAttention, *args: Any) -> Any:
+        shared = find_shared(self, *args)
+        found.append(len(shared))
+        return shared
+
+    monkeypatch.setattr(TritonAttention, "find_shared", find)
+    assert run(core_of(runner, 64), requests) == expected
+    assert max(found) == 1
 
 
 def test_random_rows_depend_on_their_seed_alone(tiny_llama: TinyLlama) -> None:
