@@ -81,6 +81,21 @@ class TritonMetadata:
     part_weights: torch.Tensor
 
 
+class Scratch:
+    """Memory for parts, kept for all who come: they run one after the other, on one stream."""
+
+    def __init__(self) -> None:
+        self._parts: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def take(self, spec: AttentionSpec, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float32 [k, rows, d] and [k, rows], of `num_rows` or more."""
+        if self._parts is None or self._parts[0].shape[1] < num_rows:
+            shape = (spec.num_kv_heads, num_rows, spec.head_dim)
+            parts = torch.empty(shape, dtype=torch.float32, device=spec.device)
+            self._parts = parts, torch.empty_like(parts[..., 0])
+        return self._parts
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedWork:
     """A step's work on the host: integers to be sent, and what becomes of them on the device.
@@ -89,12 +104,14 @@ class PlannedWork:
         sections: in the order in which `bind` wants them.
         kinds: for each two of them.
         num_part_rows: rows of scratch that they need, per KV head.
+        scratch: of all graphs, if this may be captured in one.
     """
 
     spec: AttentionSpec
     sections: list[Table]
     kinds: list[Kind]
     num_part_rows: int
+    scratch: Scratch | None
 
     def bind(self, views: Sequence[torch.Tensor], step: StepTensors) -> TritonMetadata:
         """The metadata over `views`, which hold the sections on the device."""
@@ -107,12 +124,9 @@ class PlannedWork:
             else:
                 launch = _Launch(kind, items, others, items[:0])
             launches[kind.window].append(launch)
-        parts = torch.empty(
-            (spec.num_kv_heads, self.num_part_rows, spec.head_dim),
-            dtype=torch.float32,
-            device=spec.device,
-        )
-        return TritonMetadata(spec, step, launches, parts, torch.empty_like(parts[..., 0]))
+        scratch = self.scratch or Scratch()
+        parts, weights = scratch.take(spec, self.num_part_rows)
+        return TritonMetadata(spec, step, launches, parts, weights)
 
 
 class TritonAttention:
@@ -137,6 +151,7 @@ class TritonAttention:
         self._short, self._long, self._num_sms = short, long, num_sms
         self._sharing = sharing or Sharing()
         self._planners: dict[AttentionSpec, Planner] = {}
+        self._scratch: dict[AttentionSpec, Scratch] = {}
         self._compiled: set[tuple[AttentionSpec, int | None]] = set()
 
     def why_not(self, spec: AttentionSpec) -> str | None:
@@ -161,12 +176,16 @@ class TritonAttention:
         size = spec.block_size * spec.num_kv_heads * spec.head_dim
         return 2 * size * spec.stored_dtype.itemsize
 
-    def plan(self, spec: AttentionSpec, layout: BatchLayout) -> TritonMetadata:
+    def plan(
+        self, spec: AttentionSpec, layout: BatchLayout, pad_to: StepShape | None = None
+    ) -> TritonMetadata:
         """A step whose block tables are the layout's: everything in one copy to the device."""
         num_seqs = len(layout.context_lens)
         rows = np.arange(num_seqs)
-        shared = self.find_shared(spec, layout, rows, layout.block_tables)
-        work = self.plan_work(spec, layout, rows, shared=shared)
+        shared: Sequence[SharedPrefix] = ()
+        if pad_to is None or pad_to.shares:
+            shared = self.find_shared(spec, layout, rows, layout.block_tables)
+        work = self.plan_work(spec, layout, rows, pad_to, shared)
         width = -(-layout.block_tables.shape[1] // _ALIGN) * _ALIGN
         tables = np.zeros((num_seqs, width), np.int32)
         tables[:, : layout.block_tables.shape[1]] = layout.block_tables
@@ -212,7 +231,8 @@ class TritonAttention:
             shared: what `find_shared` said of this step, or none; none if `pad_to` does not share.
         """
         plan = self._planner(spec).plan(layout, rows, pad_to, shared)
-        return PlannedWork(spec, plan.tables, plan.kinds, plan.num_part_rows)
+        scratch = None if pad_to is None else self._scratch.setdefault(spec, Scratch())
+        return PlannedWork(spec, plan.tables, plan.kinds, plan.num_part_rows, scratch)
 
     def rotate_and_write(
         self, qkv: torch.Tensor, args: RotaryArgs, cache: torch.Tensor, meta: TritonMetadata

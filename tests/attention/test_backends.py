@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -16,7 +17,12 @@ from hypothesis import strategies as st
 
 from octavo.attention.torch_cpu import TorchAttention
 from octavo.attention.triton_paged import Sharing, TritonAttention, Tuning
+from octavo.attention.work import StepShape
 from tests.attention.reference import Case, relative_error
+
+if TYPE_CHECKING:
+    from octavo.attention.interface import AttentionSpec, BatchLayout
+    from octavo.attention.triton_paged import TritonMetadata
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -91,11 +97,14 @@ FIXED = {
     ),
     "a shared prefix": Case(seqs=((1, 90), (1, 80), (1, 95)), shared=(((0, 1, 2), 80),)),
     "shared prefixes of decodes that are not neighbours, among others": Case(
-        seqs=((1, 70), (9, 50), (1, 33), (1, 80), (40, 0), (1, 200), (2, 64), (1, 66), (1, 32)),
-        shared=(((0, 3, 5, 7), 64), ((2, 8), 32)),
+        seqs=((1, 35), (9, 20), (1, 17), (1, 60), (20, 0), (2, 32), (1, 90), (1, 16)),
+        shared=(((0, 3, 6), 32), ((2, 7), 16)),
     ),
     "a shared prefix of more sequences than a tile has tokens": Case(
-        seqs=tuple((1, 48 + 3 * i) for i in range(20)), shared=((tuple(range(1, 20)), 48),)
+        seqs=tuple((1, 32 + 3 * i) for i in range(7)),
+        shared=((tuple(range(1, 7)), 32),),
+        num_heads=8,
+        num_kv_heads=1,
     ),
     "a shared prefix and windows": Case(
         seqs=((1, 90), (1, 80), (30, 6)), shared=(((0, 1), 80),), windows=(None, 20, 85)
@@ -118,8 +127,27 @@ def test_triton_interpreted_on_random_steps(case: Case) -> None:
     assert relative_error(triton_interpreted(), case, torch.float32, CPU) < 2e-6
 
 
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow])
-@given(sharing_cases(longest=40, most_seqs=3))
+class Padded(TritonAttention):
+    """Plans as for a graph of some more sequences and tokens than there are."""
+
+    def plan(
+        self, spec: AttentionSpec, layout: BatchLayout, pad_to: StepShape | None = None
+    ) -> TritonMetadata:
+        num_seqs, num_tokens = len(layout.context_lens), int(layout.query_starts[-1])
+        more = 3 if num_tokens == num_seqs else 20
+        shape = StepShape(num_tokens + more, num_seqs + 3, shares=bool(layout.context_lens.any()))
+        return super().plan(spec, layout, shape)
+
+
+@pytest.mark.parametrize("name", ["decodes", "windows", "a shared prefix and windows"])
+def test_triton_interpreted_on_padded_tables(name: str) -> None:
+    backend = triton_interpreted()
+    backend = Padded(backend._short, backend._long, backend._num_sms, backend._sharing)
+    assert relative_error(backend, FIXED[name], torch.float32, CPU) < 2e-6
+
+
+@settings(deadline=None, max_examples=5, suppress_health_check=[HealthCheck.too_slow])
+@given(sharing_cases(longest=24, most_seqs=3))
 def test_triton_interpreted_on_random_steps_with_shared_prefixes(case: Case) -> None:
     assert relative_error(triton_interpreted(), case, torch.float32, CPU) < 2e-6
 
