@@ -5,13 +5,15 @@
 Four starts: `octavo.LLM` in a fresh process, and `octavo serve` with one request over HTTP, each
 with nothing cached (what Triton, the driver and torch compile goes into an empty folder) and then
 again with what the first start left there. Files that are read may be in memory; Python's own
-compiled modules stay where they are. Exits with 1 if a start failed or --limit-s was exceeded.
+compiled modules stay where they are. With --imports, also which modules the import of torch spends
+its time in. Exits with 1 if a start failed or --limit-s was exceeded.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,6 +37,7 @@ from benchmarks.gpu.common import (
 )
 from benchmarks.gpu.server_process import Server
 from benchmarks.gpu.shapes import model_folder
+from octavo.config import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +60,8 @@ parts["first token"] = time.perf_counter() - begin
 first_token_s = time.time() - launched
 assert len(answer[0].outputs[0].token_ids) == 1
 done = {"ready_s": ready_s, "first_token_s": first_token_s, "parts": parts,
-        "inside LLM()": llm.info.startup_s, "device": llm.info.device}
+        "inside LLM()": llm.info.startup_s, "device": llm.info.device,
+        "compilation": llm.info.compilation, "memory": llm.info.memory}
 print("\\n" + json.dumps(done), flush=True)
 llm.close()
 """
@@ -102,12 +106,16 @@ def start_server(
                     break
         if first_token_s is None:
             raise RuntimeError("the server's answer had no token")
+        log = [line for line in server.log if _PARTS.search(line)]
         stopped = server.stop()
     if stopped.exit_code:
         raise RuntimeError(f"the server ended with exit code {stopped.exit_code}")
     metrics = {"ready_s": server.ready_s, "first_token_s": first_token_s}
-    return metrics, {"log": server.parts, "stop_s": stopped.seconds}
+    return metrics, {"log": [server.parts, *log], "stop_s": stopped.seconds}
 
+
+_PARTS = re.compile(r"\b(memory|kernels): ")
+_IMPORT = re.compile(r"import time: +(\d+) \| +\d+ \| +(\S+)")
 
 STARTS = {"offline": start_offline, "server": start_server}
 
@@ -115,14 +123,39 @@ STARTS = {"offline": start_offline, "server": start_server}
 def notes_of(details: dict[str, Any]) -> list[str]:
     """The parts as text."""
     if "log" in details:
-        return [details["log"]]
+        return list(details["log"])
 
     def text(parts: dict[str, float]) -> str:
         return ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
 
     inside: dict[str, float] = details["inside LLM()"]
     rest = details["parts"]["LLM()"] - sum(inside.values())
-    return [text(details["parts"]), f"inside LLM(): imports and others {rest:.2f}, {text(inside)}"]
+    notes = [text(details["parts"]), f"inside LLM(): imports and others {rest:.2f}, {text(inside)}"]
+    if compilation := details["compilation"]:
+        notes.append(f"kernels: {text(compilation)}")
+    if memory := details["memory"]:
+        parts = (f"{name} {format_bytes(size)}" for name, size in memory.items())
+        notes.append(f"memory: {', '.join(parts)}")
+    return notes
+
+
+def heaviest_imports(table: str, most: int) -> list[tuple[float, str]]:
+    """Seconds and names of the modules with the most time of their own, and of all together.
+
+    Args:
+        table: what `python -X importtime` writes.
+        most: modules listed.
+    """
+    found = [_IMPORT.fullmatch(line) for line in table.splitlines()]
+    rows = sorted(((int(row[1]) / 1e6, row[2]) for row in found if row), reverse=True)
+    return [(sum(seconds for seconds, _ in rows), f"{len(rows)} modules"), *rows[:most]]
+
+
+def profile_imports(timeout_s: float) -> list[tuple[float, str]]:
+    """Of torch, in a process of its own; measuring takes some time too."""
+    command = [sys.executable, "-X", "importtime", "-c", "import torch"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=timeout_s, check=True)
+    return heaviest_imports(done.stderr, 15)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,6 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--starts", default="offline,server", help="default: %(default)s")
     parser.add_argument("--timeout-s", type=float, default=240.0, help="of one start")
     parser.add_argument("--limit-s", type=float, default=None, help="to ready, for every start")
+    parser.add_argument("--imports", action="store_true", help="where torch's import spends it")
     args = parser.parse_args(argv)
     console = make_console()
     records = Records(args.out, script="startup", model=args.model)
@@ -137,6 +171,11 @@ def main(argv: list[str] | None = None) -> int:
     problems: list[str] = []
     setup = environment()
     records.write("setup", **setup, options=options)
+    if args.imports:
+        heaviest = profile_imports(args.timeout_s)
+        records.write("imports", heaviest=heaviest)
+        for seconds, name in heaviest:
+            console.print(f"import {seconds:7.3f} s {name}", highlight=False, markup=False)
     with model_folder(args.model) as folder:
         for kind in args.starts.split(","):
             with tempfile.TemporaryDirectory(prefix="octavo-caches-") as caches:

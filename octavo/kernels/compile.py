@@ -56,6 +56,13 @@ class Compilation:
     elapsed_s: float = 0.0
     waited_s: float = 0.0
 
+    def __str__(self) -> str:
+        """For the log."""
+        return (
+            f"kernels: {self.num_kernels} within {self.elapsed_s:.2f} s, by {self.work_s:.2f} s of "
+            f"work in threads; waited {self.waited_s:.2f} s for them"
+        )
+
     def as_dict(self) -> dict[str, float]:
         """The same by name."""
         return asdict(self)

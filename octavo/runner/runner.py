@@ -135,6 +135,8 @@ class ModelRunner:
         memory = {} if use is None else use.with_cache(num_blocks * bytes_per_block)
         if memory:
             logger.info("%s", describe(memory))
+        if compiler is not None:
+            logger.info("%s", compiler.done)
         self.info = EngineInfo(
             architecture=checkpoint.architecture,
             dtype=str(dtype).removeprefix("torch."),

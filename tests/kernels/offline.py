@@ -64,7 +64,7 @@ def use_offline_driver() -> OfflineDriver:
     return offline
 
 
-def run_offline(script: str, cache: Path) -> subprocess.CompletedProcess[str]:
+def run_offline(script: str, cache: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     """Run a Python script with Triton's compiler, if there is one; it must succeed."""
     pytest.importorskip("triton", minversion="3.6", reason="triton >= 3.6 is not installed")
     environment = dict(os.environ)
@@ -72,7 +72,11 @@ def run_offline(script: str, cache: Path) -> subprocess.CompletedProcess[str]:
     environment["TRITON_CACHE_DIR"] = str(cache)
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", script, *argv],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done

@@ -1,0 +1,135 @@
+"""Steps launch nothing but what was rehearsed, so no step ever waits for a compiler.
+
+The keys under which Triton keeps compiled kernels are compared; nothing is compiled for it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from tests.kernels.offline import run_offline
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCRIPT = """
+import importlib, json, sys
+import torch, triton
+import numpy as np
+
+# Nothing runs: what kernels would have written must at least be no wild index.
+torch.empty, torch.empty_like = torch.zeros, torch.zeros_like
+torch.Tensor.new_empty = torch.Tensor.new_zeros
+torch.nn.functional.linear = lambda x, weight, bias=None: x.new_zeros(len(x), len(weight))
+
+from tests.kernels.offline import use_offline_driver
+
+use_offline_driver()
+
+from octavo.attention.interface import AttentionSpec
+from octavo.attention.triton_paged import TritonAttention
+from octavo.kernels import skinny_linear
+from octavo.layers.mlp import MLP
+from octavo.layers.norm import RMSNorm
+from octavo.models.base import BuildContext
+from octavo.models.registry import find_model_class
+from octavo.quant import unquantized
+from octavo.runner.queued_steps import QueuedSteps, graph_shapes
+from octavo.runner.rehearsal import rehearse_steps
+from octavo.runner.rows import RowTable
+from octavo.runner.sampler import SamplerRows
+from octavo.types import RowInit, SamplingParams, StepPlan
+
+keys = set()
+
+def note(*, key, fn, **_):
+    keys.add(f"{fn.name}{key}")
+    return True  # neither compile nor launch
+
+triton.knobs.runtime.jit_cache_hook = note
+unquantized._skinny_kernels = lambda device: skinny_linear
+
+DTYPE, MAX_LEN, NUM_ROWS, PAGE = torch.bfloat16, 512, 130, 16
+KINDS = [
+    SamplingParams(temperature=0.0), SamplingParams(temperature=1.0),
+    SamplingParams(temperature=1.0, top_p=0.9), SamplingParams(temperature=1.0, top_k=5),
+    SamplingParams(temperature=1.0, min_p=0.1, logprobs=2),
+]
+
+def run(steps, lengths, params):
+    rows = list(range(len(lengths)))
+    steps.launch(StepPlan(
+        0, [RowInit(row, [1] * n, n, params, row, []) for row, n in enumerate(lengths)], rows,
+        [0] * len(rows), lengths, [True] * len(rows), [[0] * (-(-n // PAGE)) for n in lengths],
+    )).result()
+    steps.launch(StepPlan(
+        1, [], rows, lengths, [1] * len(rows), [True] * len(rows), [[0] for _ in rows],
+    )).result()
+
+def compare(architecture, config):
+    linear = unquantized.Unquantized(DTYPE)
+    model = find_model_class(architecture)(config, BuildContext(DTYPE, linear, MAX_LEN))
+    for module in model.modules():
+        for kind, name in ((RMSNorm, "norm"), (MLP, "activation")):
+            if isinstance(module, kind):
+                module._kernels = importlib.import_module(f"octavo.kernels.{name}")
+    shape = model.shape
+    spec = AttentionSpec(
+        num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads, head_dim=shape.head_dim,
+        dtype=DTYPE, device=torch.device("cpu"), block_size=PAGE,
+        windows=frozenset(shape.windows), soft_cap=shape.soft_cap,
+    )
+    keys.clear()
+    rehearse_steps(model, TritonAttention(num_sms=132), spec, MAX_LEN)
+    rehearsed = set(keys)
+    keys.clear()
+    backend, shapes = TritonAttention(num_sms=132), graph_shapes(NUM_ROWS, 256)
+    caches = [backend.allocate(spec, 8) for _ in range(shape.num_layers)]
+    table, sampler = RowTable(NUM_ROWS, MAX_LEN, PAGE), SamplerRows(NUM_ROWS)
+    steps = QueuedSteps(model, backend, spec, caches, table, sampler, shapes)
+    for captured in (False, True):
+        if captured:
+            steps.capture(shapes)
+        for i, num in enumerate([1, 2, 5, 16, 17, 33, 64, 65, 129]):
+            run(steps, [1 + (7 * row + i) % 3 for row in range(num)], KINDS[i % len(KINDS)])
+        for length in (17, 63, 300):
+            run(steps, [length, 1, 9], KINDS[0])
+    return sorted(rehearsed), sorted(keys)
+
+print(json.dumps({name: compare(name, config) for name, config in json.loads(sys.argv[1]).items()}))
+"""
+
+LLAMA = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 14336, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 512,
+}  # fmt: skip
+MODELS = {
+    "LlamaForCausalLM": LLAMA,
+    "Qwen3ForCausalLM": LLAMA | {"tie_word_embeddings": True},
+    "Gemma3ForCausalLM": LLAMA
+    | {
+        "query_pre_attn_scalar": 16, "sliding_window": 20, "sliding_window_pattern": 2,
+        "rope_local_base_freq": 10000.0, "rope_theta": 1e6,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}  # fmt: skip
+
+
+KERNELS = {
+    "norm_kernel", "gated_kernel", "rotate_kernel", "attend_kernel", "merge_kernel", "gemv_kernel",
+    "dot_kernel", "prepare_kernel", "split_kernel", "choose_kernel",
+}  # fmt: skip
+
+
+def test_steps_launch_what_was_rehearsed(tmp_path: Path) -> None:
+    done = run_offline(SCRIPT, tmp_path, json.dumps(MODELS))
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said.keys() == MODELS.keys()
+    for rehearsed, launched in said.values():
+        assert {key.split("[")[0] for key in launched} >= KERNELS
+        assert not set(launched) - set(rehearsed)
+        # Nothing for its own sake either: each costs a second of some core.
+        assert not set(rehearsed) - set(launched)
