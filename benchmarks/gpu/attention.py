@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
-from octavo.attention.triton_paged import TritonAttention, Tuning, default_tuning
+from octavo.attention.triton_paged import Sharing, TritonAttention, Tuning, default_tuning
+from octavo.attention.work import StepShape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,6 +51,27 @@ PREFILLS: dict[str, Seqs] = {
     "512 after 3584": [(512, 3584)],
     "64 after 4032": [(64, 4032)],
 }
+# Tokens that all begin with; then steps of which each sequence has some of its own.
+SHARED: dict[str, tuple[int, Seqs]] = {
+    f"{batch} x ({prefix} + {own})": (prefix, [(1, prefix + own - 1)] * batch)
+    for batch, prefix, own in [
+        (4, 2048, 96), (8, 2048, 96), (16, 512, 96), (64, 256, 96), (64, 1024, 512),
+        (64, 2048, 96), (256, 512, 96), (256, 2048, 96),
+    ]
+}  # fmt: skip
+# What a step costs in a graph that is larger than itself.
+PADDED: dict[str, tuple[Seqs, list[StepShape | None]]] = {
+    "64 x 1024": (
+        [(1, 1023)] * 64,
+        [None, StepShape(64, 64), StepShape(128, 128), StepShape(256, 256),
+         StepShape(64, 64, shares=True), StepShape(256, 256, shares=True),
+         StepShape(256, 128), StepShape(1024, 256)],
+    ),
+    "63 x 1024 and 512": (
+        [(1, 1023)] * 63 + [(512, 0)],
+        [None, StepShape(1024, 64), StepShape(1024, 256)],
+    ),
+}  # fmt: skip
 SWEPT_DECODES = ("1 x 1024", "1 x 8192", "8 x 8192", "64 x 256", "64 x 1024", "256 x 1024")
 SWEPT_PREFILLS = ("1 x 4096", "16 x 512", "512 after 3584")
 
@@ -58,14 +80,18 @@ def spec_of(page: int) -> AttentionSpec:
     return AttentionSpec(HEADS, KV_HEADS, DIM, DTYPE, DEVICE, page, frozenset({None}))
 
 
-def layout_of(seqs: Seqs, page: int) -> tuple[BatchLayout, int]:
-    """Blocks in random order, as in a cache that has been in use for a while."""
+def layout_of(seqs: Seqs, page: int, prefix: int = 0) -> tuple[BatchLayout, int]:
+    """Blocks in random order, as in a cache that has been in use for a while.
+
+    All sequences have the full blocks of the first `prefix` tokens in common.
+    """
     query, context = (np.array(x, np.int64) for x in zip(*seqs, strict=True))
     counts = -(-(query + context) // page)
     free = np.random.default_rng(0).permutation(int(counts.sum()))
     tables = np.zeros((len(seqs), int(counts.max())), np.int64)
     for seq, count in enumerate(counts):
         tables[seq, :count], free = free[:count], free[count:]
+    tables[:, : prefix // page] = tables[0, : prefix // page]
     return BatchLayout(np.concatenate([[0], np.cumsum(query)]), context, tables), int(counts.sum())
 
 
@@ -90,31 +116,37 @@ def graph_ms(calls: list[Callable[[], Any]], repeats: int = 9) -> float:
     return statistics.median(times)
 
 
+NEVER_SHARES = TritonAttention(sharing=Sharing(min_seqs=10**6))
+
+
 class Problem:
     """A step of one layer, with as many caches as defeat the L2 cache."""
 
-    def __init__(self, seqs: Seqs, page: int) -> None:
+    def __init__(self, seqs: Seqs, page: int, prefix: int = 0) -> None:
         self.spec = spec_of(page)
-        self.layout, num_blocks = layout_of(seqs, page)
+        self.layout, num_blocks = layout_of(seqs, page, prefix)
         tokens = int(self.layout.query_starts[-1])
         self.kv_bytes = int(self.layout.seq_lens.sum()) * KV_HEADS * DIM * 2 * DTYPE.itemsize
         new, old = self.layout.query_lens, self.layout.context_lens
         self.flops = 4 * HEADS * DIM * int((new * old + new * (new + 1) // 2).sum())
-        num_caches = min(max(L2_BYTES // self.kv_bytes, 2), 100)
+        spared = (len(seqs) - 1) * (prefix // page * page) * KV_HEADS * DIM * 2 * DTYPE.itemsize
+        num_caches = min(max(L2_BYTES // (self.kv_bytes - spared), 2), 100)
         self.q = torch.randn(tokens, HEADS, DIM, device=DEVICE, dtype=DTYPE)
         self.kv = torch.randn(2, tokens, KV_HEADS, DIM, device=DEVICE, dtype=DTYPE)
         shape = TritonAttention().allocate(self.spec, num_blocks).shape
         self.caches = [torch.randn(shape, device=DEVICE, dtype=DTYPE) for _ in range(num_caches)]
-        self.expected = self.call(TritonAttention())(self.caches[0])
+        self.expected = self.call(NEVER_SHARES)(self.caches[0])
 
-    def call(self, backend: TritonAttention) -> Callable[[torch.Tensor], torch.Tensor]:
-        meta = backend.plan(self.spec, self.layout)
+    def call(
+        self, backend: TritonAttention, pad_to: StepShape | None = None
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        meta = backend.plan(self.spec, self.layout, pad_to)
         layer = LayerAttention(DIM**-0.5)
         return lambda cache: backend.forward(layer, self.q, *self.kv, cache, meta)
 
-    def time(self, backend: TritonAttention) -> float:
+    def time(self, backend: TritonAttention, pad_to: StepShape | None = None) -> float:
         """Milliseconds; raises AssertionError if the result is not the default shape's."""
-        call = self.call(backend)
+        call = self.call(backend, pad_to)
         out = call(self.caches[0])
         error = (out.float() - self.expected.float()).norm() / self.expected.float().norm()
         assert error < 1e-2, f"relative error {error}"
@@ -227,6 +259,26 @@ def main() -> None:
                 cells.append(f"{ms * 1000:7.1f} us {problem.flops / ms / 1e9:5.0f} TFLOP/s")
             del problem
         print(f"{name:24}", " | ".join(cells), flush=True)
+    always, page = TritonAttention(sharing=Sharing(2, 16, 0)), args.pages[0]
+    report["shared"] = shared = []
+    for name, (prefix, seqs) in SHARED.items():
+        problem = Problem(seqs, page, prefix)
+        apart, together = problem.time(NEVER_SHARES), problem.time(always)
+        by_default = TritonAttention().find_shared(
+            problem.spec, problem.layout, np.arange(len(seqs)), problem.layout.block_tables
+        )
+        shared.append({"step": name, "apart_ms": apart, "together_ms": together})
+        print(f"{name:24} read apart {apart * 1000:7.1f} us, together {together * 1000:7.1f} us, "
+              f"by default {'together' if by_default else 'apart'}", flush=True)  # fmt: skip
+        del problem
+    report["padded"] = padded = []
+    for name, (seqs, shapes) in PADDED.items():
+        problem = Problem(seqs, page)
+        for shape in shapes:
+            ms = problem.time(TritonAttention(), shape)
+            padded.append({"step": name, "shape": asdict(shape) if shape else None, "ms": ms})
+            print(f"{name:24} {ms * 1000:7.1f} us in {shape or 'tables of its own size'}")
+        del problem
     for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION"):
         ms = sdpa_ms(getattr(torch.nn.attention.SDPBackend, backend))
         rate = 4 * HEADS * DIM * 4096 * 4097 / 2 / ms / 1e9

@@ -140,7 +140,7 @@ class Planner:
         self, layout: BatchLayout, rows: IntArray, tables: npt.NDArray[np.integer[Any]]
     ) -> list[SharedPrefix]:
         """Prefixes that it pays to read once, or none. See `TritonAttention.find_shared`."""
-        if None not in self._windows:
+        if None not in self._windows or len(rows) < self._sharing.min_seqs:
             return []
         shared = self._finder.find(layout, rows, tables)
         num_blocks = sum((len(prefix.seqs) - 1) * len(prefix.block_ids) for prefix in shared)
