@@ -6,14 +6,19 @@ A refusal says who holds what, and which flag to turn to what.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from octavo.config import GIB, EngineConfig, format_bytes
 from octavo.errors import InsufficientMemoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DEFAULT_CPU_KV_CACHE = 4 * GIB
 
@@ -78,6 +83,20 @@ def free_memory(device: torch.device) -> int:
 def total_memory(device: torch.device) -> int:
     """Bytes of a GPU."""
     return torch.cuda.mem_get_info(device)[1]
+
+
+@contextmanager
+def refuse_if_full(what: str, advice: str) -> Iterator[None]:
+    """Turns a GPU's refusal into one that says what did not fit, and what to do.
+
+    Raises:
+        InsufficientMemoryError: where torch ran out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". GPU")[0]
+        raise InsufficientMemoryError(f"{what} did not fit: {advice} ({reason})") from error
 
 
 def check_weights_fit(num_bytes: int, dtype: torch.dtype, device: torch.device) -> None:

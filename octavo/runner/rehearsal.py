@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from octavo.kernels.compile import Compiler
     from octavo.models.base import CausalModel
 
-NUM_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Sizes of a batch up to which some kernel is compiled for; larger ones launch the same."""
+NUM_TOKENS = (1, 16, 64)
+"""Sizes of a batch: steps of up to so many tokens may launch products that larger ones do not."""
 
 _PROMPT_LEN = 256  # more than a tile's
 _MOST_THREADS = 16

@@ -9,7 +9,7 @@ import itertools
 import logging
 import time
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,12 +20,14 @@ from octavo.models.registry import find_model_class
 from octavo.quant.unquantized import Unquantized, has_fast_16_bit
 from octavo.runner.loader import load_weights, model_bytes, read_config
 from octavo.runner.memory import (
+    MIB,
     MemoryUse,
     check_weights_fit,
     describe,
     fit_kv_cache,
     free_memory,
     kv_cache_budget,
+    refuse_if_full,
     total_memory,
 )
 from octavo.runner.options import (
@@ -43,11 +45,12 @@ from octavo.runner.steps import EagerSteps
 from octavo.types import EngineInfo, KVCacheLayout
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from octavo.attention.work import StepShape
     from octavo.config import EngineConfig
-    from octavo.models.base import ModelShape
+    from octavo.kernels.compile import Compiler
+    from octavo.models.base import CausalModel, ModelShape
     from octavo.runner.queued_steps import QueuedSteps
     from octavo.runner.steps import LaunchedStep
     from octavo.types import StepPlan, StepResult
@@ -71,7 +74,7 @@ class ModelRunner:
     """
 
     def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
-        marks = [("", time.perf_counter())]
+        self._marks = [("", time.perf_counter())]
         model_class = find_model_class(checkpoint.architecture)
         model_config = read_config(checkpoint, model_class)
         shape = model_class.read_shape(model_config)
@@ -90,47 +93,39 @@ class ModelRunner:
         self._set_sizes(config)
 
         compiler = start_compiler(self.device)
+        before = self._in_use()
+        weight_bytes = model_bytes(model_class, model_config, context)
+        check_weights_fit(weight_bytes, dtype, self.device)
         with compiler or nullcontext():
-            weight_bytes = model_bytes(model_class, model_config, context)
-            in_use = self._in_use()
-            check_weights_fit(weight_bytes, dtype, self.device)
-            with torch.device(self.device):
-                self.model = model_class(model_config, context)
-            marks.append(("model", time.perf_counter()))
-            # Tensors beside the weights may still change what a GGUF model computes.
-            loads_first = checkpoint.format == "gguf"
-            if loads_first:
-                load_weights(self.model, checkpoint, dtype)
-                marks.append(("weights", time.perf_counter()))
-            if compiler is not None:
-                with compiler.rehearse():
-                    rehearse_steps(self.model, self.backend, self.spec, model_len)
-                marks.append(("rehearsal", time.perf_counter()))
-            if not loads_first:
-                load_weights(self.model, checkpoint, dtype)
-                marks.append(("weights", time.perf_counter()))
+            self._load(checkpoint, model_class, model_config, context, compiler)
         if compiler is not None:
-            marks.append(("compile", time.perf_counter()))
+            self._mark("compile")
 
-        step, graphs = self._measure_step(shape, model_len)
-        marks.append(("profile", time.perf_counter()))
+        smaller = (
+            f"{max(self.token_budget // 4, 1)} --max-num-seqs {max(self.max_num_seqs // 4, 1)}"
+        )
+        with refuse_if_full("a step beside the weights", f"try --max-num-batched-tokens {smaller}"):
+            step, graphs = self._measure_step(shape, model_len)
+        self._mark("profile")
         use: MemoryUse | None = None
         if self.device.type == "cuda":
-            libraries = max(self._in_use() - in_use - weight_bytes, 0)
+            libraries = max(self._in_use() - before - weight_bytes, 0)
             total = total_memory(self.device)
-            use = MemoryUse(total, in_use, weight_bytes, libraries, step, graphs)
+            use = MemoryUse(total, before, weight_bytes, libraries, step, graphs)
         bytes_per_block = self.backend.bytes_per_block(self.spec) * shape.num_layers
         num_blocks, model_len = fit_kv_cache(
             kv_cache_budget(config, step, use),
             bytes_per_block, config.block_size, model_len, self.max_num_seqs, config, use,
         )  # fmt: skip
-        self._allocate(shape.num_layers, num_blocks, self.max_num_seqs, model_len)
-        marks.append(("kv_cache", time.perf_counter()))
-        self._warm_up()
-        marks.append(("warm_up", time.perf_counter()))
-        if self._shapes:
-            self._capture(self._shapes)
-            marks.append(("graphs", time.perf_counter()))
+        less = f"{num_blocks * bytes_per_block * 15 // 16 // MIB}MiB"
+        with refuse_if_full("the KV cache and graphs", f"try --kv-cache-memory {less}"):
+            self._allocate(shape.num_layers, num_blocks, self.max_num_seqs, model_len)
+            self._mark("kv_cache")
+            self._warm_up()
+            self._mark("warm_up")
+            if self._shapes:
+                self._capture(self._shapes)
+                self._mark("graphs")
 
         memory = {} if use is None else use.with_cache(num_blocks * bytes_per_block)
         if memory:
@@ -144,7 +139,9 @@ class ModelRunner:
             vocab_size=shape.vocab_size,
             max_model_len=model_len,
             kv_cache=KVCacheLayout(num_blocks, config.block_size, bytes_per_block),
-            startup_s={name: end - begin for (_, begin), (name, end) in itertools.pairwise(marks)},
+            startup_s={
+                name: end - begin for (_, begin), (name, end) in itertools.pairwise(self._marks)
+            },
             compilation={} if compiler is None else compiler.done.as_dict(),
             memory=memory,
         )
@@ -161,6 +158,35 @@ class ModelRunner:
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step to its end."""
         return self._steps.launch(plan).result()
+
+    def _mark(self, part: str) -> None:
+        """A part of start-up has ended now."""
+        self._marks.append((part, time.perf_counter()))
+
+    def _load(
+        self,
+        checkpoint: Checkpoint,
+        model_class: type[CausalModel],
+        model_config: Mapping[str, Any],
+        context: BuildContext,
+        compiler: Compiler | None,
+    ) -> None:
+        """Build the model and fill it, and have a GPU's kernels compiled meanwhile."""
+        with torch.device(self.device):
+            self.model = model_class(model_config, context)
+        self._mark("model")
+        # Tensors beside the weights may still change what a GGUF model computes.
+        loads_first = checkpoint.format == "gguf"
+        if loads_first:
+            load_weights(self.model, checkpoint, context.dtype)
+            self._mark("weights")
+        if compiler is not None:
+            with compiler.rehearse():
+                rehearse_steps(self.model, self.backend, self.spec, context.max_len)
+            self._mark("rehearsal")
+        if not loads_first:
+            load_weights(self.model, checkpoint, context.dtype)
+            self._mark("weights")
 
     def _allocate(self, num_layers: int, num_blocks: int, num_rows: int, model_len: int) -> None:
         """KV caches and tables of rows, and what runs steps with them."""

@@ -158,3 +158,16 @@ def test_weights_that_do_not_fit(
     with pytest.raises(InsufficientMemoryError, match=re.escape(says)):
         memory.check_weights_fit(num_bytes, dtype, torch.device("cuda:0"))
     memory.check_weights_fit(free, dtype, torch.device("cuda:0"))
+
+
+def test_running_out_of_memory_is_a_refusal() -> None:
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB"
+    with (
+        pytest.raises(InsufficientMemoryError) as refused,
+        memory.refuse_if_full("a step", "try --max-num-batched-tokens 2048"),
+    ):
+        raise torch.OutOfMemoryError(said)
+    assert str(refused.value) == (
+        "a step did not fit: try --max-num-batched-tokens 2048 "
+        "(CUDA out of memory. Tried to allocate 2.00 GiB)"
+    )

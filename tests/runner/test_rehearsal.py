@@ -8,10 +8,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+import torch
+
 from tests.kernels.offline import run_offline
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.conftest import TinyLlama
 
 SCRIPT = """
 import importlib, json, sys
@@ -36,7 +41,7 @@ from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
 from octavo.quant import unquantized
 from octavo.runner.queued_steps import QueuedSteps, graph_shapes
-from octavo.runner.rehearsal import rehearse_steps
+from octavo.runner.rehearsal import NUM_TOKENS, rehearse_steps
 from octavo.runner.rows import RowTable
 from octavo.runner.sampler import SamplerRows
 from octavo.types import RowInit, SamplingParams, StepPlan
@@ -97,6 +102,10 @@ def compare(architecture, config):
             run(steps, [length, 1, 9], KINDS[0])
     return sorted(rehearsed), sorted(keys)
 
+bounds = {most for table in skinny_linear.TABLE.values() for most, _ in table}
+bounds |= {most for most, _, _ in skinny_linear.GENERAL}
+bounds |= {room for room in skinny_linear._ROOM if room <= skinny_linear.MAX_ROWS}
+assert bounds <= set(NUM_TOKENS), "products change with sizes that are not rehearsed"
 print(json.dumps({name: compare(name, config) for name, config in json.loads(sys.argv[1]).items()}))
 """
 
@@ -133,3 +142,37 @@ def test_steps_launch_what_was_rehearsed(tmp_path: Path) -> None:
         assert not set(launched) - set(rehearsed)
         # Nothing for its own sake either: each costs a second of some core.
         assert not set(rehearsed) - set(launched)
+
+
+ON_THE_DEVICE = """
+import json, logging, random, sys
+
+logging.basicConfig(level="INFO", format="%(message)s")
+from octavo import LLM, SamplingParams
+
+llm = LLM(sys.argv[1], skip_tokenizer_init=True, dtype="bfloat16", max_num_batched_tokens=256,
+          max_num_seqs=80, gpu_memory_utilization=0.5)
+draw = random.Random(0)
+for num in (1, 3, 70, 100):
+    prompts = [{"prompt_token_ids": [draw.randrange(300) for _ in range(draw.randint(1, 150))]}
+               for _ in range(num)]
+    params = [SamplingParams(temperature=draw.choice([0.0, 1.0]), top_p=draw.choice([1.0, 0.9]),
+                             max_tokens=draw.randint(1, 20)) for _ in prompts]
+    llm.generate(prompts, params)
+print(json.dumps([llm.info.compilation, llm.info.memory, llm.info.startup_s]))
+llm.close()
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_the_device_no_step_waits_for_a_compiler(tiny_llama: TinyLlama, tmp_path: Path) -> None:
+    done = run_offline(ON_THE_DEVICE, tmp_path, str(tiny_llama()))
+    assert "a step waited" not in done.stderr, done.stderr
+    compilation, memory, parts = json.loads(done.stdout.splitlines()[-1])
+    assert compilation["num_kernels"] >= 10
+    assert 0 < compilation["waited_s"] <= compilation["elapsed_s"] < parts["compile"] + 60
+    total = memory.pop("total")
+    assert sum(memory.values()) == total
+    assert min(memory.values()) >= 0
+    assert "memory: " in done.stderr
