@@ -9,6 +9,7 @@ waits for the device but `DeviceStep.result`.
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,9 +21,15 @@ from octavo.attention.work import StepShape
 from octavo.layers.batch import ForwardBatch
 from octavo.runner.batch import HostBatch, lay_out
 from octavo.runner.graphs import Graph, GraphMaker
-from octavo.runner.philox import uniform
+from octavo.runner.places import (
+    NUM_UPDATES,
+    Slot,
+    make_slot,
+    num_integers,
+    place_on_device,
+)
 from octavo.runner.sampler import Sampled, sample
-from octavo.runner.staging import Staging, offsets
+from octavo.runner.staging import Staging
 from octavo.runner.steps import FinishedStep
 from octavo.types import StepResult
 
@@ -49,8 +56,8 @@ needs to launch them kernel by kernel."""
 MIXED_SEQS = 256
 """Most sequences of such a step, and at most half its tokens."""
 
-UPDATES_ROOM = 4096
-"""Changes of block tables that the graphs' buffer has room for; more are sent apart."""
+NUM_SLOTS = 4
+"""Steps in flight that the host's pinned memory has room for; two are, when it runs ahead."""
 
 
 class Mark(Protocol):
@@ -84,14 +91,15 @@ class DeviceStep:
     """A step in the device's queue.
 
     Attributes:
-        token_ids: [n] int32 in pinned memory, valid after `end`.
+        token_ids: [n] int32 in pinned memory, valid after `end` and until the memory is used again
+            by the step that comes `NUM_SLOTS` later.
         special: rows of the batch whose sampling reports log-probabilities in `sampled`.
     """
 
     step_id: int
     begin: Mark
     end: Mark
-    token_ids: torch.Tensor | None
+    token_ids: np.ndarray | None
     special: np.ndarray | None = None
     sampled: Sampled | None = None
 
@@ -119,12 +127,17 @@ class _Captured:
     """A step of the largest shape that is replayed for all that fit into it.
 
     Attributes:
-        batch: kept, because it holds the tensors that the graph reads.
+        tables: shapes of the attention's tables.
+        logits: [n, v], what `graph` computes beside the tokens.
+        token_ids: [n] int32, the tokens it samples.
+        keeps: whatever else the graph refers to.
     """
 
     shape: StepShape
+    tables: list[tuple[int, ...]]
     graph: Graph
-    batch: ForwardBatch
+    token_ids: torch.Tensor
+    keeps: tuple[Any, ...]
 
 
 class QueuedSteps:
@@ -157,13 +170,17 @@ class QueuedSteps:
         # By the number of rows; the others rise.
         self._decodes: list[_Captured | None] = [None]
         self._mixed: list[_Captured] = []
+        self._slots: deque[Slot] = deque()
         if shapes:
-            widest = [_sharing(shape) if shape.is_decode else shape for shape in shapes]
-            room = max(offsets(self._sections(_idle(shape), shape)[0])[1] for shape in widest)
-            room += 3 * (max(shape.num_seqs for shape in shapes) + 4) + 2 * UPDATES_ROOM
+            most_tokens = max(shape.num_tokens for shape in shapes)
+            most_rows = max(shape.num_seqs for shape in shapes)
+            sizes = (self._size_of(shape) for shape in shapes)
+            room = max(sizes)
             self._inputs = torch.zeros(room, dtype=torch.int32, device=device)
-            most = max(shape.num_tokens for shape in shapes)
-            self._token_ids = torch.zeros(most, dtype=torch.int32, device=device)
+            self._slots.extend(make_slot(room, most_rows, device) for _ in range(NUM_SLOTS))
+            self._input_ids = torch.zeros(most_tokens, dtype=torch.int32, device=device)
+            self._uniform = torch.zeros(most_rows, device=device)
+            self._token_ids = torch.zeros(most_rows, dtype=torch.int32, device=device)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> DeviceStep | FinishedStep:
@@ -179,15 +196,14 @@ class QueuedSteps:
             self._spec, host.layout, host.rows, self._table.block_tables
         )
         captured = self._find(host, shares=bool(shared))
-        if captured is None:
-            logits, sampling = self._run(host, updates, shared)
-        else:
-            logits, sampling = self._replay(captured, host, updates, shared)
-        token_ids = special = sampled = None
-        if len(host.sampled_rows):
-            on_device, special, sampled = self._choose(logits, host.sampled_rows, sampling)
-            self._table.append(host.sampled_rows)
-            token_ids = on_device.to("cpu", non_blocking=True)
+        if captured is not None:
+            return self._replay(plan.step_id, captured, host, updates, shared, begin)
+        logits, sampling = self._run(host, updates, shared)
+        if not len(host.sampled_rows):
+            return DeviceStep(plan.step_id, begin, self._mark(), None)
+        on_device, special, sampled = self._choose(logits, host.sampled_rows, sampling)
+        self._table.append(host.sampled_rows)
+        token_ids = on_device.to("cpu", non_blocking=True).numpy()
         return DeviceStep(plan.step_id, begin, self._mark(), token_ids, special, sampled)
 
     @torch.inference_mode()
@@ -213,19 +229,55 @@ class QueuedSteps:
             num_more = captured.shape.num_seqs + 1 - len(self._decodes)
             self._decodes.extend([captured] * num_more)
 
+    def _size_of(self, shape: StepShape) -> int:
+        """Integers that a step of the shape reads, also if it shares prefixes."""
+        widest = _sharing(shape) if shape.is_decode else shape
+        tables = self._plan(_idle(widest), widest).sections
+        return num_integers(widest, [table.shape for table in tables])
+
+    def _plan(
+        self, host: HostBatch, shape: StepShape | None, shared: Sequence[SharedPrefix] = ()
+    ) -> PlannedWork:
+        return self._backend.plan_work(self._spec, host.layout, host.rows, shape, shared)
+
     def _capture(self, shape: StepShape) -> _Captured:
-        sections, work = self._sections(_idle(shape), shape)
-        _, rows, positions, logit_indices, *rest = self._staging.send(sections, self._inputs)
-        step = StepTensors(positions, rows, self._block_tables)
+        from octavo.kernels.prepare import prepare
+        from octavo.kernels.sampling import sample_plain
+        from octavo.kernels.uniform import draw_uniform
+
+        host = _idle(shape)
+        work = self._plan(host, shape)
+        tables = [table.shape for table in work.sections]
+        self._send(self._slots[0], shape, tables, host, np.zeros((2, 0), np.int32), work)
+        places = place_on_device(self._inputs, shape, tables)
+        step = StepTensors(places.positions, places.rows, self._block_tables)
+        input_ids = self._input_ids[: shape.num_tokens]
+        token_ids = self._token_ids[: shape.num_seqs]
+        uniform = self._uniform[: shape.num_seqs]
         batch = ForwardBatch(
-            token_ids=self._token_ids[: shape.num_tokens],
-            positions=positions,
-            logit_indices=None if shape.is_decode else logit_indices,
+            token_ids=input_ids,
+            positions=places.positions,
+            logit_indices=None if shape.is_decode else places.logit_indices,
             backend=self._backend,
-            meta=work.bind(rest, step),
+            meta=work.bind(places.tables, step),
             kv_caches=self._kv_caches,
         )
-        return _Captured(shape, self._graphs.capture(lambda: self._model(batch)), batch)
+
+        def compute() -> torch.Tensor:
+            prepare(
+                places.token_ids, places.rows, self._last_token, input_ids, places.updates,
+                self._block_tables,
+            )  # fmt: skip
+            logits: torch.Tensor = self._model(batch)
+            draw_uniform(places.seeds, places.lengths, uniform)
+            sample_plain(
+                logits, places.temperature, uniform, places.sampled_rows, self._last_token,
+                token_ids,
+            )  # fmt: skip
+            return logits
+
+        graph = self._graphs.capture(compute)
+        return _Captured(shape, tables, graph, token_ids, (batch, places))
 
     def _find(self, host: HostBatch, *, shares: bool) -> _Captured | None:
         """The smallest graph that the step fits into; those that share are made when first used."""
@@ -253,30 +305,84 @@ class QueuedSteps:
 
     def _replay(
         self,
+        step_id: int,
         captured: _Captured,
         host: HostBatch,
         updates: Section,
         shared: Sequence[SharedPrefix],
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        sections, _ = self._sections(host, captured.shape, shared)
-        extra = self._sampling_sections(host)
-        in_one = updates.size <= 2 * UPDATES_ROOM
-        if in_one:
-            extra.append(updates)
-        on_device = self._staging.send([*sections, *extra], self._inputs)
-        if not in_one:
-            on_device += self._staging.send([updates])
-        token_ids, rows = on_device[:2]
-        out_ids = self._token_ids[: captured.shape.num_tokens]
-        self._prepare(token_ids, rows, out_ids, on_device[-1])
+        begin: Mark,
+    ) -> DeviceStep:
+        shape = captured.shape
+        if updates.shape[1] > NUM_UPDATES:
+            self._update_tables(updates[:, NUM_UPDATES:])
+            updates = updates[:, :NUM_UPDATES]
+        slot = self._slots[0]
+        self._slots.rotate(-1)
+        if slot.end is not None:
+            slot.end.synchronize()
+        work = self._plan(host, shape, shared if shape.shares else ())
+        self._send(slot, shape, captured.tables, host, updates, work)
         captured.graph.replay()
-        first = len(sections)
-        return captured.graph.output, on_device[first : first + 3]
+        rows = host.sampled_rows
+        token_ids = special = sampled = None
+        if len(rows):
+            special, sampled = self._choose_special(captured.graph.output, captured.token_ids, rows)
+            self._table.append(rows)
+            slot.outputs[: shape.num_seqs].copy_(captured.token_ids, non_blocking=True)
+            token_ids = slot.outputs.numpy()[: len(rows)]
+        slot.end = self._mark()
+        return DeviceStep(step_id, begin, slot.end, token_ids, special, sampled)
+
+    def _send(
+        self,
+        slot: Slot,
+        shape: StepShape,
+        tables: list[tuple[int, ...]],
+        host: HostBatch,
+        updates: Section,
+        work: PlannedWork,
+    ) -> None:
+        """Fill in a step's places on the host, and copy them to the device.
+
+        The slot's memory holds what other shapes left there, so padding is written too.
+        """
+        to, filled = slot.places_of(shape, tables)
+        num_tokens, rows = len(host.token_ids), host.sampled_rows
+        to.token_ids[:num_tokens] = host.token_ids
+        to.rows[:num_tokens] = host.rows_of_token
+        to.rows[num_tokens:] = -1
+        to.positions[:num_tokens] = host.positions
+        to.positions[num_tokens:] = 0
+        num_rows, num_updates = len(rows), updates.shape[1]
+        if not shape.is_decode:
+            to.logit_indices[:num_rows] = host.logit_indices
+            to.logit_indices[num_rows:] = 0
+        to.temperature[:num_rows] = self._sampler.temperature[rows]
+        to.temperature[num_rows:] = 0.0
+        to.seeds[:, :num_rows] = self._sampler.seed_words[:, rows]
+        to.lengths[:num_rows] = self._table.num_tokens[rows]
+        to.sampled_rows[:num_rows] = rows
+        to.sampled_rows[num_rows:] = -1
+        to.updates[:, :num_updates] = updates
+        to.updates[0, num_updates:] = -1
+        for place, table in zip(to.tables, work.sections, strict=True):
+            place[...] = table
+        self._inputs[: len(filled)].copy_(filled, non_blocking=True)
+
+    def _update_tables(self, updates: Section) -> None:
+        """More new blocks than a captured step has room for."""
+        from octavo.kernels.prepare import prepare
+
+        (on_device,) = self._staging.send([np.ascontiguousarray(updates)])
+        nothing = self._input_ids[:0]
+        prepare(nothing, nothing, self._last_token, nothing, on_device, self._block_tables)
 
     def _run(
         self, host: HostBatch, updates: Section, shared: Sequence[SharedPrefix]
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        work = self._backend.plan_work(self._spec, host.layout, host.rows, None, shared)
+        from octavo.kernels.prepare import prepare
+
+        work = self._plan(host, None, shared)
         sections = [
             host.token_ids,
             host.rows_of_token.astype(np.int32),
@@ -287,86 +393,69 @@ class QueuedSteps:
             *work.sections,
         ]
         on_device = self._staging.send(sections)
-        token_ids, rows, positions, logit_indices, *sampling = on_device[:7]
+        token_ids, rows, positions, logit_indices, *sampling = on_device[:8]
         out_ids = torch.empty_like(token_ids)
-        self._prepare(token_ids, rows, out_ids, on_device[7])
+        changed = on_device[8] if updates.shape[1] else None
+        prepare(token_ids, rows, self._last_token, out_ids, changed, self._block_tables)
         step = StepTensors(positions, rows, self._block_tables)
         batch = ForwardBatch(
             token_ids=out_ids,
             positions=positions,
             logit_indices=logit_indices,
             backend=self._backend,
-            meta=work.bind(on_device[8:], step),
+            meta=work.bind(on_device[9:], step),
             kv_caches=self._kv_caches,
         )
         return self._model(batch), sampling
 
-    def _prepare(
-        self,
-        token_ids: torch.Tensor,
-        rows: torch.Tensor,
-        out_ids: torch.Tensor,
-        updates: torch.Tensor,
-    ) -> None:
-        from octavo.kernels.prepare import prepare
-
-        changed = updates if updates.shape[1] else None
-        prepare(token_ids, rows, self._last_token, out_ids, changed, self._block_tables)
-
-    def _sections(
-        self, host: HostBatch, shape: StepShape, shared: Sequence[SharedPrefix] = ()
-    ) -> tuple[list[Section], PlannedWork]:
-        """What a graph of `shape` reads, in sizes that are the same for every step."""
-        num_tokens = len(host.token_ids)
-        token_ids, rows, positions = np.zeros((3, shape.num_tokens), np.int32)
-        rows[num_tokens:] = -1
-        token_ids[:num_tokens] = host.token_ids
-        rows[:num_tokens] = host.rows_of_token
-        positions[:num_tokens] = host.positions
-        logit_indices = np.zeros(0 if shape.is_decode else shape.num_seqs, np.int32)
-        if not shape.is_decode:
-            logit_indices[: len(host.logit_indices)] = host.logit_indices
-        if not shape.shares:
-            shared = ()
-        work = self._backend.plan_work(self._spec, host.layout, host.rows, shape, shared)
-        return [token_ids, rows, positions, logit_indices, *work.sections], work
-
     def _sampling_sections(self, host: HostBatch) -> list[Section]:
-        """Temperatures and uniform numbers as bits, and rows."""
+        """Temperatures as bits, seeds, lengths, and rows."""
         rows = host.sampled_rows
-        temperature = self._sampler.temperature[rows]
-        if temperature.any():
-            u = uniform(self._sampler.seed[rows], self._table.num_tokens[rows])
-            # Below 1 also after rounding.
-            u32 = np.minimum(u.astype(np.float32), np.float32(1 - 2**-24))
-        else:
-            u32 = np.zeros(len(rows), np.float32)
-        return [temperature.view(np.int32), u32.view(np.int32), rows.astype(np.int32)]
+        return [
+            self._sampler.temperature[rows].view(np.int32),
+            self._sampler.seed_words[:, rows],
+            self._table.num_tokens[rows].astype(np.int32),
+            rows.astype(np.int32),
+        ]
 
     def _choose(
         self, logits: torch.Tensor, rows: np.ndarray, sampling: list[torch.Tensor]
     ) -> tuple[torch.Tensor, np.ndarray | None, Sampled | None]:
-        """[n] int32 tokens, and which rows were sampled by `sample` because they ask for more."""
+        """[n] int32 tokens, and what `_choose_special` returns."""
         from octavo.kernels.sampling import sample_plain
+        from octavo.kernels.uniform import draw_uniform
 
-        temperature, u, device_rows = sampling
-        num_rows = len(rows)
-        logits = logits[:num_rows]
-        token_ids = torch.empty(num_rows, dtype=torch.int32, device=logits.device)
+        temperature, seeds, lengths, device_rows = sampling
+        token_ids = torch.empty_like(lengths)
+        uniform = torch.empty_like(lengths, dtype=torch.float32)
+        draw_uniform(seeds, lengths, uniform)
         sample_plain(
-            logits, temperature.view(torch.float32), u.view(torch.float32), device_rows,
-            self._last_token, token_ids,
+            logits, temperature.view(torch.float32), uniform, device_rows, self._last_token,
+            token_ids,
         )  # fmt: skip
+        return token_ids, *self._choose_special(logits, token_ids, rows)
+
+    def _choose_special(
+        self, logits: torch.Tensor, token_ids: torch.Tensor, rows: np.ndarray
+    ) -> tuple[np.ndarray | None, Sampled | None]:
+        """Sample rows that ask for more than a temperature anew, in the place of their tokens.
+
+        Returns:
+            Which rows of the batch these are, and what `sample` made of them.
+        """
         special = np.flatnonzero(~self._sampler.is_plain[rows])
         if not len(special):
-            return token_ids, None, None
-        places = torch.from_numpy(special).to(logits.device, non_blocking=True)
-        positions = self._table.num_tokens[rows[special]]
-        sampled = sample(logits[places], rows[special], positions, self._sampler)
+            return None, None
+        device = logits.device
+        places = torch.from_numpy(special).to(device, non_blocking=True)
+        chosen_rows = rows[special]
+        positions = self._table.num_tokens[chosen_rows]
+        sampled = sample(logits[places], chosen_rows, positions, self._sampler)
         chosen = sampled.token_ids.to(torch.int32)
         token_ids.index_copy_(0, places, chosen)
-        self._last_token.index_copy_(0, device_rows[places].long(), chosen)
-        return token_ids, special, sampled
+        device_rows = torch.from_numpy(chosen_rows).to(device, non_blocking=True)
+        self._last_token.index_copy_(0, device_rows, chosen)
+        return special, sampled
 
 
 def graph_shapes(max_num_seqs: int, token_budget: int) -> tuple[StepShape, ...]:

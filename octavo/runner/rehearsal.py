@@ -80,9 +80,11 @@ def _rehearse_around_the_model(logits: torch.Tensor) -> None:
     """What `QueuedSteps` launches before the model and after it."""
     from octavo.kernels.prepare import prepare
     from octavo.kernels.sampling import sample_plain
+    from octavo.kernels.uniform import draw_uniform
 
     num_rows = len(logits)
     ids = torch.zeros(num_rows, dtype=torch.int32, device=logits.device)
     floats = torch.zeros(num_rows, device=logits.device)
     prepare(ids, ids, ids, ids, None, ids.view(1, -1))
+    draw_uniform(ids.expand(2, -1), ids, floats)
     sample_plain(logits, floats, floats, ids, ids, ids)

@@ -43,6 +43,7 @@ class SamplerRows:
         top_k: int32, 0 keeps all.
         top_p, min_p: float32.
         seed: uint64.
+        seed_words: [2, rows] int32, the low and the high halves of the seeds.
         num_logprobs: int32, -1 for none.
         min_tokens, num_prompt_tokens: int64.
         stop_token_ids: one int64 array per row.
@@ -55,6 +56,7 @@ class SamplerRows:
         self.top_p = np.ones(max_num_seqs, np.float32)
         self.min_p = np.zeros(max_num_seqs, np.float32)
         self.seed = np.zeros(max_num_seqs, np.uint64)
+        self.seed_words = self.seed.view(np.int32).reshape(-1, 2).T  # little-endian
         self.num_logprobs = np.full(max_num_seqs, -1, np.int32)
         self.min_tokens = np.zeros(max_num_seqs, np.int64)
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
