@@ -206,15 +206,42 @@ def request_of(route: str, num_tokens: int) -> bytes:
     return head.encode() + b"\r\n\r\n" + body
 
 
-async def load(port: int, route: str, num_streams: int, num_tokens: int) -> Counts:
-    """Run so many streams at once to their end."""
+@dataclass
+class Reading:
+    """The server's CPU seconds, and the clock, when so many events had come."""
+
+    num_events: int
+    user_s: float
+    system_s: float
+    wall_s: float
+
+
+async def load(
+    port: int, route: str, num_streams: int, num_tokens: int, pid: int
+) -> tuple[Counts, list[Reading]]:
+    """Run so many streams at once to their end.
+
+    Four readings: before, when all streams are under way, when most of them is over, after. Between
+    the middle ones there is nothing but tokens.
+    """
     loop = asyncio.get_running_loop()
+    process = psutil.Process(pid)
     counts, done = Counts(num_open=num_streams), asyncio.Event()
     request = request_of(route, num_tokens)
+
+    def read() -> Reading:
+        times = process.cpu_times()
+        return Reading(counts.num_events, times.user, times.system, time.perf_counter())
+
+    readings = [read()]
     for _ in range(num_streams):
         await loop.create_connection(lambda: Reader(request, counts, done), "127.0.0.1", port)
+    for least in (0.1 * num_streams * num_tokens, 0.9 * num_streams * num_tokens):
+        while counts.num_events < least and not done.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        readings.append(read())
     await done.wait()
-    return counts
+    return counts, [*readings, read()]
 
 
 def measure(args: argparse.Namespace, route: str, step_s: float, num_tokens: int) -> dict[str, Any]:
@@ -233,30 +260,38 @@ def measure(args: argparse.Namespace, route: str, step_s: float, num_tokens: int
                     port = int(found[1])
                     break
             assert port, "the server did not start"
-            process = psutil.Process(popen.pid)
-            asyncio.run(load(port, route, 8, 50))  # warm
-            before, begin = process.cpu_times(), time.perf_counter()
-            counts = asyncio.run(load(port, route, args.streams, num_tokens))
-            wall, after = time.perf_counter() - begin, process.cpu_times()
+            asyncio.run(load(port, route, 8, 50, popen.pid))  # warm
+            counts, readings = asyncio.run(load(port, route, args.streams, num_tokens, popen.pid))
             popen.send_signal(signal.SIGTERM)
             popen.communicate(timeout=60)
         finally:
             popen.kill()
-    user, system = after.user - before.user, after.system - before.system
+    begin, steady, late, end = readings
+    num_events = late.num_events - steady.num_events
+    user, system = late.user_s - steady.user_s, late.system_s - steady.system_s
+    per_event = (user + system) / num_events if num_events else 0.0
+    cpu = end.user_s + end.system_s - begin.user_s - begin.system_s
     total = args.streams * num_tokens
-    cpu = user + system
+    around = cpu - per_event * counts.num_events  # what requests cost beside their events
     return {
         "route": route,
         "step_ms": step_s * 1000,
         "streams": args.streams,
         "tokens": total,
         "events": counts.num_events,
-        "wall_s": round(wall, 2),
-        "cpu_user_s": round(user, 2),
-        "cpu_system_s": round(system, 2),
+        "wall_s": round(end.wall_s - begin.wall_s, 2),
+        "cpu_s": round(cpu, 2),
         "tokens_per_core_s": round(total / cpu),
-        "events_per_core_s": round(counts.num_events / cpu),
-        "us_per_event": round(1e6 * cpu / counts.num_events, 1),
+        **(
+            {}
+            if not per_event
+            else {
+                "steady_tokens_per_core_s": round(0.8 * total / (user + system)),
+                "steady_us_per_event": round(1e6 * per_event, 1),
+                "steady_system_us_per_event": round(1e6 * system / num_events, 1),
+                "ms_per_request_beside_events": round(1e3 * around / args.streams, 2),
+            }
+        ),
     }
 
 

@@ -116,15 +116,27 @@ class _Answer:
             choices.append(choice)
         return self._wrap(choices, self._usage.usage)
 
+    def _text_events(self, index: int, usage: UnsetType | None) -> sse.TextEvents:
+        """The events of a choice that bring nothing but text."""
+        return sse.TextEvents(
+            lambda text: self._wrap([CompletionChoice(index=index, text=text)], usage)
+        )
+
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer as events, without the end; empty where a delta has nothing to show."""
         body = self._body
         offsets = [0] * len(self._jobs)
         is_new = [True] * len(self._jobs)
-        usage: Usage | UnsetType | None = None if body.include_usage else UNSET
+        no_usage: UnsetType | None = None if body.include_usage else UNSET
+        usage: Usage | UnsetType | None = no_usage
+        texts = [self._text_events(index, no_usage) for index in range(len(self._jobs))]
+        has_more = body.logprobs is not None or body.return_token_ids or body.continuous_usage
         async with aclosing(self._run()) as deltas:
             async for index, delta in deltas:
                 self._usage.add(index, delta)
+                if not has_more and delta.finish_reason is None:
+                    yield texts[index].event(delta.text) if delta.text else b""
+                    continue
                 has_ids = bool(body.return_token_ids and delta.token_ids)
                 if not (delta.text or delta.logprobs or has_ids or delta.finish_reason):
                     yield b""

@@ -1,4 +1,5 @@
-"""What uvicorn's HTTP protocol leaves open: bounds on a request's head, and errors in our shape.
+"""What uvicorn's HTTP protocol leaves open: bounds on a request's head, errors in our shape, and a
+short way for the events of streams.
 
 The parser keeps an unfinished header in memory however long it grows, and waits for it however long
 it takes; here both have an end.
@@ -6,20 +7,30 @@ it takes; here both have an end.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from octavo.errors import InvalidRequestError, RequestError
 from octavo.protocol.errors import ErrorBody
+from octavo.server.scope import WRITE
 
 if TYPE_CHECKING:
     import asyncio
 
 HEAD_TIMEOUT_S = 30.0
 """A connection whose request's head is not complete after so long is closed, seconds."""
+
+LINGER_S = 1.0
+"""How long a refused client may go on sending before it is cut off, seconds. Closing at once, with
+bytes of its unread, would make its system throw our answer away (RFC 9112, section 9.6)."""
 
 MAX_HEADERS = 256
 """Most headers of a request."""
@@ -42,6 +53,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_head_bytes = 0  # of the URL and of whole headers
         self._num_unfinished_bytes = 0  # read while the head was not complete
         self._num_headers = 0
+        self._is_refused = False
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -56,12 +68,14 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came. A head that began before them and did not end yet grew by all of them."""
+        if self._is_refused:
+            return
         was_in_head = self._is_in_head
         super().data_received(data)
         if was_in_head and self._is_in_head:
             # The parser tells of whole headers only; the rest of these bytes waits in it.
             self._num_unfinished_bytes += len(data)
-            if self._is_head_too_large and not self.transport.is_closing():
+            if self._is_head_too_large and not self._is_refused:
                 self.send_400_response("")
 
     def on_message_begin(self) -> None:
@@ -88,6 +102,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._stop_timer()
         super().on_headers_complete()
+        self.scope["extensions"] = {WRITE: functools.partial(_write, self.cycle)}  # type: ignore[dict-item]
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request of HTTP, or too large a head, and close."""
@@ -109,7 +124,13 @@ class BoundedProtocol(HttpToolsProtocol):
             f"x-request-id: {uuid4().hex}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(STATUS_LINE[error.status] + head.encode("ascii") + body)
-        self.transport.close()
+        self._is_refused = True
+        self._stop_timer()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._head_timer = self.loop.call_later(LINGER_S, self._give_up)
+        else:  # TLS
+            self.transport.close()
 
     @property
     def _is_head_too_large(self) -> bool:
@@ -132,6 +153,18 @@ class BoundedProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         self._head_timer = None
         self.transport.close()
+
+
+def _write(cycle: RequestResponseCycle, piece: bytes) -> bool:
+    """Write a piece of a body whose length is unknown, and which goes on; False: use `send`.
+
+    The same as `cycle.send`, without a coroutine and a message for each of many small pieces. That
+    one does what is left: waits for slow readers, and knows bodies of other kinds.
+    """
+    if cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+    return True
 
 
 def bounded(max_header_bytes: int) -> type[BoundedProtocol]:

@@ -23,6 +23,10 @@ logger = logging.getLogger("octavo.access")
 CLIENT_LEFT = 499
 """Stands in the log for the status of a request whose client did not wait for one (nginx's)."""
 
+WRITE = "octavo.write"
+"""An extension of the ASGI scope: a function that writes a piece of a streamed body at once, or
+returns False where it cannot, and then `send` must be used. Servers need not have it."""
+
 _GIVEN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -32,17 +36,33 @@ class Exchange:
     Attributes:
         request_id: the caller's `X-Request-Id` if that is 1 to 128 visible ASCII characters, else
             one of ours.
-        send: the server's own. All layers want to see an answer's start, none its body: what makes
-            thousands of events may give them to this, past the layers.
         status: of the answer; None until it started.
     """
 
-    __slots__ = ("request_id", "send", "status")
+    __slots__ = ("_send", "_write", "request_id", "status")
 
-    def __init__(self, request_id: str, send: Send) -> None:
+    def __init__(self, request_id: str, send: Send, write: Callable[[bytes], bool] | None) -> None:
         self.request_id = request_id
-        self.send = send
         self.status: int | None = None
+        self._send = send
+        self._write = _never if write is None else write
+
+    @property
+    def write(self) -> Callable[[bytes], bool]:
+        """Writes a piece of a started body that goes on, see `WRITE`."""
+        return self._write
+
+    async def send(self, piece: bytes, *, is_last: bool = False) -> None:
+        """Send a piece of a started body by the server's own `send`.
+
+        All layers want to see an answer's start and none its body, so what makes thousands of
+        events goes past them.
+        """
+        await self._send({"type": "http.response.body", "body": piece, "more_body": not is_last})
+
+
+def _never(piece: bytes) -> bool:
+    return False
 
 
 def exchange_of(scope: Scope) -> Exchange:
@@ -73,7 +93,7 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         begin = time.perf_counter()
-        exchange = Exchange(_choose_request_id(scope), send)
+        exchange = Exchange(_choose_request_id(scope), send, scope.get("extensions", {}).get(WRITE))
         scope.setdefault("state", {})["exchange"] = exchange
 
         async def send_with_id(message: Message) -> None:

@@ -63,7 +63,7 @@ class _Stream:
 
     async def send_all(self) -> None:
         """All events, and the end."""
-        send = self._exchange.send
+        write = self._exchange.write
         end = sse.DONE
         async with aclosing(self._events) as events:
             try:
@@ -72,9 +72,8 @@ class _Stream:
                         await self._start()
                     if chunk:
                         self._num_sent += 1
-                        self._is_sending = True
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                        self._is_sending = False
+                        if not write(chunk):
+                            await self._send(chunk)
             except Exception as exc:
                 if not self._is_started:
                     raise
@@ -82,8 +81,7 @@ class _Stream:
                 end = sse.event(ErrorBody.of(error)) + sse.DONE
             await self._start()
             self._num_sent += 1
-            self._is_sending = True
-            await send({"type": "http.response.body", "body": end})
+            await self._send(end, is_last=True)
 
     async def break_silence(self) -> None:
         """Send a comment if nothing was sent since the last call."""
@@ -93,8 +91,12 @@ class _Stream:
             return
         await self._start()
         if self._num_sent == self._num_seen:  # nothing came while we waited
-            body = {"type": "http.response.body", "body": sse.KEEP_ALIVE, "more_body": True}
-            await self._exchange.send(body)
+            await self._exchange.send(sse.KEEP_ALIVE)
+
+    async def _send(self, piece: bytes, *, is_last: bool = False) -> None:
+        self._is_sending = True
+        await self._exchange.send(piece, is_last=is_last)
+        self._is_sending = False
 
     async def _start(self) -> None:
         async with self._starting:  # the events and the silence may both be the first

@@ -117,26 +117,25 @@ def test_a_head_that_is_too_large(
 ) -> None:
     server = serve(max_header_bytes=4096)
     pieces = [head[i : i + size] for i in range(0, len(head), size)]
-    raw = talk(server, *pieces)
-    if raw:  # we may have been reset while we were still writing
-        error = error_of(answer_of(raw), 431)
-        assert error["code"] == "request_header_fields_too_large"
+    error = error_of(answer_of(talk(server, *pieces)), 431)
+    assert error["code"] == "request_header_fields_too_large"
     server.assert_serves()
-    assert size < 700 or raw
 
 
-def test_an_endless_header_is_cut_off(serve: Callable[..., RunningServer]) -> None:
+def test_an_endless_header_is_cut_off(
+    serve: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "LINGER_S", 0.1)
     server = serve(max_header_bytes=4096)
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nX-Endless: ")
-        num_sent = 0
+        begin = time.monotonic()
         try:
-            while num_sent < 100_000_000:
+            while time.monotonic() - begin < 5:
                 connection.sendall(b"x" * 1000)
-                num_sent += 1000
         except (ConnectionResetError, BrokenPipeError):
             pass
-    assert num_sent < 20_000_000  # what the sockets' buffers hold
+    assert time.monotonic() - begin < 2
     server.assert_serves()
 
 
@@ -247,7 +246,7 @@ async def test_a_slow_reader_is_no_silence() -> None:
     app = create_app(
         FakeEngine(), FakeTokenizer(), ServerConfig(served_model_names=("m",), sse_keep_alive=0.01)
     )
-    scope = {"type": "http", "app": app, "state": {"exchange": Exchange("id", send)}}
+    scope = {"type": "http", "app": app, "state": {"exchange": Exchange("id", send, None)}}
     answer = asyncio.ensure_future(EventStream(events())(scope, receive, send))
     await asyncio.sleep(0.1)
     may_send.set()
