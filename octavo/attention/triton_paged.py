@@ -283,6 +283,7 @@ class TritonAttention:
     ) -> torch.Tensor:
         """See `AttentionBackend.attend`."""
         from octavo.kernels import paged_attention as kernels
+        from octavo.kernels.pdl import options
 
         spec, tables = meta.spec, meta.step.block_tables
         dim, page, kv_heads = spec.head_dim, spec.block_size, spec.num_kv_heads
@@ -291,6 +292,7 @@ class TritonAttention:
         out_thd = torch.empty(q_thd.shape, dtype=q_thd.dtype, device=q_thd.device)
         part_rows = meta.parts.shape[1]
         launches = meta.launches[layer.window]
+        overlap = options(q_thd.device)
         if (spec, layer.window) not in self._compiled:
             # Every kernel at once, with nothing to do, so that no later step waits for a compiler.
             self._compiled.add((spec, layer.window))
@@ -308,7 +310,7 @@ class TritonAttention:
                 HEADS=spec.num_heads, GROUP=group, PAGE=page, D=dim, D_PAD=padded,
                 TILE_M=tile_rows(tuning, group), TILE_N=tuning.key_tile,
                 HAS_WINDOW=layer.window is not None, HAS_CAP=spec.soft_cap is not None,
-                num_warps=tuning.num_warps, num_stages=tuning.num_stages,
+                num_warps=tuning.num_warps, num_stages=tuning.num_stages, **overlap,
             )  # fmt: skip
             # The next launch of this step writes to the same parts, after this merge has read them.
             if len(launch.merges):
@@ -316,7 +318,7 @@ class TritonAttention:
                 kernels.merge_kernel[(blocks, kv_heads, len(launch.merges))](
                     out_thd, meta.parts, meta.part_weights, launch.merges, part_rows,
                     HEADS=spec.num_heads, GROUP=group, D=dim, D_PAD=padded,
-                    ROWS=tuning.merged_rows, PARTS=tuning.merged_parts,
+                    ROWS=tuning.merged_rows, PARTS=tuning.merged_parts, **overlap,
                 )  # fmt: skip
         return out_thd
 

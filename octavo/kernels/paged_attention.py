@@ -16,6 +16,7 @@ Softmax is computed online, in float32 and base 2 (FlashAttention-2, arXiv 2307.
 Cache layout: [b, 2, k, p, d], block, keys or values, KV head, token in the block, dimension; its
 type may be narrower than the queries', which products are computed in.
 All address arithmetic that a large cache could overflow is in 64 bits.
+Items, merges, members and tables are a step's input, read before the wait of `pdl.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.layout import ITEM_FIELDS, MERGE_FIELDS
+from octavo.kernels.pdl import wait_then_release
 
 _ITEM = tl.constexpr(ITEM_FIELDS)
 _MERGE = tl.constexpr(MERGE_FIELDS)
@@ -124,11 +126,14 @@ def attend_kernel(
     TILE_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (KV heads, items). Heads of `q` lie side by side, `out` is contiguous [t, h, d]."""
     head = tl.program_id(0)
     item = items_ptr + tl.program_id(1) * _ITEM
     seq = tl.load(item)
+    if PDL:
+        wait_then_release()
     if seq < 0:
         return
     first_token = tl.load(item + 1).to(tl.int64)
@@ -216,10 +221,13 @@ def merge_kernel(
     D_PAD: tl.constexpr,
     ROWS: tl.constexpr,
     PARTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (rows of a tile / ROWS, KV heads, merges): weighted sums, PARTS parts at a time."""
     merge = merges_ptr + tl.program_id(2) * _MERGE
     first_token = tl.load(merge)
+    if PDL:
+        wait_then_release()
     if first_token < 0:
         return
     num_rows = tl.load(merge + 1) * GROUP
