@@ -26,7 +26,7 @@ def tenant_of(scope: Scope) -> str:
 
 
 class Authentication:
-    """Refuses requests without a valid `Authorization: Bearer` header.
+    """Refuses requests without a valid key in `Authorization: Bearer`, or in `X-Api-Key` alone.
 
     Args:
         app: what is protected.
@@ -53,16 +53,25 @@ class Authentication:
         await self._app(scope, receive, send)
 
     def _authenticate(self, scope: Scope) -> None:
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-        if scheme.lower() != b"bearer" or not key.strip():
+        key = _presented_key(scope)
+        if key is None:
             raise AuthenticationError(
                 "Give an API key in the header: Authorization: Bearer KEY", code="missing_api_key"
             )
-        digest = hashlib.sha256(key.strip()).digest()
+        digest = hashlib.sha256(key).digest()
         scope.setdefault("state", {})["tenant"] = digest.hex()[:16]
         is_valid = False
         for known in self._digests:
             is_valid |= hmac.compare_digest(digest, known)
         if not is_valid:
             raise AuthenticationError("The API key is not valid", code="invalid_api_key")
+
+
+def _presented_key(scope: Scope) -> bytes | None:
+    """The key that the request brings; None: none, or headers that may be read in two ways."""
+    bearers = [value for name, value in scope["headers"] if name == b"authorization"]
+    plain = [value for name, value in scope["headers"] if name == b"x-api-key"]  # Anthropic's
+    if not bearers and len(plain) == 1:
+        return plain[0].strip() or None
+    scheme, _, key = bearers[0].partition(b" ") if len(bearers) == 1 else (b"", b"", b"")
+    return key.strip() or None if scheme.lower() == b"bearer" else None

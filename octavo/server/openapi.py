@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
-_BEARER = "bearer"
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+}
 _REQUEST_ID = {
     "description": "The caller's id of this request, else one of the server's",
     "schema": {"type": "string", "minLength": 1, "maxLength": 128},
@@ -77,8 +80,8 @@ def document(endpoints: Iterable[Endpoint], *, needs_key: bool) -> dict[str, Any
         "components": {"schemas": components},
     }
     if needs_key:
-        result["components"]["securitySchemes"] = {_BEARER: {"type": "http", "scheme": "bearer"}}
-        result["security"] = [{_BEARER: []}]
+        result["components"]["securitySchemes"] = _SCHEMES
+        result["security"] = [{name: []} for name in _SCHEMES]  # either is enough
     return result
 
 
@@ -141,10 +144,13 @@ def _answer(endpoint: Endpoint, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
     description = "The answer"
     if endpoint.event is not None:
         description += "; with `stream`, server-sent events, the last one `[DONE]`"
-        # OpenAPI 3.1 has no word for the type of each event: 3.2 calls it `itemSchema`.
+        # Of a stream, the schema tells of each event: that is how tools read it, until OpenAPI 3.2
+        # has a word of its own for it. A failure is an event, too.
+        item = {"anyOf": [schema_of[endpoint.event], schema_of[ErrorBody]]}
+        value = {"type": "string", "contentMediaType": JSON, "contentSchema": item}
+        data = {"anyOf": [value, {"const": "[DONE]"}]}
         content["text/event-stream"] = {
-            "schema": {"type": "string"},
-            "x-itemSchema": schema_of[endpoint.event],
+            "schema": {"type": "object", "required": ["data"], "properties": {"data": data}}
         }
     return {
         "description": description,

@@ -92,6 +92,18 @@ def test_good_keys(guarded: RunningServer, scheme: str, key: str) -> None:
     assert statuses["GET", "/metrics"] == 200
 
 
+def test_keys_as_anthropics_clients_send_them(guarded: RunningServer) -> None:
+    def status(*headers: tuple[str, str]) -> int:
+        return guarded.client.get("/v1/models", headers=httpx.Headers(list(headers))).status_code
+
+    assert status(("X-Api-Key", KEYS[0])) == 200
+    assert status(("X-Api-Key", "wrong")) == 401
+    assert status(("X-Api-Key", "")) == 401
+    assert status(("X-Api-Key", "wrong"), ("X-Api-Key", KEYS[0])) == 401
+    assert status(("X-Api-Key", KEYS[0]), ("Authorization", "Bearer wrong")) == 401
+    assert status(("X-Api-Key", "wrong"), ("Authorization", f"Bearer {KEYS[1]}")) == 200
+
+
 def test_each_key_is_a_tenant(guarded: RunningServer) -> None:
     for key in (KEYS[0], KEYS[1], KEYS[0]):
         guarded.client.headers["Authorization"] = f"Bearer {key}"
