@@ -188,6 +188,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         allowed_headers: what headers those pages may send, `*` for all.
         allow_credentials: those pages may send cookies and the like.
         served_model_names: names that requests may use; the first is the one in answers.
+        tool_call_parser: how the model writes tool calls: a format's name, `auto` by its chat
+            template, `none` to refuse tools.
+        reasoning_parser: how the model writes its reasoning: a format's name, `auto` by its chat
+            template, `none` to leave it in the text.
         max_body_bytes: larger request bodies are refused with 413.
         max_header_bytes: longer heads of requests, URL included, are refused with 431.
         sse_keep_alive: seconds of silence in a stream after which a comment is sent, so that
@@ -213,6 +217,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     allowed_headers: tuple[str, ...] = ("*",)
     allow_credentials: bool = False
     served_model_names: tuple[str, ...] = ()
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     max_body_bytes: int = 32 * 1024**2
     max_header_bytes: int = 64 * 1024
     sse_keep_alive: float = 15.0

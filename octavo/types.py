@@ -55,6 +55,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         logprobs: report this many most probable alternatives per position, 0..20; None: none.
             The values are log-softmax of the raw logits, before temperature.
         skip_special_tokens: leave special tokens out of the text.
+        shown_token_ids: special tokens that stay in the text all the same, for a reader of it.
 
     Raises:
         InvalidRequestError: a value is out of range; its `param` names the field.
@@ -72,6 +73,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    shown_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

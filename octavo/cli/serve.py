@@ -20,6 +20,7 @@ from octavo.config import (
     read_api_keys,
 )
 from octavo.errors import ConfigError, ModelNotFoundError
+from octavo.text.answers import REASONING_FORMATS, TOOL_FORMATS
 
 _EXAMPLES = """\
 examples:
@@ -111,6 +112,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="NAME",
         help=_help(docs, "served_model_names") + " (default: MODEL as it is given)",
     )
+    for name, formats in (
+        ("tool_call_parser", TOOL_FORMATS),
+        ("reasoning_parser", REASONING_FORMATS),
+    ):
+        server.add_argument(
+            f"--{name.replace('_', '-')}",
+            choices=("auto", "none", *formats),
+            default=getattr(defaults, name),
+            metavar="NAME",
+            help=f"{_help(docs, name)}; of {', '.join(formats)} "
+            f"(default: {getattr(defaults, name)})",
+        )
     numbers: tuple[tuple[str, type, str], ...] = (
         ("sse_keep_alive", float, "SECONDS"),
         ("shutdown_timeout", float, "SECONDS"),
@@ -185,6 +198,8 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
         sse_keep_alive=args.sse_keep_alive,
         shutdown_timeout=args.shutdown_timeout,
         served_model_names=names,
+        tool_call_parser=args.tool_call_parser,
+        reasoning_parser=args.reasoning_parser,
         log_level=args.log_level,
         max_num_queued_requests=args.max_num_queued_requests,
         watchdog_timeout=args.watchdog_timeout,

@@ -27,7 +27,7 @@ class OutputProcessor:
 
     Args:
         prompt_token_ids: the prompt; the first word of the output keeps its space behind it.
-        params: `stop`, `logprobs` and `skip_special_tokens` are looked at.
+        params: `stop`, `skip_special_tokens` and `shown_token_ids` are looked at.
         tokenizer: the model's, or None: texts stay empty, and there can be no stop strings.
 
     Attributes:
@@ -57,6 +57,7 @@ class OutputProcessor:
             IncrementalDetokenizer(
                 tokenizer,
                 skip_special_tokens=params.skip_special_tokens,
+                shown_token_ids=params.shown_token_ids,
                 prompt_token_ids=prompt_token_ids,
             )
             if tokenizer is not None

@@ -21,7 +21,19 @@ from octavo.protocol.generation import (
     check_stream_options,
     sampling_params,
 )
-from octavo.protocol.messages import Message, check_template_kwargs, template_messages
+from octavo.protocol.messages import (
+    Message,
+    check_template_kwargs,
+    template_messages,
+    text_of,
+)
+from octavo.protocol.tools import (
+    FunctionTool,
+    ToolCallAnswer,
+    ToolCallDelta,
+    ToolChoice,
+    check_tools,
+)
 from octavo.protocol.usage import Usage
 
 if TYPE_CHECKING:
@@ -31,8 +43,6 @@ if TYPE_CHECKING:
 
 NEUTRAL_CHAT_VALUES: Neutral = {
     **NEUTRAL_VALUES,
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
@@ -60,9 +70,11 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
+    tools: list[FunctionTool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+
     # Not served: only neutral values pass.
-    tools: list[Any] | None = None
-    tool_choice: str | dict[str, Any] | None = None
     functions: list[Any] | None = None
     function_call: str | dict[str, Any] | None = None
     modalities: list[str] | None = None
@@ -82,6 +94,7 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
         check_choices(self)
         check_stream_options(self)
         check_template_kwargs(self.chat_template_kwargs)
+        check_tools(self.tools or (), self.tool_choice)
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequestError(
                 "top_logprobs is only allowed when logprobs is true", param="top_logprobs"
@@ -92,6 +105,16 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
                 "max_tokens and max_completion_tokens contradict each other: give one of them",
                 param="max_tokens",
             )
+
+    @property
+    def offered_tools(self) -> list[FunctionTool]:
+        """The tools that the model is told of."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def continued_text(self) -> str:
+        """The text that the answer goes on from; nothing where it is a message of its own."""
+        return text_of(self.messages[-1]) if self.continue_final_message and self.messages else ""
 
     @property
     def max_tokens_field(self) -> str:
@@ -158,8 +181,10 @@ class AssistantAnswer(msgspec.Struct, kw_only=True):
     """The message of a choice."""
 
     role: str = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallAnswer] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):
@@ -191,6 +216,8 @@ class ChatDelta(msgspec.Struct, kw_only=True):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, kw_only=True):

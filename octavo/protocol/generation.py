@@ -24,7 +24,6 @@ DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p")
 HARMLESS_FIELDS = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "safety_identifier",
         "service_tier",
@@ -93,7 +92,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
     # Harmless.
     metadata: dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
     service_tier: Literal["auto", "default"] | None = None

@@ -78,11 +78,15 @@ class ToolCall(msgspec.Struct, forbid_unknown_fields=True):
 class AssistantMessage(
     msgspec.Struct, tag_field="role", tag="assistant", forbid_unknown_fields=True
 ):
-    """An earlier answer. Empty fields that answers carry may be sent back as they came."""
+    """An earlier answer. Empty fields that answers carry may be sent back as they came.
+
+    `reasoning_content` is the older name of `reasoning`.
+    """
 
     content: Content | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
+    reasoning: str | None = None
     reasoning_content: str | None = None
     refusal: None = None
     audio: None = None
@@ -107,6 +111,12 @@ _TEMPLATE_ROLES: dict[type, str] = {
     AssistantMessage: "assistant",
     ToolMessage: "tool",
 }
+
+
+def text_of(message: Message) -> str:
+    """A message's text, its parts one after the other."""
+    content = message.content or ""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -143,8 +153,14 @@ def _template_message(message: Message, index: int) -> dict[str, Any]:
         if message.annotations:
             param = f"messages[{index}].annotations"
             raise InvalidRequestError(f"{param} is not supported: leave it out", param=param)
-        if message.reasoning_content is not None:
-            result["reasoning_content"] = message.reasoning_content
+        reasoning = {message.reasoning, message.reasoning_content} - {None}
+        if len(reasoning) > 1:
+            param = f"messages[{index}].reasoning_content"
+            raise InvalidRequestError(
+                f"{param} and reasoning contradict each other: give one of them", param=param
+            )
+        if reasoning:
+            result["reasoning_content"] = reasoning.pop()
         if message.tool_calls:
             result["tool_calls"] = [
                 _template_tool_call(call, f"messages[{index}].tool_calls[{position}]")

@@ -19,6 +19,7 @@ from octavo.server.context import ServerContext
 from octavo.server.errors import ErrorAnswers
 from octavo.server.lifecycle import Admission
 from octavo.server.openapi import document
+from octavo.server.parsing import answer_reading
 from octavo.server.prompts import PromptEncoder
 from octavo.server.routes import ENDPOINTS
 from octavo.server.scope import RequestScope
@@ -108,7 +109,7 @@ def create_app(
             hold for requests that leave them out.
 
     Raises:
-        ConfigError: no served name, a default out of range.
+        ConfigError: no served name, a default out of range, no such format of answers.
     """
     if not config.served_model_names:
         raise ConfigError("give the served model a name")
@@ -126,6 +127,7 @@ def create_app(
         msgspec.structs.replace(config, api_key_digests=()),
         metrics,
         _checked_defaults(defaults or {}),
+        answer_reading(config, tokenizer),
     )
     return Application(context, config)
 

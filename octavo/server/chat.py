@@ -12,7 +12,6 @@ from msgspec import UNSET
 from octavo.errors import InvalidRequestError
 from octavo.protocol import sse
 from octavo.protocol.chat import (
-    AssistantAnswer,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
@@ -21,12 +20,15 @@ from octavo.protocol.chat import (
     ChatDelta,
 )
 from octavo.protocol.generation import nth_choice
+from octavo.protocol.tools import template_tools
 from octavo.server.answers import UsageCounter, chat_logprobs, collect
 from octavo.server.auth import tenant_of
 from octavo.server.context import ServerContext, context_of
 from octavo.server.generation import Job, run_jobs
 from octavo.server.http import json_response, until_disconnect
+from octavo.server.parsing import assistant_answer, chat_deltas, finish_reason, read_whole
 from octavo.server.stream import EventStream
+from octavo.text.tools.events import merged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -49,6 +51,7 @@ async def create_chat_completion(request: Request) -> ASGIApp:
     body = await context.read(request, ChatCompletionRequest)
     context.check_model(body.model)
     body.check()
+    context.reading.check(body)
     options = body.options(tenant_of(request.scope))
     answer = _Answer(context, body, await _jobs(context, body, arrived, options))
     if body.stream:
@@ -60,7 +63,7 @@ async def _jobs(
     context: ServerContext, body: ChatCompletionRequest, arrived: float, options: RequestOptions
 ) -> list[Job]:
     """The conversation rendered, encoded, checked, and with its parameters: one job per choice."""
-    params = body.sampling_params(context.defaults)
+    params = context.reading.params(body.sampling_params(context.defaults), body)
     encoder = context.prompts
     encoder.check_ids(params.stop_token_ids, param="stop_token_ids")
     ids = await encoder.encode_chat(
@@ -69,6 +72,7 @@ async def _jobs(
         continue_final_message=body.continue_final_message,
         template_kwargs=body.chat_template_kwargs,
         add_special_tokens=bool(body.add_special_tokens),
+        tools=template_tools(body.offered_tools) or None,
     )
     try:
         params = encoder.fit(params, len(ids), prompt="messages", max_tokens=body.max_tokens_field)
@@ -94,6 +98,8 @@ class _Answer:
         self._prompt_token_ids = jobs[0].prompt_token_ids
         self._created = int(time.time())
         self._usage = UsageCounter([len(self._prompt_token_ids)] * len(jobs), len(jobs))
+        self._parsers = [context.reading.parser(body, self._prompt_token_ids) for _ in jobs]
+        self._has_calls = [False] * len(jobs)
 
     def _run(self) -> AsyncGenerator[tuple[int, Delta], None]:
         return run_jobs(self._context.engine, self._context.metrics, self._jobs)
@@ -114,10 +120,11 @@ class _Answer:
         return answer
 
     def _choice(self, index: int, output: Output) -> ChatChoice:
+        answer = read_whole(self._parsers[index], output.text)
         choice = ChatChoice(
             index=index,
-            message=AssistantAnswer(content=output.text),
-            finish_reason=output.finish_reason,
+            message=assistant_answer(answer),
+            finish_reason=finish_reason(output.finish_reason, has_calls=bool(answer.calls)),
             stop_reason=output.stop_reason,
         )
         if self._body.logprobs:
@@ -150,21 +157,36 @@ class _Answer:
         """What a delta adds, and the chunk with the reason if it is the last; may be nothing."""
         has_ids = bool(self._body.return_token_ids and delta.token_ids)
         events = b""
-        if delta.text or delta.logprobs or has_ids:
-            choice = ChatChunkChoice(index=index, delta=ChatDelta(content=delta.text))
+        parts = self._parts(index, delta)
+        if parts or delta.logprobs or has_ids:
+            choice = ChatChunkChoice(index=index, delta=parts[0] if parts else ChatDelta())
             if self._body.logprobs and delta.logprobs:
                 choice.logprobs = chat_logprobs(self._context.tokenizer, delta.logprobs)
             choice.token_ids = delta.token_ids if has_ids else UNSET
             events = sse.event(self._chunk(choice))
+        for part in parts[1:]:
+            events += sse.event(self._chunk(ChatChunkChoice(index=index, delta=part)))
         if delta.finish_reason is not None:
             end = ChatChunkChoice(
                 index=index,
                 delta=ChatDelta(),
-                finish_reason=delta.finish_reason,
+                finish_reason=finish_reason(delta.finish_reason, has_calls=self._has_calls[index]),
                 stop_reason=delta.stop_reason,
             )
             events += sse.event(self._chunk(end))
         return events
+
+    def _parts(self, index: int, delta: Delta) -> list[ChatDelta]:
+        """What a delta's text adds to its choice's message, each part for a chunk of its own."""
+        parser = self._parsers[index]
+        if parser is None:
+            return [ChatDelta(content=delta.text)] if delta.text else []
+        events = parser.push(delta.text)
+        if delta.finish_reason is not None:
+            events += parser.finish()
+        parts = chat_deltas(merged(events))
+        self._has_calls[index] |= any(part.tool_calls for part in parts)
+        return parts
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer as events, without the end; empty where a delta has nothing to show."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from octavo.config import ServerConfig
     from octavo.engine.interface import EngineClient
     from octavo.observability.metrics import Metrics
+    from octavo.server.parsing import AnswerReading
     from octavo.server.prompts import PromptEncoder, TokenizerLike
 
 _T = TypeVar("_T", bound="msgspec.Struct")
@@ -32,6 +33,7 @@ class ServerContext:
     Attributes:
         defaults: sampling defaults of the model, checked.
         config: without API keys' digests: those are `Authentication`'s alone.
+        reading: how the model's answers are read.
         lifecycle: whether requests are taken, and how many there are.
         started: when the server was made, seconds since the epoch.
     """
@@ -42,6 +44,7 @@ class ServerContext:
     config: ServerConfig
     metrics: Metrics
     defaults: Mapping[str, Any]
+    reading: AnswerReading
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     started: int = field(default_factory=lambda: int(time.time()))
 

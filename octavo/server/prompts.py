@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from octavo.errors import InvalidRequestError
-from octavo.protocol.messages import check_final_message, template_messages
+from octavo.protocol.messages import check_final_message, template_messages, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from octavo.protocol.messages import Message
     from octavo.types import SamplingParams
@@ -29,12 +29,18 @@ MAX_INLINE_CHARS = 2048
 class ChatTemplateLike(Protocol):
     """What the server asks of a chat template."""
 
+    @property
+    def sources(self) -> Sequence[str]:
+        """Its source, and that of the one for requests with tools where there is one."""
+        ...
+
     def render(
         self,
         messages: list[dict[str, Any]],
         *,
         add_generation_prompt: bool,
         continue_final_message: bool,
+        tools: list[dict[str, Any]] | None,
         **kwargs: Any,
     ) -> str:
         """The prompt's text.
@@ -51,6 +57,11 @@ class TokenizerLike(Protocol):
     @property
     def vocab_size(self) -> int:
         """Every id that `decode` takes is below it."""
+        ...
+
+    @property
+    def special_token_ids(self) -> Container[int]:
+        """What `skip_special_tokens` leaves out."""
         ...
 
     @property
@@ -122,6 +133,7 @@ class PromptEncoder:
         continue_final_message: bool | None,
         template_kwargs: Mapping[str, Any] | None,
         add_special_tokens: bool = False,
+        tools: list[dict[str, Any]] | None = None,
     ) -> list[int]:
         """The token ids of messages rendered by the model's chat template.
 
@@ -145,10 +157,12 @@ class PromptEncoder:
                 dicts,
                 add_generation_prompt=add_prompt,
                 continue_final_message=continues,
+                tools=tools,
                 **(template_kwargs or {}),
             )
 
-        is_short = sum(_num_chars(message) for message in messages) <= MAX_INLINE_CHARS
+        num_chars = sum(len(text_of(message)) for message in messages)
+        is_short = num_chars <= MAX_INLINE_CHARS and not tools
         text = render() if is_short else await asyncio.to_thread(render)
         return await self.encode(text, add_special_tokens=add_special_tokens, param="messages")
 
@@ -195,11 +209,6 @@ class PromptEncoder:
             param=max_tokens,
             code="context_length_exceeded",
         )
-
-
-def _num_chars(message: Message) -> int:
-    content = message.content or ""
-    return len(content) if isinstance(content, str) else sum(len(part.text) for part in content)
 
 
 def check_token_ids(ids: Sequence[int], vocab_size: int, *, param: str) -> None:

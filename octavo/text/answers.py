@@ -84,13 +84,19 @@ class AnswerFormats:
         )
 
     def parser(
-        self, tools: Sequence[Tool] = (), *, prompt_tail: str = "", max_calls: int | None = None
+        self,
+        tools: Sequence[Tool] = (),
+        *,
+        prompt_tail: str = "",
+        continued: str = "",
+        max_calls: int | None = None,
     ) -> AnswerParser | None:
         """A parser for one answer, or None where its text is its content.
 
         Args:
             tools: what is offered; none: text that looks like a call is content.
             prompt_tail: the end of the prompt, special tokens included.
+            continued: the part of the answer that the prompt has.
             max_calls: more calls are dropped.
         """
         parts: list[AnswerPart] = []
@@ -98,7 +104,7 @@ class AnswerFormats:
             parts = [HarmonyParser(tools, prompt_tail)]
         else:
             if self.reasoning:
-                parts.append(REASONING_PARSERS[self.reasoning](prompt_tail))
+                parts.append(REASONING_PARSERS[self.reasoning](prompt_tail, continued))
             if self.tools and tools:
                 parts.append(TOOL_PARSERS[self.tools](tools))
         return AnswerParser(parts, max_calls) if parts else None

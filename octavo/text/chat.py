@@ -1,18 +1,20 @@
 """Chat messages to the one text that a model was trained to see.
 
 `ChatTemplate.render` gives what transformers' `apply_chat_template(tokenize=False)` gives, save
-for two kindnesses to templates that know one shape of `content` only: text parts become a string
-where a template takes strings, and a string becomes a text part where it takes parts. Which of
-them a template takes is found by rendering a probe of each shape and looking for its text.
+for kindnesses to templates that know one shape only: text parts become a string where a template
+takes strings, and a string becomes a text part where it takes parts; a tool call's arguments become
+a JSON text, and empty content null, where it takes those only. Which of them a template takes is
+found by rendering a probe of each shape and looking for its text.
 
 Knows nothing of tokens. Roles and fields are the template's business; here only shapes are checked.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
 
@@ -23,9 +25,30 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 _PROBE = "Octavo probes"
+_PROBE_KEY = "octavo_probes"
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "",
+        "parameters": {"type": "object", "properties": {_PROBE_KEY: {"type": "string"}}},
+    },
+}
 _PROBE_SECONDS = 1.0
 _CONTINUE = "OCTAVO_CONTINUES_HERE "
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+
+
+class _CallForm(NamedTuple):
+    """The shape of an assistant message with tool calls.
+
+    Attributes:
+        is_text: arguments are the text of a JSON object, not the object.
+        is_null: a message without content has null for it, not an empty string.
+    """
+
+    is_text: bool
+    is_null: bool
 
 
 class ChatTemplate:
@@ -33,6 +56,7 @@ class ChatTemplate:
 
     Attributes:
         source: the Jinja source.
+        sources: it, and the source of the template for requests with tools, if that is another.
         error: why the source does not compile, or None. Rendering then raises it: completions can
             still be served.
     """
@@ -54,7 +78,7 @@ class ChatTemplate:
         self._tokens = {name: text for name, text in tokens.items() if text is not None}
         self._template = self._compile(source)
         self._tool_template = self._compile(tool_source) if tool_source else self._template
-        self._tool_source = tool_source or source
+        self.sources = (source,) if tool_source is None else (source, tool_source)
 
     def _compile(self, source: str) -> Template | None:
         try:
@@ -151,10 +175,65 @@ class ChatTemplate:
             raise InvalidRequestError(
                 f"{where}.content must be a string or a list of parts", param=f"{where}.content"
             )
+        if plain.get("tool_calls"):
+            self._shape_calls(plain)
         reasoning = next((plain[field] for field in _REASONING_FIELDS if field in plain), None)
         if reasoning is not None:  # templates read it under any of these names
             plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
         return plain
+
+    def _shape_calls(self, message: dict[str, Any]) -> None:
+        """Give an assistant message's calls, and its empty content, the shapes the template takes.
+
+        Arguments that are objects are spelled out for a template that appends them to a string.
+        """
+        form = self._call_form
+        if form.is_text:
+            for call in message["tool_calls"]:
+                function = call.get("function") if isinstance(call, dict) else None
+                if isinstance(function, dict) and isinstance(function.get("arguments"), dict):
+                    function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+        if form.is_null and message.get("content") == "":
+            message["content"] = None
+
+    @cached_property
+    def _call_form(self) -> _CallForm:
+        """How the template takes an assistant's tool calls: the first form that it writes out.
+
+        Objects come first: a template that takes both writes them as JSON, a string perhaps quoted.
+        """
+        forms = [
+            _CallForm(is_text, is_null) for is_text in (False, True) for is_null in (False, True)
+        ]
+        return next((form for form in forms if self._shows_call(form)), forms[0])
+
+    def _shows_call(self, form: _CallForm) -> bool:
+        arguments: Any = {_PROBE_KEY: _PROBE}
+        if form.is_text:
+            arguments = json.dumps(arguments)
+        call = {
+            "id": "abcdefghi",  # nine letters or digits: Mistral's templates check
+            "type": "function",
+            "function": {"name": "probe", "arguments": arguments},
+        }
+        content = None if form.is_null else ""
+        variables = {
+            **self._tokens,
+            "messages": [
+                {"role": "user", "content": "Hello"},
+                {"role": "assistant", "content": content, "tool_calls": [call]},
+                {"role": "tool", "content": "Hello", "tool_call_id": "abcdefghi"},
+            ],
+            "tools": [_PROBE_TOOL],
+            "documents": None,
+            "add_generation_prompt": False,
+        }
+        try:
+            text = self._render(variables, has_tools=True, max_seconds=_PROBE_SECONDS)
+        except InvalidRequestError:
+            return False
+        # A template may write an object as Python spells it, or a string with its quotes escaped.
+        return _PROBE in text and f"'{_PROBE_KEY}'" not in text and f'\\"{_PROBE_KEY}' not in text
 
     @cached_property
     def takes_parts(self) -> bool:

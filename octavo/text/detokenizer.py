@@ -32,6 +32,7 @@ class IncrementalDetokenizer:
         tokenizer: Tokenizer,
         *,
         skip_special_tokens: bool = True,
+        shown_token_ids: Sequence[int] = (),
         prompt_token_ids: Sequence[int] = (),
     ) -> None:
         codec = tokenizer.codec
@@ -39,7 +40,8 @@ class IncrementalDetokenizer:
             raise UnsupportedModelError("this model's tokenizer cannot stream text token by token")
         self._codec = codec
         self._token_bytes = tokenizer.token_bytes
-        self._hidden = tokenizer.special_token_ids if skip_special_tokens else frozenset()
+        hidden = tokenizer.special_token_ids if skip_special_tokens else frozenset()
+        self._hidden = hidden.difference(shown_token_ids) if shown_token_ids else hidden
         self._decoder = codecs.getincrementaldecoder("utf-8")(codec.errors)
         tail = b""  # the prompt's last bytes: enough to know the character it may end within
         for token_id in reversed(prompt_token_ids):

@@ -32,16 +32,21 @@ class ReasoningParser(AnswerPart):
 
     Args:
         prompt_tail: the end of the prompt: with a start there, the answer begins as reasoning.
+        continued: the part of the answer that the prompt has: so it does, if it is open there.
     """
 
     starts: ClassVar[tuple[str, ...]] = ("<think>",)
     ends: ClassVar[tuple[tuple[str, ...], ...]] = (("</think>",),)
     markers: ClassVar[tuple[str, ...]] = ("<think>", "</think>")
 
-    def __init__(self, prompt_tail: str = "") -> None:
+    def __init__(self, prompt_tail: str = "", continued: str = "") -> None:
         super().__init__()
         tail = prompt_tail.rstrip()
-        self._start = next((start for start in self.starts if tail.endswith(start)), None)
+        self._start = None
+        for start, ends in zip(self.starts, self.ends, strict=True):
+            is_open = continued.rfind(start) > max(continued.rfind(end) for end in ends)
+            if is_open or tail.endswith(start):
+                self._start = start
 
     def _parse(self) -> Steps[None]:
         reader = self._reader

@@ -36,7 +36,8 @@ WORDS = "The quick brown fox — naïve, 世界, 🙂 — jumps over the lazy do
 class FakeTemplate:
     """Roles in angle brackets; refuses a conversation that does not end with the user."""
 
-    def __init__(self) -> None:
+    def __init__(self, *sources: str) -> None:
+        self.sources = sources
         self.calls: list[dict[str, Any]] = []
 
     def render(
@@ -45,8 +46,11 @@ class FakeTemplate:
         *,
         add_generation_prompt: bool,
         continue_final_message: bool,
+        tools: list[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> str:
+        if tools is not None:
+            kwargs["tools"] = tools
         self.calls.append(
             {
                 "messages": messages,
@@ -66,6 +70,7 @@ class FakeTemplate:
 class FakeTokenizer:
     def __init__(self, *, has_template: bool = True) -> None:
         self.vocab_size = VOCAB_SIZE
+        self.special_token_ids = frozenset(range(NUM_SPECIAL))
         self.chat_template = FakeTemplate() if has_template else None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -95,6 +100,8 @@ class FakeEngine:
         delay: seconds before each delta.
         first_delay: seconds before the first one.
         tokens_per_delta: how many tokens come at a time.
+        pieces: the answer's texts, one for each delta, instead of the usual answer.
+        pieces_end: the reason of their end.
         fail_at: number of tokens after which `failure` happens.
         failure: an exception to raise, or a message for a last delta with `error`.
         dies: raise EngineUnavailableError from every request.
@@ -117,6 +124,8 @@ class FakeEngine:
         self.delay = 0.0
         self.first_delay = 0.0
         self.tokens_per_delta = 1
+        self.pieces: list[str] | None = None
+        self.pieces_end: Any = "stop"
         self.fail_at: int | None = None
         self.failure: Exception | str = "boom at /secret/path"
         self.num_open = 0
@@ -164,6 +173,21 @@ class FakeEngine:
                 self.aborted.append(request_id)
 
     async def _deltas(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Delta]:
+        if self.pieces is not None:
+            num_output = 0
+            for index, piece in enumerate(self.pieces):
+                await asyncio.sleep(self.delay)
+                tokens = [byte + NUM_SPECIAL for byte in piece.encode()]
+                num_output += len(tokens)
+                yield Delta(
+                    text=piece,
+                    token_ids=tokens,
+                    logprobs=self._logprobs(tokens, params),
+                    finish_reason=self.pieces_end if index == len(self.pieces) - 1 else None,
+                    num_prompt_tokens=len(prompt),
+                    num_output_tokens=num_output,
+                )
+            return
         limit = params.max_tokens or 1
         tokens = (self.answer(prompt, params) * (1 + limit // 1024))[:limit]
         stop: str | int | None = None

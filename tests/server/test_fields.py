@@ -14,6 +14,9 @@ from octavo.protocol.generation import HARMLESS_FIELDS
 if TYPE_CHECKING:
     from tests.server.conftest import RunningServer
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+TWO_CALLS = ['<tool_call>{"name": "f"}</tool_call>'] * 2
+
 # Per field: a value that asks for something, and fields that it needs beside it.
 COMMON: dict[str, Any] = {
     "model": "org/other",
@@ -32,7 +35,6 @@ COMMON: dict[str, Any] = {
     "stream_options": ({"include_usage": True}, {"stream": True}),
     "return_token_ids": True,
     "metadata": {"a": "b"},
-    "parallel_tool_calls": False,
     "prompt_cache_key": "k",
     "safety_identifier": "s",
     "service_tier": "default",
@@ -73,8 +75,9 @@ CHAT = {
     "add_generation_prompt": False,
     "continue_final_message": True,
     "chat_template_kwargs": {"enable_thinking": False},
-    "tools": [{"type": "function"}],
-    "tool_choice": "required",
+    "tools": TOOLS,
+    "tool_choice": ("none", {"tools": TOOLS}),
+    "parallel_tool_calls": (False, {"tools": TOOLS}),
     "functions": [{"name": "f"}],
     "function_call": {"name": "f"},
     "modalities": ["audio"],
@@ -100,6 +103,9 @@ def effect(server: RunningServer, kind: str, fields: dict[str, Any]) -> tuple[in
     if response.headers["content-type"].startswith("text/event-stream"):
         return 200, (asked, response.text.count("data:"))
     answer = response.json()
+    for choice in answer["choices"]:
+        for call in choice.get("message", {}).get("tool_calls", ()):
+            assert call.pop("id")  # drawn anew for each
     return 200, (
         asked,
         list(server.tokenizer.chat_template.calls),
@@ -116,7 +122,7 @@ def effect(server: RunningServer, kind: str, fields: dict[str, Any]) -> tuple[in
     ],
 )
 def test_every_field(
-    server: RunningServer,
+    serve: Any,
     kind: str,
     struct: type[msgspec.Struct],
     probes: dict[str, Any],
@@ -124,6 +130,9 @@ def test_every_field(
 ) -> None:
     names = {field.encode_name for field in msgspec.structs.fields(struct)}
     assert names == set(probes), "every field needs a probe"
+    server = serve(tool_call_parser="hermes")
+    if kind == "chat":
+        server.engine.pieces = TWO_CALLS
     for name, probe in probes.items():
         value, beside = probe if isinstance(probe, tuple) else (probe, {})
         baseline = effect(server, kind, beside)
