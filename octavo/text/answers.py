@@ -35,7 +35,7 @@ _Signs = tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]
 
 _TOOL_SIGNS: _Signs = (
     (GPT_OSS, ("<|channel|>", "<|message|>", "functions"), ()),
-    ("qwen3_coder", ("<function=", "<parameter="), ()),
+    ("qwen3_coder", ("<function=", "<parameter="), ("<seed:tool_call>",)),
     ("deepseek_v31", ("<｜tool▁calls▁begin｜>",), ("```json",)),
     ("deepseek_v3", ("<｜tool▁calls▁begin｜>", "```json"), ()),
     ("mistral", ("[TOOL_CALLS]",), ()),

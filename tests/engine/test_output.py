@@ -97,6 +97,13 @@ def test_the_token_that_ends_it_has_no_text(skip_special_tokens: bool, stop: Any
     assert not processor.hit_stop_string
 
 
+def test_special_tokens_that_a_reader_needs_are_shown() -> None:
+    ids = [1, *ids_of("a"), 0, *ids_of("b"), EOS]
+    for shown, text in (((), "ab"), ((1,), "<s>ab"), ((0, 1), "<s>a<unk>b")):
+        (delta,), _ = run([TokenOutput("r", ids, finish_reason="stop")], shown_token_ids=shown)
+        assert delta.text == text
+
+
 def test_a_stop_token_of_the_caller_has_no_text() -> None:
     ids = ids_of("Yes.")
     output = TokenOutput("r", ids, finish_reason="stop", stop_reason=ids[-1])

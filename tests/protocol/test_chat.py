@@ -70,6 +70,43 @@ def test_answers_may_be_sent_back() -> None:
     assert message == {"role": "assistant", "content": "hello"}
 
 
+def test_answers_with_calls_and_reasoning_may_be_sent_back() -> None:
+    from openai.types.chat import ChatCompletionMessage
+
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    answer = ChatCompletionMessage.model_validate(
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "Hm."}
+    )
+    (message,) = template_messages(messages(answer.model_dump()))
+    call["function"] = {"name": "f", "arguments": {"a": 1}}
+    assert message == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [call],
+        "reasoning_content": "Hm.",
+    }
+
+
+def test_both_names_of_reasoning() -> None:
+    base = {"role": "assistant", "content": "x"}
+    for fields in ({"reasoning": "a"}, {"reasoning_content": "a"}):
+        for both in (fields, {"reasoning": "a", "reasoning_content": "a"}):
+            (message,) = template_messages(messages({**base, **both}))
+            assert message["reasoning_content"] == "a"
+    with pytest.raises(InvalidRequestError) as caught:
+        template_messages(messages({**base, "reasoning": "a", "reasoning_content": "b"}))
+    assert caught.value.param == "messages[0].reasoning_content"
+
+
+def test_offered_tools() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "strict": False}}]
+    for choice, num in ((None, 1), ("auto", 1), ("none", 0)):
+        body = request(tools=tools, tool_choice=choice)
+        body.check()
+        assert len(body.offered_tools) == num
+    assert request(tools=[]).offered_tools == []
+
+
 def test_empty_content_is_content() -> None:
     empty = messages({"role": "user", "content": ""}, {"role": "assistant", "content": ""})
     assert [message["content"] for message in template_messages(empty)] == ["", ""]

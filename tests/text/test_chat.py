@@ -5,6 +5,7 @@ one family's published template uses.
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -365,6 +366,76 @@ def test_tools_take_the_template_made_for_them() -> None:
     template = ChatTemplate("plain", tool_source="{{ tools[0].function.name }}")
     assert template.render([USER]) == "plain"
     assert template.render([USER], tools=[WEATHER]) == "weather"
+
+
+HEAD = "{% for m in messages %}{{ m.role }}:"
+CALLED = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {
+            "id": "abcdefghi",
+            "type": "function",
+            "function": {"name": "f", "arguments": {"a": "é", "n": None}},
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "rendered"),
+    [
+        # Qwen, Llama, Mistral: an object in JSON.
+        (
+            "{{ m.content }}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}"
+            "{% endfor %}",
+            '{"a": "é", "n": null}',
+        ),
+        # Qwen3: either.
+        (
+            "{{ m.content }}{% for c in m.tool_calls %}{% set a = c.function.arguments %}"
+            "{% if a is string %}{{ a }}!{% else %}{{ a | tojson }}{% endif %}{% endfor %}",
+            '{"a": "é", "n": null}',
+        ),
+        # Qwen3-Coder: an object's items.
+        (
+            "{% for c in m.tool_calls %}{% for k, v in c.function.arguments | items %}{{ k }}={{ v }};"
+            "{% endfor %}{% endfor %}",
+            "a=é;n=None;",
+        ),
+        # DeepSeek-V3.1: a text.
+        (
+            "{% for c in m.tool_calls %}{{ m.content + c.function.name + c.function.arguments }}"
+            "{% endfor %}",
+            'f{"a": "é", "n": null}',
+        ),
+        # A text too, or the object would come out as Python spells it.
+        (
+            "{% for c in m.tool_calls %}{{ c.function.arguments }}{% endfor %}",
+            '{"a": "é", "n": null}',
+        ),
+        # DeepSeek-R1: a text, and calls only where content is null.
+        (
+            "{% if m.role == 'assistant' and m.content is none %}{% for c in m.tool_calls %}"
+            "{{ 'function' + c.function.arguments }}{% endfor %}{% else %}{{ m.content + '' }}"
+            "{% endif %}",
+            'function{"a": "é", "n": null}',
+        ),
+        # An object, and null content.
+        (
+            "{% if m.content is none %}{% for c in m.tool_calls %}"
+            "{{ c.function | tojson }}{% endfor %}{% endif %}",
+            '{"name": "f", "arguments": {"a": "é", "n": null}}',
+        ),
+        # Calls are not written at all: nothing changes.
+        ("{{ m.content }}", ""),
+    ],
+)
+def test_calls_reach_a_template_in_its_own_shape(source: str, rendered: str) -> None:
+    template = ChatTemplate(HEAD + source + "{% endfor %}")
+    before = json.dumps(CALLED)
+    assert template.render([CALLED]) == f"assistant:{rendered}"
+    assert json.dumps(CALLED) == before
 
 
 def test_many_threads_render_at_once() -> None:
