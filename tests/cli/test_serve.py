@@ -62,6 +62,18 @@ def test_flags(launched: Launched, model: str, monkeypatch: pytest.MonkeyPatch) 
     assert levels == ["debug"]
 
 
+def test_flags_of_answers(
+    launched: Launched, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    formats = ["--tool-call-parser", "hermes", "--reasoning-parser", "none"]
+    assert main(["serve", model, *formats]) == 3
+    ((_, server),) = launched
+    assert (server.tool_call_parser, server.reasoning_parser) == ("hermes", "none")
+    with pytest.raises(SystemExit):
+        main(["serve", model, "--reasoning-parser", "hermes"])
+    assert "invalid choice: 'hermes'" in capsys.readouterr().err
+
+
 def test_flags_of_the_wire(launched: Launched, model: str, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("a\n# none\nb\n")
     flags = f"--api-key a --api-key-file {tmp_path / 'keys'} --uds /run/x.sock"
