@@ -64,7 +64,7 @@ def test_json_with_an_error_is_refused_as_the_library_refuses_it(
     value: Any, data: st.DataObject, edges: Any
 ) -> None:
     text = json.dumps([value])
-    place = data.draw(st.integers(0, len(text) - 1))
+    place = data.draw(st.integers(1, len(text) - 1))  # a bare number has no end of its own
     char = data.draw(st.sampled_from('{}[]",:0-.e+tn x'))
     broken = text[:place] + char + text[place + data.draw(st.integers(0, 1)) :]
     try:
