@@ -7,7 +7,9 @@ Order for random rows: temperature, then min-p, top-k and top-p on the scaled di
 `transformers` composes its warpers; then the inverse of the cumulative distribution at one uniform
 number (`philox.uniform`). Rows without top-k and top-p need no order among tokens, so their
 distribution is accumulated in token order; the others are accumulated from the most probable token
-down, ties by lower token id.
+down, ties by lower token id. Steps that are queued on a GPU leave rows that neither report
+log-probabilities nor have forbidden stop tokens to `kernels/sampling.py` and
+`kernels/truncated_sampling.py`: the same distributions, accumulated in token order.
 
 Shapes: n rows, v vocabulary, c candidates (the c most probable tokens), m rows of a subset.
 """
@@ -43,10 +45,10 @@ class SamplerRows:
         top_k: int32, 0 keeps all.
         top_p, min_p: float32.
         seed: uint64.
-        seed_words: [2, rows] int32, the low and the high halves of the seeds.
         num_logprobs: int32, -1 for none.
         min_tokens, num_prompt_tokens: int64.
         stop_token_ids: one int64 array per row.
+        truncates: bool, random and not from all tokens (of a vocabulary larger than `top_k`).
         is_plain: bool, nothing asked for but a temperature.
     """
 
@@ -56,12 +58,17 @@ class SamplerRows:
         self.top_p = np.ones(max_num_seqs, np.float32)
         self.min_p = np.zeros(max_num_seqs, np.float32)
         self.seed = np.zeros(max_num_seqs, np.uint64)
-        self.seed_words = self.seed.view(np.int32).reshape(-1, 2).T  # little-endian
         self.num_logprobs = np.full(max_num_seqs, -1, np.int32)
         self.min_tokens = np.zeros(max_num_seqs, np.int64)
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
         self.stop_token_ids: list[Rows] = [np.empty(0, np.int64) for _ in range(max_num_seqs)]
+        self.truncates = np.zeros(max_num_seqs, np.bool_)
         self.is_plain = np.zeros(max_num_seqs, np.bool_)
+
+    @property
+    def seed_words(self) -> NDArray[np.int32]:
+        """[2, rows] the low and the high halves of the seeds; a view."""
+        return self.seed.view(np.int32).reshape(-1, 2).T  # little-endian
 
     def set(self, row: int, init: RowInit) -> None:
         """Take over what `init` says for `row`; whatever the row held before is gone."""
@@ -79,7 +86,9 @@ class SamplerRows:
         self.num_prompt_tokens[row] = init.num_prompt_tokens
         self.stop_token_ids[row] = np.array(init.stop_token_ids, np.int64)
         truncates = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
-        self.is_plain[row] = params.logprobs is None and not params.min_tokens and not truncates
+        self.truncates[row] = truncates and temperature > 0
+        alone = params.logprobs is None and not params.min_tokens
+        self.is_plain[row] = alone and not self.truncates[row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,12 @@ class Sampled:
         The device must have come to the end of the sampling.
         """
         return [] if self.reports is None else self.reports.entries(len(self.token_ids))
+
+
+def needs_more(rows: Rows, positions: Rows, state: SamplerRows) -> NDArray[np.bool_]:
+    """[n] which rows report log-probabilities, or may not stop yet: `kernels` do neither."""
+    too_short = positions - state.num_prompt_tokens[rows] < state.min_tokens[rows]
+    return too_short | (state.num_logprobs[rows] >= 0)
 
 
 def sample(
