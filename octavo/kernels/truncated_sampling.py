@@ -52,6 +52,7 @@ from octavo.kernels.threshold import (
     measure,
     search,
     search_values,
+    shift_of,
     sums_above,
     to_key,
     to_value,
@@ -70,9 +71,6 @@ FEW_GROUPS = 128
 
 NUM_WARPS = 4
 NUM_WARPS_DRAW = 16
-
-SHIFTS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
-"""Bits of float32 that a type lacks."""
 
 _STATE = tl.constexpr(8 + 16)  # integers of a row: see `bracket_kernel`
 _FIRST_PIVOT = tl.constexpr(8)
@@ -454,7 +452,7 @@ def sample_truncated(
     state = torch.empty((num_rows, _STATE.value), dtype=torch.int32, device=device)
     masses = torch.empty((num_rows, PIVOTS.value, num_splits), dtype=torch.float32, device=device)
     groups = torch.empty((num_rows, num_groups), dtype=torch.int32, device=device)
-    stride, shift = logits.stride(0), SHIFTS[logits.dtype]
+    stride, shift = logits.stride(0), shift_of(logits.dtype)
     # The first kernel follows a graph, or a copy: it is launched as usual, and waits by itself.
     options = pdl.options(device)
     survey_kernel[(num_rows * num_splits,)](

@@ -28,7 +28,7 @@ from octavo.runner.places import (
     num_integers,
     place_on_device,
 )
-from octavo.runner.sampler import Sampled, needs_more, sample
+from octavo.runner.special import choose_special
 from octavo.runner.staging import Staging
 from octavo.runner.steps import FinishedStep
 from octavo.types import StepResult
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from octavo.attention.triton_paged import PlannedWork, TritonAttention
     from octavo.models.base import CausalModel
     from octavo.runner.rows import RowTable
-    from octavo.runner.sampler import SamplerRows
+    from octavo.runner.sampler import Sampled, SamplerRows
     from octavo.runner.staging import Section
     from octavo.types import PositionLogprobs, StepPlan
 
@@ -444,53 +444,11 @@ class QueuedSteps:
         """Sample rows that ask for more than a temperature anew, in the place of their tokens.
 
         Returns:
-            Which rows of the batch `sample` chose for, and what it made of them.
+            Which rows of the batch report log-probabilities, and these.
         """
-        if self._sampler.is_plain[rows].all():
-            return None, None
-        positions = self._table.num_tokens[rows]
-        beyond = needs_more(rows, positions, self._sampler)
-        truncated = self._sampler.truncates[rows] & ~beyond
-        if truncated.any():
-            self._choose_truncated(logits, token_ids, rows, positions, truncated)
-        special = np.flatnonzero(beyond)
-        if not len(special):
-            return None, None
-        device = logits.device
-        places = torch.from_numpy(special).to(device, non_blocking=True)
-        chosen_rows = rows[special]
-        sampled = sample(logits[places], chosen_rows, positions[special], self._sampler)
-        chosen = sampled.token_ids.to(torch.int32)
-        token_ids.index_copy_(0, places, chosen)
-        device_rows = torch.from_numpy(chosen_rows).to(device, non_blocking=True)
-        self._last_token.index_copy_(0, device_rows, chosen)
-        return special, sampled
-
-    def _choose_truncated(
-        self,
-        logits: torch.Tensor,
-        token_ids: torch.Tensor,
-        rows: np.ndarray,
-        positions: np.ndarray,
-        chosen: np.ndarray,
-    ) -> None:
-        """Sample the chosen ones of the rows, which truncate, in the place of their tokens."""
-        from octavo.kernels.truncated_sampling import sample_truncated
-        from octavo.kernels.uniform import draw_uniform
-
-        state, num_rows = self._sampler, len(rows)
-        # A greedy row is left alone.
-        temperature = np.where(chosen, state.temperature[rows], np.float32(0))
-        floats = np.stack((temperature, state.top_p[rows], state.min_p[rows]))
-        integers = np.stack((state.top_k[rows], positions.astype(np.int32), rows.astype(np.int32)))
-        sections = [floats.view(np.int32), integers, state.seed_words[:, rows]]
-        on_device, (top_k, lengths, device_rows), seeds = self._staging.send(sections)
-        temperatures, top_p, min_p = on_device.view(torch.float32)
-        uniform = torch.empty_like(temperatures)
-        draw_uniform(seeds, lengths, uniform)
-        sample_truncated(
-            logits[:num_rows], temperatures, top_k, top_p, min_p, uniform, device_rows,
-            self._last_token, token_ids,
+        return choose_special(
+            logits, token_ids, self._last_token, rows, self._table.num_tokens[rows], self._sampler,
+            self._staging,
         )  # fmt: skip
 
 

@@ -7,9 +7,8 @@ Order for random rows: temperature, then min-p, top-k and top-p on the scaled di
 `transformers` composes its warpers; then the inverse of the cumulative distribution at one uniform
 number (`philox.uniform`). Rows without top-k and top-p need no order among tokens, so their
 distribution is accumulated in token order; the others are accumulated from the most probable token
-down, ties by lower token id. Steps that are queued on a GPU leave rows that neither report
-log-probabilities nor have forbidden stop tokens to `kernels/sampling.py` and
-`kernels/truncated_sampling.py`: the same distributions, accumulated in token order.
+down, ties by lower token id. (Steps that are queued on a GPU sample by `special.py`'s kernels: the
+same distributions, accumulated in another order.)
 
 Shapes: n rows, v vocabulary, c candidates (the c most probable tokens), m rows of a subset.
 """
@@ -17,6 +16,7 @@ Shapes: n rows, v vocabulary, c candidates (the c most probable tokens), m rows 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -91,17 +91,25 @@ class SamplerRows:
         self.is_plain[row] = alone and not self.truncates[row]
 
 
+class Reports(Protocol):
+    """Log-probabilities on their way to the host."""
+
+    def entries(self, num_rows: int) -> list[PositionLogprobs | None]:
+        """One for each row, None where it asked for none; the device must have come so far."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """One token per row of the batch.
 
     Attributes:
-        token_ids: [n] int64, on the logits' device.
+        token_ids: [n] on the logits' device.
         reports: log-probabilities on their way to the host, if any row asked for some.
     """
 
     token_ids: torch.Tensor
-    reports: _Reports | None
+    reports: Reports | None
 
     @property
     def logprobs(self) -> list[PositionLogprobs | None]:
@@ -110,12 +118,6 @@ class Sampled:
         The device must have come to the end of the sampling.
         """
         return [] if self.reports is None else self.reports.entries(len(self.token_ids))
-
-
-def needs_more(rows: Rows, positions: Rows, state: SamplerRows) -> NDArray[np.bool_]:
-    """[n] which rows report log-probabilities, or may not stop yet: `kernels` do neither."""
-    too_short = positions - state.num_prompt_tokens[rows] < state.min_tokens[rows]
-    return too_short | (state.num_logprobs[rows] >= 0)
 
 
 def sample(
