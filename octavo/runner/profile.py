@@ -5,31 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from octavo.layers.linear import Linear
-from octavo.types import RowInit, SamplingParams, StepPlan
+from octavo.types import MAX_LOGPROBS, RowInit, SamplingParams, StepPlan
 
 if TYPE_CHECKING:
     from octavo.models.base import CausalModel
 
-_SORTED = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=None)
-_UNSORTED = SamplingParams(temperature=1.0, min_p=0.1, max_tokens=None)
+_PARAMS = SamplingParams(temperature=1.0, top_p=0.9, logprobs=MAX_LOGPROBS, max_tokens=None)
 
 
-def random_step(num_rows: int, length: int, blocks_each: int, num_sorted: int) -> StepPlan:
-    """A prefill of `length` tokens in each row, sampled at random, with truncation.
+def random_step(num_rows: int, length: int, blocks_each: int) -> StepPlan:
+    """A prefill of `length` tokens in each row, sampled in the way that takes most memory.
 
     Args:
         num_rows: of the batch, all new.
         length: tokens of each.
         blocks_each: KV blocks of each row, one row's after the other's.
-        num_sorted: rows whose sampling sorts the vocabulary.
     """
     rows = list(range(num_rows))
     return StepPlan(
         step_id=-1,
-        new_rows=[
-            RowInit(row, [0] * length, length, _SORTED if row < num_sorted else _UNSORTED, row, [])
-            for row in rows
-        ],
+        new_rows=[RowInit(row, [0] * length, length, _PARAMS, row, []) for row in rows],
         rows=rows,
         num_computed_tokens=[0] * num_rows,
         num_new_tokens=[length] * num_rows,

@@ -78,8 +78,10 @@ def rehearse_steps(
 
 def _rehearse_around_the_model(logits: torch.Tensor) -> None:
     """What `QueuedSteps` launches before the model and after it."""
+    from octavo.kernels.logprobs import report_logprobs
     from octavo.kernels.prepare import prepare
     from octavo.kernels.sampling import sample_plain
+    from octavo.kernels.truncated_sampling import sample_truncated
     from octavo.kernels.uniform import draw_uniform
 
     num_rows = len(logits)
@@ -88,3 +90,5 @@ def _rehearse_around_the_model(logits: torch.Tensor) -> None:
     prepare(ids, ids, ids, ids, None, ids.view(1, -1))
     draw_uniform(ids.expand(2, -1), ids, floats)
     sample_plain(logits, floats, floats, ids, ids, ids)
+    sample_truncated(logits, floats, ids, floats, floats, floats, ids, ids, ids)
+    report_logprobs(logits, ids, ids)

@@ -40,7 +40,7 @@ from octavo.runner.options import (
 from octavo.runner.profile import count_step_bytes, random_step
 from octavo.runner.rehearsal import rehearse_steps, start_compiler
 from octavo.runner.rows import RowTable
-from octavo.runner.sampler import MAX_DEVICE_LOGITS, SamplerRows
+from octavo.runner.sampler import SamplerRows
 from octavo.runner.steps import EagerSteps
 from octavo.types import EngineInfo, KVCacheLayout
 
@@ -247,9 +247,7 @@ class ModelRunner:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_reserved(self.device)
-        # More rows would be sorted in the same memory, one part of them after the other.
-        num_sorted = max(MAX_DEVICE_LOGITS // shape.vocab_size, 1)
-        self.execute(random_step(num_rows, length, blocks_each, num_sorted))
+        self.execute(random_step(num_rows, length, blocks_each))
         step = torch.cuda.max_memory_reserved(self.device) - before
         torch.cuda.empty_cache()
         graphs = 0
@@ -271,7 +269,7 @@ class ModelRunner:
         length = min(8, self.spec.block_size - 1, self.table.token_ids.shape[1] - 2)
         if length < 1:
             return
-        plan = random_step(1, length, 1, num_sorted=1)
+        plan = random_step(1, length, 1)
         self.execute(plan)
         plan.new_rows, plan.new_block_ids = [], [[]]
         plan.num_computed_tokens, plan.num_new_tokens = [length], [1]
