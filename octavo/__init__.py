@@ -1,7 +1,7 @@
 """Octavo: serve, size, meter and govern open-weight language models.
 
 `from octavo import LLM, SamplingParams` is the Python interface; importing the package itself
-costs nothing, because both are loaded on first use.
+costs nothing, because all is loaded on first use.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from octavo.version import __version__
 
 if TYPE_CHECKING:
     from octavo.llm import LLM
-    from octavo.types import SamplingParams
+    from octavo.types import RequestOptions, SamplingParams
 
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "RequestOptions", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -22,8 +22,9 @@ def __getattr__(name: str) -> object:
         from octavo.llm import LLM
 
         return LLM
-    if name == "SamplingParams":
-        from octavo.types import SamplingParams
+    if name in ("RequestOptions", "SamplingParams"):
+        from octavo import types
 
-        return SamplingParams
+        found: object = getattr(types, name)
+        return found
     raise AttributeError(f"module 'octavo' has no attribute {name!r}")

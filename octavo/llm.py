@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import gc
 import itertools
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
+import msgspec
+
 from octavo.config import EngineConfig, default_thread_waiting
-from octavo.engine.admission import check_request
+from octavo.engine.admission import check_options, check_request
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
 from octavo.engine.output import DeltaSum, OutputProcessor
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.text.tokenizer import load_tokenizer
-from octavo.types import Delta, EngineInfo, EngineStats, SamplingParams
+from octavo.types import Delta, EngineInfo, EngineStats, RequestOptions, SamplingParams
 from octavo.weights.open import open_checkpoint
 from octavo.weights.store import resolve
 
@@ -121,11 +124,14 @@ class LLM:
                 self.tokenizer = tokenizer.result()
         self._generation_config = dict(checkpoint.generation_config)
         checkpoint.close()
-        self.info: EngineInfo = self._executor.info
+        self.info: EngineInfo = msgspec.structs.replace(
+            self._executor.info, scheduling_policy=config.scheduling_policy
+        )
         self._core = EngineCore.from_config(self._executor, config)
         eos = self.tokenizer.eos_token_ids if self.tokenizer is not None else ()
         self._eos_token_ids = [i for i in eos if i < self.info.vocab_size]
         self._running: dict[str, _Running] = {}
+        self._deadlines: dict[str, float] = {}
         self._ids = itertools.count()
         if not gc.get_freeze_count():  # once: what a closed engine leaves must be found
             gc.freeze()  # what start-up left lives for good: collections need not walk it
@@ -151,6 +157,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        options: RequestOptions | Sequence[RequestOptions] | None = None,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Answers in the order of the prompts, computed together.
@@ -158,6 +165,7 @@ class LLM:
         Args:
             prompts: texts, or `{"prompt_token_ids": [...]}`.
             sampling_params: for all, or one per prompt; None: the model's own defaults.
+            options: priority, cache salt, time limit, tenant; for all, or one per prompt.
             use_tqdm: show a progress bar on stderr.
 
         Raises:
@@ -173,8 +181,18 @@ class LLM:
                     f"{len(many)} prompts, but {len(params)} sampling_params",
                     param="sampling_params",
                 )
+        if options is None or isinstance(options, RequestOptions):
+            ways = [options or RequestOptions()] * len(many)
+        else:
+            ways = list(options)
+            if len(ways) != len(many):
+                raise InvalidRequestError(
+                    f"{len(many)} prompts, but {len(ways)} options", param="options"
+                )
+        for way in ways:
+            check_options(way, self.info)
         checked = [self._check(p, s) for p, s in zip(many, params, strict=True)]
-        ids = [self._add(*request) for request in checked]
+        ids = [self._add(*request, way) for request, way in zip(checked, ways, strict=True)]
         try:
             self._finish(ids, show=use_tqdm)
             return [self._output(request_id) for request_id in ids]
@@ -186,6 +204,7 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        options: RequestOptions | Sequence[RequestOptions] | None = None,
         use_tqdm: bool = False,
         **template_options: Any,
     ) -> list[RequestOutput]:
@@ -200,7 +219,7 @@ class LLM:
             {"prompt_token_ids": self._encode_chat(conversation, template_options)}
             for conversation in conversations
         ]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, options=options, use_tqdm=use_tqdm)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Increments of one answer; closing the iterator aborts it."""
@@ -258,9 +277,27 @@ class LLM:
             check_request(token_ids, params, self.info, has_tokenizer=has_tokenizer),
         )
 
-    def _add(self, text: str | None, token_ids: list[int], params: SamplingParams) -> str:
-        request_id = str(next(self._ids))
-        self._core.add(AddRequest(request_id, token_ids, params, self._eos_token_ids))
+    def _add(
+        self,
+        text: str | None,
+        token_ids: list[int],
+        params: SamplingParams,
+        options: RequestOptions | None = None,
+    ) -> str:
+        request_id, options = str(next(self._ids)), options or RequestOptions()
+        self._core.add(
+            AddRequest(
+                request_id,
+                token_ids,
+                params,
+                self._eos_token_ids,
+                options.cache_salt,
+                options.priority,
+                options.tenant,
+            )
+        )
+        if options.timeout_s is not None:
+            self._deadlines[request_id] = time.monotonic() + options.timeout_s
         self._running[request_id] = _Running(
             text,
             token_ids,
@@ -280,6 +317,22 @@ class LLM:
             num_ended += running.processor.is_finished
             if running.processor.hit_stop_string:
                 self._core.abort([output.request_id])
+        return num_ended + self._end_overdue()
+
+    def _end_overdue(self) -> int:
+        """End what has passed its deadline, with what there is; how many."""
+        if not self._deadlines:
+            return 0
+        now = time.monotonic()
+        overdue = [i for i, deadline in self._deadlines.items() if deadline <= now]
+        num_ended = 0
+        for request_id in overdue:
+            del self._deadlines[request_id]
+            running = self._running[request_id]
+            if not running.processor.is_finished:
+                running.output.add(running.processor.end("timeout"))
+                self._core.abort([request_id])
+                num_ended += 1
         return num_ended
 
     def _finish(self, ids: list[str], *, show: bool) -> None:
@@ -324,5 +377,7 @@ class LLM:
         )
 
     def _forget(self, ids: Sequence[str]) -> None:
+        for request_id in ids:
+            self._deadlines.pop(request_id, None)
         open_ids = [i for i in ids if not self._running.pop(i).processor.is_finished]
         self._core.abort(open_ids)
