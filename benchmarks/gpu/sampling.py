@@ -1,4 +1,4 @@
-"""Sampling with top-k, top-p and min-p on this card: checked against sorting, timed, beside torch.
+"""Sampling with top-k, top-p and min-p, and log-probabilities: checked against sorting, and timed.
 
     PYTHONPATH=. python benchmarks/gpu/sampling.py [--no-sweep] [--out sampling.json]
 
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.fused import graph_us, host_us
+from octavo.kernels.logprobs import NUM_TOP, report_logprobs
 from octavo.kernels.sampling import sample_plain
 from octavo.kernels.truncated_sampling import sample_truncated
 from octavo.runner.sampler import SamplerRows, sample
@@ -202,6 +203,24 @@ def check_rows_alone(logits: torch.Tensor) -> None:
     assert bool((together[len(cases) - 1 :: len(cases)] == -1).all()), "a plain row was written"
 
 
+def check_report(logits: torch.Tensor) -> None:
+    """Log-probabilities and ranks against log-softmax and a stable sort."""
+    n = len(logits)
+    tokens = torch.randint(logits.shape[1], (n,), device=DEVICE, dtype=torch.int32)
+    out = report_logprobs(logits, torch.arange(n, device=DEVICE, dtype=torch.int32), tokens)
+    logprobs = torch.log_softmax(logits.double(), dim=-1)
+    order = torch.sort(logits, dim=-1, descending=True, stable=True).indices[:, :NUM_TOP]
+    picked = tokens.long()[:, None]
+    ids, ranks, bits = out[:, 3:].view(n, 3, NUM_TOP).unbind(1)
+    assert torch.equal(ids.long(), order), "other tokens than the most probable ones"
+    larger = logits[:, None, :] > logits.gather(1, torch.cat((picked, order), 1))[:, :4, None]
+    assert torch.equal(torch.cat((out[:, 1:2], ranks[:, :3]), 1).long(), larger.sum(-1) + 1)
+    torch.testing.assert_close(
+        torch.cat((out[:, 2:3], bits), 1).contiguous().view(torch.float32).double(),
+        logprobs.gather(1, torch.cat((picked, order), 1)), rtol=1e-5, atol=1e-4,
+    )  # fmt: skip
+
+
 def torch_us(logits: torch.Tensor, params: Params) -> float:
     """The path by sorting."""
     n = len(logits)
@@ -224,15 +243,16 @@ def torch_us(logits: torch.Tensor, params: Params) -> float:
 def parts_us(batch: Batch, buffers: list[torch.Tensor]) -> dict[str, float]:
     """Microseconds of each kernel."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
+    calls = buffers * 3
     with torch.profiler.profile(activities=activities) as profile:
-        for logits in buffers * 3:
+        for logits in calls:
             batch.call(logits)
         torch.cuda.synchronize()
     times = dict.fromkeys(PARTS, 0.0)
     for event in profile.key_averages():
         for part in PARTS:
             if event.key.startswith(f"{part}_kernel"):
-                times[part] = event.self_device_time_total / event.count
+                times[part] = event.self_device_time_total / len(calls)
     return times
 
 
@@ -263,6 +283,11 @@ def run_around(buffers: list[torch.Tensor]) -> dict[str, Any]:
     calls: list[Callable[[], Any]] = [
         partial(batch.call_plain, b) for b in buffers * (12 // len(buffers))
     ]
+    batch.out.zero_()
+    places = torch.arange(n, device=DEVICE, dtype=torch.int32)
+    reports: list[Callable[[], Any]] = [
+        partial(report_logprobs, b, places, batch.out) for b in buffers * (12 // len(buffers))
+    ]
     result = {
         "n": n,
         "v": v,
@@ -270,11 +295,12 @@ def run_around(buffers: list[torch.Tensor]) -> dict[str, Any]:
         "none_us": device_us(batch, buffers),
         "quarter_us": device_us(Batch(CASES[0], n, every=4), buffers),
         "host_us": host_us(partial(batch.call, buffers[0])),
+        "report_us": graph_us(reports),
     }
     print(
         f"{n:4} rows: sample_plain {result['plain_us']:.1f} us; sample_truncated where no row "
         f"truncates {result['none_us']:.1f}, where every fourth does {result['quarter_us']:.1f}; "
-        f"host {result['host_us']:.1f}",
+        f"host {result['host_us']:.1f}; log-probabilities of all rows {result['report_us']:.1f}",
         flush=True,
     )
     return result
@@ -335,6 +361,7 @@ def main() -> None:
             logits = make_logits(kind, 64, v)
             told = {str(p): check(logits, p) for p in (*CASES, *ONLY_CHECKED)}
             print(f"{kind}: right. Rows whose last token kept is that of sorting:", told)
+            check_report(logits)
         check_rows_alone(logits)
         for n in ROWS:
             for kind in KINDS:

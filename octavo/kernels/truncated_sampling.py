@@ -17,8 +17,9 @@ for (`threshold.py`).
    first look at how the mass is spread (`bracket.py`).
 2. `bracket_kernel`, rows: bounds of the threshold, and a list of the groups that reach the lower
    one. With top-k, that is the k-th of the groups' largest logits, and few groups do.
-3. `narrow_kernel`, rows * splits, where top-p alone leaves many groups: the mass above pivots. With
-   16-bit logits two of them are mostly neighbours, and the threshold is found.
+3. `narrow_kernel`, rows * splits, twice, where top-p alone leaves many groups: the mass above
+   pivots. With 16-bit logits two of them are nearly always neighbours in the end, and the threshold
+   is found; for most rows the first time.
 4. `draw_kernel`, rows: searches on in the groups of the list where need be; draws.
 
 Others search so too: by rejection FlashInfer ("Sorting-Free GPU Kernels for LLM Sampling", 2025),
@@ -41,9 +42,11 @@ from octavo.kernels.bracket import (
     PIVOTS,
     STATS,
     bracket,
+    guess_again,
     load_stats,
     num_pivots,
-    pivots_of,
+    pivots_around,
+    refine,
     survey,
 )
 from octavo.kernels.threshold import (
@@ -72,8 +75,9 @@ FEW_GROUPS = 128
 NUM_WARPS = 4
 NUM_WARPS_DRAW = 16
 
-_STATE = tl.constexpr(8 + 16)  # integers of a row: see `bracket_kernel`
+_STATE = tl.constexpr(8 + 2 * 16)  # integers of a row: see `bracket_kernel`
 _FIRST_PIVOT = tl.constexpr(8)
+_PIVOTS_AGAIN = tl.constexpr(8)
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -163,8 +167,8 @@ def bracket_kernel(
     """Grid (rows,).
 
     State [n, `_STATE`]: lo and hi, the threshold is in [lo, hi); number of groups that reach lo;
-    whether they are many, and top-p alone; the largest key that min-p forbids; three unused;
-    pivots, for top-p alone. List [n, groups] of the groups that reach lo.
+    whether they are many, and top-p alone; the largest key that min-p forbids; for top-p alone the
+    mass at lo, two unused, pivots, room for the next ones. List [n, groups] of those that reach lo.
     """
     if PDL:
         pdl.wait_then_release()
@@ -184,11 +188,12 @@ def bracket_kernel(
         is_alone = _is_top_p_alone(top_k, top_p, min_p)
         below = tl.full([], -(0x7F800000 >> SHIFT) - 1, tl.int32)
         if is_alone:
-            lo, hi, guess, gap = bracket(
+            lo, hi, lo_mass, guess, gap = bracket(
                 stats, temperature, top_p, SHIFT, V, NUM_SPLITS, SPLITS_PAD
             )
-            count = tl.arange(0, PIVOTS)
-            tl.store(state + _FIRST_PIVOT + count, pivots_of(count, lo, hi, guess, gap, SHIFT))
+            pivots = pivots_around(lo, hi, guess, gap, SHIFT, PIVOTS)
+            tl.store(state + _FIRST_PIVOT + tl.arange(0, PIVOTS), pivots)
+            tl.store(state + 5, lo_mass.to(tl.int32, bitcast=True))
         else:
             top = tl.max(maxima, 0)
             lo = tl.full([], -(0x7F800000 >> SHIFT), tl.int32)
@@ -216,14 +221,36 @@ def bracket_kernel(
     tl.store(state + 3, is_wide.to(tl.int32))
 
 
+@triton.jit
+def _load_look(
+    pivots_ptr,
+    masses_ptr,
+    num,
+    NUM: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    SPLITS_PAD: tl.constexpr,
+):
+    """Pivots [NUM] of a row, and the masses [NUM, splits] above the first `num` of them."""
+    count = tl.arange(0, NUM)
+    splits = tl.arange(0, SPLITS_PAD)
+    measured = tl.load(
+        masses_ptr + count[:, None] * NUM_SPLITS + splits[None, :],
+        mask=(count < num)[:, None] & (splits < NUM_SPLITS)[None, :],
+        other=0.0,
+    )
+    return tl.load(pivots_ptr + count).to(tl.int64), measured
+
+
 @triton.jit(do_not_specialize=_CHANGING)
 def narrow_kernel(
     logits_ptr,
     temperature_ptr,
+    top_p_ptr,
     stats_ptr,
     state_ptr,
     masses_ptr,
     stride_logits,
+    AGAIN: tl.constexpr,
     SHIFT: tl.constexpr,
     V: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -231,7 +258,10 @@ def narrow_kernel(
     SPLITS_PAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid (rows * splits,). Masses [n, pivots, splits] of rows with a wide bracket."""
+    """Grid (rows * splits,). Masses [n, 2 * pivots, splits] of rows with a wide bracket.
+
+    AGAIN: above other pivots, where the first ones have not found the threshold.
+    """
     if PDL:
         pdl.wait_then_release()
     pid = tl.program_id(0)
@@ -239,20 +269,40 @@ def narrow_kernel(
     split = pid % NUM_SPLITS
     state = state_ptr + row * _STATE
     if tl.load(state + 3) != 0:
-        tokens = split * SPLIT + tl.arange(0, SPLIT)
-        logits = load_logits(logits_ptr + row * stride_logits, tokens, tokens < V)
-        splits = tl.arange(0, SPLITS_PAD)
-        stats = stats_ptr + row * (STATS * NUM_SPLITS)
-        tops = tl.load(stats + splits, mask=splits < NUM_SPLITS, other=float("-inf"))
+        pivots_ptr = state + _FIRST_PIVOT
+        masses_ptr += row * (2 * PIVOTS * NUM_SPLITS)
         sharpness = _LOG2_E / tl.load(temperature_ptr + row)
-        weights = weigh(logits, tokens < V, tl.max(tops, 0), sharpness)
-        most = num_pivots(tl.load(state), tl.load(state + 1))
-        # In two rounds: all at once want more registers than there are.
-        for begin in range(0, most, PIVOTS // 2):
-            count = begin + tl.arange(0, PIVOTS // 2)
-            values = to_value(tl.load(state + _FIRST_PIVOT + count), SHIFT)
-            at = masses_ptr + (row * PIVOTS + count) * NUM_SPLITS + split
-            tl.store(at, sums_above(values, logits, weights))
+        stats = stats_ptr + row * (STATS * NUM_SPLITS)
+        top, total, _scales = load_stats(stats, sharpness, NUM_SPLITS, SPLITS_PAD)
+        lo, hi = tl.load(state).to(tl.int64), tl.load(state + 1).to(tl.int64)
+        num = num_pivots(lo, hi)
+        if AGAIN:
+            target = tl.load(top_p_ptr + row) * total
+            pivots, measured = _load_look(
+                pivots_ptr, masses_ptr, num, PIVOTS, NUM_SPLITS, SPLITS_PAD
+            )
+            lo_mass = tl.load(state + 5).to(tl.float32, bitcast=True)
+            lo, hi, lo_mass, hi_mass = refine(lo, hi, lo_mass, pivots, tl.sum(measured, 1), target)
+            num = tl.where(hi - lo > 1, _PIVOTS_AGAIN, 0)
+        if num > 0:
+            tokens = split * SPLIT + tl.arange(0, SPLIT)
+            logits = load_logits(logits_ptr + row * stride_logits, tokens, tokens < V)
+            weights = weigh(logits, tokens < V, top, sharpness)
+            if AGAIN:
+                guess, gap = guess_again(lo, hi, lo_mass, hi_mass, target, total, SHIFT)
+                next_pivots = pivots_around(lo, hi, guess, gap, SHIFT, _PIVOTS_AGAIN)
+                count = PIVOTS + tl.arange(0, _PIVOTS_AGAIN)
+                if split == 0:
+                    tl.store(pivots_ptr + count, next_pivots)
+                masses = sums_above(to_value(next_pivots, SHIFT), logits, weights)
+                tl.store(masses_ptr + count * NUM_SPLITS + split, masses)
+            else:
+                # In rounds: all at once want more registers than there are.
+                for begin in range(0, num, PIVOTS // 2):
+                    count = begin + tl.arange(0, PIVOTS // 2)
+                    values = to_value(tl.load(pivots_ptr + count), SHIFT)
+                    masses = sums_above(values, logits, weights)
+                    tl.store(masses_ptr + count * NUM_SPLITS + split, masses)
 
 
 @triton.jit
@@ -271,6 +321,14 @@ def _first_beyond(amounts, goal, NUM: tl.constexpr):
     place = tl.arange(0, NUM)
     first = tl.min(tl.where((tl.cumsum(amounts, 0) > goal) & (amounts > 0), place, NUM), 0)
     return tl.minimum(first, tl.max(tl.where(amounts > 0, place, 0), 0)), first < NUM
+
+
+@triton.jit
+def _row_of(measured, pivots, key, NUM: tl.constexpr):
+    """The masses [splits] above a pivot; pivots may occur several times."""
+    count = tl.arange(0, NUM)
+    first = tl.min(tl.where(pivots == key, count, NUM), 0)
+    return tl.sum(tl.where((count == first)[:, None], measured, 0.0), 0)
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -324,19 +382,24 @@ def draw_kernel(
         num_kept = tl.full([], 0x7FFFFFFF, tl.int32)  # ties that are kept, at most
         is_found = top_k < 0  # never
         if is_listed == 0:
-            count = tl.arange(0, PIVOTS)
-            pivots = tl.load(state + _FIRST_PIVOT + count).to(tl.int64)
-            measured = tl.load(
-                masses_ptr + (row * PIVOTS + count[:, None]) * NUM_SPLITS + chunks[None, :],
-                mask=(count < num_pivots(lo, hi))[:, None] & (chunks < NUM_SPLITS)[None, :],
-                other=0.0,
+            target = top_p * total
+            pivots_ptr = state + _FIRST_PIVOT
+            masses_ptr += row * (2 * PIVOTS * NUM_SPLITS)
+            pivots, measured = _load_look(
+                pivots_ptr, masses_ptr, num_pivots(lo, hi), PIVOTS, NUM_SPLITS, SPLITS_PAD
             )
-            reached = tl.sum(measured, 1) >= top_p * total
-            hi = tl.min(tl.where(reached, hi, pivots), 0)
-            lo = tl.minimum(tl.max(tl.where(reached, pivots, lo), 0), hi - 1)
+            lo, hi, _lo_mass, _hi_mass = refine(lo, hi, 0.0, pivots, tl.sum(measured, 1), target)
+            masses = _row_of(measured, pivots, hi, PIVOTS)
+            if hi - lo > 1:
+                next_pivots, measured_next = _load_look(
+                    pivots_ptr + PIVOTS, masses_ptr + PIVOTS * NUM_SPLITS, _PIVOTS_AGAIN,
+                    _PIVOTS_AGAIN, NUM_SPLITS, SPLITS_PAD,
+                )  # fmt: skip
+                lo, hi, _lo_mass, _hi_mass = refine(
+                    lo, hi, 0.0, next_pivots, tl.sum(measured_next, 1), target
+                )
+                masses = _row_of(measured_next, next_pivots, hi, _PIVOTS_AGAIN)
             is_found = hi - lo == 1
-            at_hi = tl.min(tl.where(pivots == hi, count, PIVOTS), 0)
-            masses = tl.sum(tl.where((count == at_hi)[:, None], measured, 0.0), 0)
         if top_k > 0:
             lo = search(
                 row_ptr, list_ptr, num_groups, is_listed, lo, hi, top_k, top, sharpness,
@@ -450,7 +513,8 @@ def sample_truncated(
     stats = torch.empty((num_rows, STATS.value, num_splits), dtype=torch.float32, device=device)
     maxima = torch.empty((num_rows, num_groups), dtype=torch.float32, device=device)
     state = torch.empty((num_rows, _STATE.value), dtype=torch.int32, device=device)
-    masses = torch.empty((num_rows, PIVOTS.value, num_splits), dtype=torch.float32, device=device)
+    shape = (num_rows, 2 * PIVOTS.value, num_splits)
+    masses = torch.empty(shape, dtype=torch.float32, device=device)
     groups = torch.empty((num_rows, num_groups), dtype=torch.int32, device=device)
     stride, shift = logits.stride(0), shift_of(logits.dtype)
     # The first kernel follows a graph, or a copy: it is launched as usual, and waits by itself.
@@ -465,11 +529,12 @@ def sample_truncated(
         SHIFT=shift, V=vocab_size, GROUP=group, GROUPS=split // group, NUM_SPLITS=num_splits,
         SPLITS_PAD=padded, num_warps=4, **options,
     )  # fmt: skip
-    narrow_kernel[(num_rows * num_splits,)](
-        logits, temperature, stats, state, masses, stride,
-        SHIFT=shift, V=vocab_size, SPLIT=split, NUM_SPLITS=num_splits, SPLITS_PAD=padded,
-        num_warps=num_warps, **options,
-    )  # fmt: skip
+    for again in (False, True):
+        narrow_kernel[(num_rows * num_splits,)](
+            logits, temperature, top_p, stats, state, masses, stride,
+            AGAIN=again, SHIFT=shift, V=vocab_size, SPLIT=split, NUM_SPLITS=num_splits,
+            SPLITS_PAD=padded, num_warps=num_warps, **options,
+        )  # fmt: skip
     draw_kernel[(num_rows,)](
         logits, temperature, top_k, top_p, min_p, u, rows, last_token, out,
         stats, state, masses, groups, stride,

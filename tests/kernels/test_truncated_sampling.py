@@ -9,10 +9,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.helper import DEVICE, DTYPES, random, require_triton, strided
+from tests.kernels.helper import DEVICE, DTYPES, HAS_GPU, random, require_triton, strided
 
 require_triton()
 
+from octavo.kernels import logprobs, truncated_sampling  # noqa: E402
 from octavo.kernels.truncated_sampling import sample_truncated  # noqa: E402
 
 # Triton's interpreter computes in numpy, which warns of infinities that are meant.
@@ -318,3 +319,32 @@ def test_a_large_vocabulary_with_the_sizes_in_use(params: Params) -> None:
     for u in (0.3, ALMOST_1):
         token = draw(logits, params, u, split=4096, group=128, few_groups=128)[0]
         assert check(logits[0], params, u, token) or params.top_k == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")
+def test_batches_of_any_size_share_what_the_first_one_compiled() -> None:
+    """Log-probabilities too: what changes from step to step must not reach the compiler."""
+    kernels = (
+        truncated_sampling.survey_kernel,
+        truncated_sampling.bracket_kernel,
+        truncated_sampling.narrow_kernel,
+        truncated_sampling.draw_kernel,
+        logprobs.tally_kernel,
+        logprobs.report_kernel,
+    )
+
+    def call(n: int, shift: int) -> int:
+        floats = torch.ones(n + shift, device=DEVICE)[shift:]
+        ints = torch.zeros(n + shift, dtype=torch.int32, device=DEVICE)[shift:]
+        logits = random((n, 5008), torch.bfloat16, 0)
+        last_token = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+        sample_truncated(
+            logits, floats, ints + 3, floats / 2, floats / 9, floats / 3, ints, last_token, ints
+        )
+        logprobs.report_logprobs(logits, ints.clamp(max=0), ints)
+        return sum(len(kernel.device_caches[0][0]) for kernel in kernels)
+
+    after = call(3, 0)
+    for n, shift in ((1, 0), (1, 1), (16, 3), (17, 4), (300, 5)):
+        assert call(n, shift) == after
