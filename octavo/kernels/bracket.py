@@ -52,11 +52,8 @@ def survey(stats, logits, weights, top, temperature, NUM_SPLITS: tl.constexpr):
 
 
 @triton.jit
-def load_stats(stats, sharpness, NUM_SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr):
-    """Of a row, the largest logit and the sum of weights; what each split's weights count there.
-
-    The sum is known for top-p alone.
-    """
+def _load_stats(stats, sharpness, NUM_SPLITS: tl.constexpr, SPLITS_PAD: tl.constexpr):
+    """Of a row, the largest logit and the sum of weights; what each split's weights count there."""
     splits = tl.arange(0, SPLITS_PAD)
     real = splits < NUM_SPLITS
     tops = tl.load(stats + splits, mask=real, other=float("-inf"))
@@ -127,11 +124,13 @@ def bracket(
     NUM_SPLITS: tl.constexpr,
     SPLITS_PAD: tl.constexpr,
 ):
-    """Of a row with top-p alone: keys lo and hi, the mass at lo, a guess, and how near it may be.
+    """Of a row with top-p alone: bounds, masses, a guess.
 
-    The threshold is in [lo, hi).
+    Returns:
+        Keys lo and hi, the threshold is in [lo, hi); the mass at lo, and of all; a guess of the
+        threshold, and the least distance from it that pivots should have.
     """
-    top, total, scales = load_stats(stats, _LOG2_E / temperature, NUM_SPLITS, SPLITS_PAD)
+    top, total, scales = _load_stats(stats, _LOG2_E / temperature, NUM_SPLITS, SPLITS_PAD)
     target = top_p * total
     # Below this tokens are so improbable that all together would be less than top-p leaves out.
     lowest = top - temperature * (tl.log(V / ((1 - top_p) * total)) * 1.001 + 0.001)
@@ -172,7 +171,7 @@ def bracket(
         target, total, (first - (found - 2)) * step, mass_before, above, hi_mass,
         below, tl.minimum(lo_mass, total * 0.999), (first - (found + 1)) * step, mass_after,
     )  # fmt: skip
-    return lo, hi, lo_mass, guess, (above - below) / 1024
+    return lo, hi, lo_mass, total, guess, (above - below) / 1024
 
 
 @triton.jit
@@ -191,7 +190,7 @@ def refine(lo, hi, lo_mass, pivots, masses, target):
 
 @triton.jit
 def guess_again(lo, hi, lo_mass, hi_mass, target, total, SHIFT: tl.constexpr):
-    """A guess between the bounds, and how near it may be."""
+    """A guess between the bounds, and the least distance from it that pivots should have."""
     above, below = to_value(hi.to(tl.int32), SHIFT), to_value(lo.to(tl.int32), SHIFT)
     guess = _between(target, total, above, hi_mass, below, tl.minimum(lo_mass, total * 0.999))
     return guess, (above - below) / 1024

@@ -43,7 +43,6 @@ from octavo.kernels.bracket import (
     STATS,
     bracket,
     guess_again,
-    load_stats,
     num_pivots,
     pivots_around,
     refine,
@@ -77,6 +76,8 @@ NUM_WARPS_DRAW = 16
 
 _STATE = tl.constexpr(8 + 2 * 16)  # integers of a row: see `bracket_kernel`
 _FIRST_PIVOT = tl.constexpr(8)
+_NEXT_BOUNDS = tl.constexpr(8 + 16)
+_NEXT_PIVOT = tl.constexpr(8 + 16 + 8)
 _PIVOTS_AGAIN = tl.constexpr(8)
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -166,9 +167,11 @@ def bracket_kernel(
 ):
     """Grid (rows,).
 
-    State [n, `_STATE`]: lo and hi, the threshold is in [lo, hi); number of groups that reach lo;
-    whether they are many, and top-p alone; the largest key that min-p forbids; for top-p alone the
-    mass at lo, two unused, pivots, room for the next ones. List [n, groups] of those that reach lo.
+    List [n, groups] of those that reach lo. State [n, `_STATE`]: keys lo and hi, the threshold is
+    in [lo, hi); number of groups that reach lo; whether they are many, and top-p alone; the largest
+    key that min-p forbids; as bits of floats the largest logit and, for top-p alone, the masses at
+    lo and of all; pivots; room for new bounds and pivots. What is decided by sums is decided once,
+    and passed on: another kernel may round them otherwise.
     """
     if PDL:
         pdl.wait_then_release()
@@ -185,17 +188,18 @@ def bracket_kernel(
         maxima = tl.load(
             maxima_ptr + row * (NUM_SPLITS * GROUPS) + groups, mask=real, other=float("-inf")
         )
+        top = tl.max(maxima, 0)
         is_alone = _is_top_p_alone(top_k, top_p, min_p)
         below = tl.full([], -(0x7F800000 >> SHIFT) - 1, tl.int32)
         if is_alone:
-            lo, hi, lo_mass, guess, gap = bracket(
+            lo, hi, lo_mass, total, guess, gap = bracket(
                 stats, temperature, top_p, SHIFT, V, NUM_SPLITS, SPLITS_PAD
             )
             pivots = pivots_around(lo, hi, guess, gap, SHIFT, PIVOTS)
             tl.store(state + _FIRST_PIVOT + tl.arange(0, PIVOTS), pivots)
-            tl.store(state + 5, lo_mass.to(tl.int32, bitcast=True))
+            tl.store(state + 6, lo_mass.to(tl.int32, bitcast=True))
+            tl.store(state + 7, total.to(tl.int32, bitcast=True))
         else:
-            top = tl.max(maxima, 0)
             lo = tl.full([], -(0x7F800000 >> SHIFT), tl.int32)
             hi = to_key(top, SHIFT) + 1
             if min_p > 0:
@@ -218,7 +222,13 @@ def bracket_kernel(
         tl.store(state + 1, hi)
         tl.store(state + 2, num_groups)
         tl.store(state + 4, below)
+        tl.store(state + 5, top.to(tl.int32, bitcast=True))
     tl.store(state + 3, is_wide.to(tl.int32))
+
+
+@triton.jit
+def _load_float(bits_ptr):
+    return tl.load(bits_ptr).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -246,7 +256,6 @@ def narrow_kernel(
     logits_ptr,
     temperature_ptr,
     top_p_ptr,
-    stats_ptr,
     state_ptr,
     masses_ptr,
     stride_logits,
@@ -269,38 +278,40 @@ def narrow_kernel(
     split = pid % NUM_SPLITS
     state = state_ptr + row * _STATE
     if tl.load(state + 3) != 0:
-        pivots_ptr = state + _FIRST_PIVOT
         masses_ptr += row * (2 * PIVOTS * NUM_SPLITS)
-        sharpness = _LOG2_E / tl.load(temperature_ptr + row)
-        stats = stats_ptr + row * (STATS * NUM_SPLITS)
-        top, total, _scales = load_stats(stats, sharpness, NUM_SPLITS, SPLITS_PAD)
         lo, hi = tl.load(state).to(tl.int64), tl.load(state + 1).to(tl.int64)
         num = num_pivots(lo, hi)
         if AGAIN:
+            total = _load_float(state + 7)
             target = tl.load(top_p_ptr + row) * total
             pivots, measured = _load_look(
-                pivots_ptr, masses_ptr, num, PIVOTS, NUM_SPLITS, SPLITS_PAD
+                state + _FIRST_PIVOT, masses_ptr, num, PIVOTS, NUM_SPLITS, SPLITS_PAD
             )
-            lo_mass = tl.load(state + 5).to(tl.float32, bitcast=True)
-            lo, hi, lo_mass, hi_mass = refine(lo, hi, lo_mass, pivots, tl.sum(measured, 1), target)
+            lo, hi, lo_mass, hi_mass = refine(
+                lo, hi, _load_float(state + 6), pivots, tl.sum(measured, 1), target
+            )
             num = tl.where(hi - lo > 1, _PIVOTS_AGAIN, 0)
+            if split == 0:
+                tl.store(state + _NEXT_BOUNDS, lo.to(tl.int32))
+                tl.store(state + _NEXT_BOUNDS + 1, hi.to(tl.int32))
         if num > 0:
             tokens = split * SPLIT + tl.arange(0, SPLIT)
             logits = load_logits(logits_ptr + row * stride_logits, tokens, tokens < V)
-            weights = weigh(logits, tokens < V, top, sharpness)
+            sharpness = _LOG2_E / tl.load(temperature_ptr + row)
+            weights = weigh(logits, tokens < V, _load_float(state + 5), sharpness)
             if AGAIN:
                 guess, gap = guess_again(lo, hi, lo_mass, hi_mass, target, total, SHIFT)
                 next_pivots = pivots_around(lo, hi, guess, gap, SHIFT, _PIVOTS_AGAIN)
-                count = PIVOTS + tl.arange(0, _PIVOTS_AGAIN)
+                count = tl.arange(0, _PIVOTS_AGAIN)
                 if split == 0:
-                    tl.store(pivots_ptr + count, next_pivots)
+                    tl.store(state + _NEXT_PIVOT + count, next_pivots)
                 masses = sums_above(to_value(next_pivots, SHIFT), logits, weights)
-                tl.store(masses_ptr + count * NUM_SPLITS + split, masses)
+                tl.store(masses_ptr + (PIVOTS + count) * NUM_SPLITS + split, masses)
             else:
                 # In rounds: all at once want more registers than there are.
                 for begin in range(0, num, PIVOTS // 2):
                     count = begin + tl.arange(0, PIVOTS // 2)
-                    values = to_value(tl.load(pivots_ptr + count), SHIFT)
+                    values = to_value(tl.load(state + _FIRST_PIVOT + count), SHIFT)
                     masses = sums_above(values, logits, weights)
                     tl.store(masses_ptr + count * NUM_SPLITS + split, masses)
 
@@ -342,7 +353,6 @@ def draw_kernel(
     rows_ptr,
     last_token_ptr,
     out_ptr,
-    stats_ptr,
     state_ptr,
     masses_ptr,
     list_ptr,
@@ -365,15 +375,13 @@ def draw_kernel(
     if truncates:
         GROUPS: tl.constexpr = SPLIT // GROUP
         sharpness = _LOG2_E / temperature
-        stats = stats_ptr + row * (STATS * NUM_SPLITS)
-        top, total, _scales = load_stats(stats, sharpness, NUM_SPLITS, SPLITS_PAD)
         row_ptr = logits_ptr + row * stride_logits
         list_ptr += row * (NUM_SPLITS * GROUPS)
 
         # The threshold is in [lo, hi); of 64 bits, since a range of 32-bit keys may be longer.
         state = state_ptr + row * _STATE
-        lo = tl.load(state).to(tl.int64)
-        hi = tl.load(state + 1).to(tl.int64)
+        lo, hi = tl.load(state).to(tl.int64), tl.load(state + 1).to(tl.int64)
+        top, total = _load_float(state + 5), _load_float(state + 7)
         is_listed = tl.load(state + 3) == 0
         num_groups = tl.where(is_listed, tl.load(state + 2), NUM_SPLITS * GROUPS)
         chunks = tl.arange(0, SPLITS_PAD)
@@ -382,21 +390,21 @@ def draw_kernel(
         num_kept = tl.full([], 0x7FFFFFFF, tl.int32)  # ties that are kept, at most
         is_found = top_k < 0  # never
         if is_listed == 0:
-            target = top_p * total
-            pivots_ptr = state + _FIRST_PIVOT
             masses_ptr += row * (2 * PIVOTS * NUM_SPLITS)
             pivots, measured = _load_look(
-                pivots_ptr, masses_ptr, num_pivots(lo, hi), PIVOTS, NUM_SPLITS, SPLITS_PAD
-            )
-            lo, hi, _lo_mass, _hi_mass = refine(lo, hi, 0.0, pivots, tl.sum(measured, 1), target)
+                state + _FIRST_PIVOT, masses_ptr, num_pivots(lo, hi),
+                PIVOTS, NUM_SPLITS, SPLITS_PAD,
+            )  # fmt: skip
+            lo = tl.load(state + _NEXT_BOUNDS).to(tl.int64)
+            hi = tl.load(state + _NEXT_BOUNDS + 1).to(tl.int64)
             masses = _row_of(measured, pivots, hi, PIVOTS)
             if hi - lo > 1:
                 next_pivots, measured_next = _load_look(
-                    pivots_ptr + PIVOTS, masses_ptr + PIVOTS * NUM_SPLITS, _PIVOTS_AGAIN,
+                    state + _NEXT_PIVOT, masses_ptr + PIVOTS * NUM_SPLITS, _PIVOTS_AGAIN,
                     _PIVOTS_AGAIN, NUM_SPLITS, SPLITS_PAD,
                 )  # fmt: skip
                 lo, hi, _lo_mass, _hi_mass = refine(
-                    lo, hi, 0.0, next_pivots, tl.sum(measured_next, 1), target
+                    lo, hi, 0.0, next_pivots, tl.sum(measured_next, 1), top_p * total
                 )
                 masses = _row_of(measured_next, next_pivots, hi, _PIVOTS_AGAIN)
             is_found = hi - lo == 1
@@ -531,13 +539,13 @@ def sample_truncated(
     )  # fmt: skip
     for again in (False, True):
         narrow_kernel[(num_rows * num_splits,)](
-            logits, temperature, top_p, stats, state, masses, stride,
+            logits, temperature, top_p, state, masses, stride,
             AGAIN=again, SHIFT=shift, V=vocab_size, SPLIT=split, NUM_SPLITS=num_splits,
             SPLITS_PAD=padded, num_warps=num_warps, **options,
         )  # fmt: skip
     draw_kernel[(num_rows,)](
         logits, temperature, top_k, top_p, min_p, u, rows, last_token, out,
-        stats, state, masses, groups, stride,
+        state, masses, groups, stride,
         SHIFT=shift, V=vocab_size, SPLIT=split, GROUP=group, NUM_SPLITS=num_splits,
         SPLITS_PAD=padded, num_warps=num_warps_draw, **options,
     )  # fmt: skip
