@@ -18,6 +18,7 @@ import torch
 
 from octavo.attention.interface import StepTensors
 from octavo.attention.planner import Kind, Planner, Sharing, Tuning, tile_rows
+from octavo.attention.sections import ALIGN, fill, offsets, views
 from octavo.kernels.layout import ITEM_FIELDS
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ __all__ = ["PlannedWork", "Sharing", "TritonAttention", "Tuning", "default_tunin
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 128
-_ALIGN = 4  # integers: 16 bytes
 
 
 def default_tuning(head_dim: int, dtype: torch.dtype) -> tuple[Tuning, Tuning]:
@@ -186,7 +186,7 @@ class TritonAttention:
         if pad_to is None or pad_to.shares:
             shared = self.find_shared(spec, layout, rows, layout.block_tables)
         work = self.plan_work(spec, layout, rows, pad_to, shared)
-        width = -(-layout.block_tables.shape[1] // _ALIGN) * _ALIGN
+        width = -(-layout.block_tables.shape[1] // ALIGN) * ALIGN
         tables = np.zeros((num_seqs, width), np.int32)
         tables[:, : layout.block_tables.shape[1]] = layout.block_tables
         seqs, positions = layout.seq_of_token, layout.positions
@@ -342,20 +342,11 @@ class TritonAttention:
 
 def send(sections: list[Table], device: torch.device) -> list[torch.Tensor]:
     """All sections in one copy; what comes back are views of one tensor."""
-    starts, total = [], 0
-    for section in sections:
-        starts.append(total)
-        total += -(-section.size // _ALIGN) * _ALIGN
+    starts, total = offsets(sections)
     # torch's pinned memory is not handed out again before a copy from it is done.
     host = torch.empty(total, dtype=torch.int32, pin_memory=device.type == "cuda")
-    flat: Any = host.numpy()
-    for start, section in zip(starts, sections, strict=True):
-        flat[start : start + section.size] = section.reshape(-1)
-    on_device = host.to(device, non_blocking=True)
-    return [
-        on_device[start : start + section.size].view(section.shape)
-        for start, section in zip(starts, sections, strict=True)
-    ]
+    fill(host, sections, starts)
+    return views(host.to(device, non_blocking=True), sections, starts)
 
 
 def _packed(x_tjd: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 As in `layers/mlp.py`, the activation is rounded to the input's dtype before the product with the
 other half. Knows rows and columns alone.
 """
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ Statistics of a row are [2 + lattice, splits]: largest logits; how many steps fr
 value of the lattice is; masses above its values, the last one of all, relative to the split's
 largest logit. All but the first are known for top-p alone.
 """
-# mypy: allow-untyped-defs, allow-untyped-decorators
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ weights and how many logits are larger than the sampled token's. `report_kernel`
 logarithm of the sum, and the `NUM_TOP` most probable tokens, found by search (`threshold.py`) in
 those few groups whose largest logit is among the largest, then put in order by comparing all pairs.
 """
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 

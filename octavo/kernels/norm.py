@@ -6,7 +6,6 @@ after it. Knows rows and columns alone, not which layer of what model they belon
 
 One program takes one row and keeps it in registers, so every value is read and written once.
 """
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -87,15 +86,7 @@ def rms_norm(
     Returns:
         [t, d], contiguous, x's dtype.
     """
-    num_rows, size = x.shape
-    padded, warps = _tile(size)
-    out = torch.empty((num_rows, size), dtype=x.dtype, device=x.device)
-    norm_kernel[(num_rows,)](
-        x, x, weight, out, x.stride(0), 0,
-        D=size, D_PAD=padded, EPS=eps, OFFSET=offset, ADD=False, num_warps=num_warps or warps,
-        **pdl.options(x.device),
-    )  # fmt: skip
-    return out
+    return _norm(x, None, weight, eps, offset, num_warps)
 
 
 def add_rms_norm(
@@ -120,13 +111,25 @@ def add_rms_norm(
     Returns:
         [t, d], contiguous, x's dtype.
     """
+    return _norm(x, residual, weight, eps, offset, num_warps)
+
+
+def _norm(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    eps: float,
+    offset: float,
+    num_warps: int | None,
+) -> torch.Tensor:
     num_rows, size = x.shape
     padded, warps = _tile(size)
     out = torch.empty((num_rows, size), dtype=x.dtype, device=x.device)
+    stride = 0 if residual is None else residual.stride(0)
     norm_kernel[(num_rows,)](
-        x, residual, weight, out, x.stride(0), residual.stride(0),
-        D=size, D_PAD=padded, EPS=eps, OFFSET=offset, ADD=True, num_warps=num_warps or warps,
-        **pdl.options(x.device),
+        x, x if residual is None else residual, weight, out, x.stride(0), stride,
+        D=size, D_PAD=padded, EPS=eps, OFFSET=offset, ADD=residual is not None,
+        num_warps=num_warps or warps, **pdl.options(x.device),
     )  # fmt: skip
     return out
 

@@ -20,7 +20,6 @@ Launch and Synchronization"). A graph keeps such edges. The rules, for kernels l
 
 A kernel with nothing but copies or graphs for neighbours gains nothing and is launched as usual.
 """
-# mypy: allow-untyped-defs, allow-untyped-decorators
 
 from __future__ import annotations
 

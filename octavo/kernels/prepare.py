@@ -3,7 +3,6 @@ new entries of the block tables. One launch.
 
 Knows integers alone. Lets the host plan a step before the tokens of the one before are known.
 """
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ The heads of a token (queries, keys, values) are rows of tiles; a program takes 
 kinds of heads lie in it, so the grid is the same for every mix of heads. Keys and values lie in a
 block as they lie in qkv, [2, k, p, d], so one formula places both.
 """
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 

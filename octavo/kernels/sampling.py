@@ -12,7 +12,6 @@ weights relative to that; `choose_kernel` finds the split that holds the token, 
 The sums of a scan need not rise, nor reach what a tree of sums did: only tokens with mass are ever
 candidates, and where none crosses the target the last of them is taken.
 """
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ Parts of kernels: knows rows of logits and groups of tokens, not what is done wi
 logit is searched for as an integer of the same order, its key: 65536 of them for bfloat16. Counts
 are exact (a row has fewer than 2**24 tokens), sums of weights are in float32.
 """
-# mypy: allow-untyped-defs, allow-untyped-decorators
 
 from __future__ import annotations
 

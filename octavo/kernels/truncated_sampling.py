@@ -27,7 +27,6 @@ by pivots Qrita (arXiv 2602.01518). Here launches are few and of fixed number, a
 what sorting would keep. The sizes of all parts are independent of the number of rows, so what a row
 gets is too.
 """
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 

@@ -39,22 +39,33 @@ def _is_cpu(name: str) -> bool:
     return not torch.cuda.is_available() if name == "auto" else name.startswith("cpu")
 
 
-class InProcessExecutor:
-    """One device, driven from the engine's own thread: `submit` returns when the step is done.
+class _RunnerExecutor:
+    """One runner, called from the engine's own thread.
 
     Attributes:
         info: what was loaded and allocated.
         token_budget: tokens that a step may have.
         max_num_seqs: rows of the device's table.
-        num_steps_ahead: steps that may be in flight while the next one is planned.
     """
-
-    num_steps_ahead = 0
 
     def __init__(self, runner: ModelRunner) -> None:
         self.runner = runner
         self.info = runner.info
         self.token_budget, self.max_num_seqs = runner.token_budget, runner.max_num_seqs
+
+    def close(self) -> None:
+        """Drop the model and the cache."""
+        del self.runner
+
+
+class InProcessExecutor(_RunnerExecutor):
+    """`submit` returns when the step is done.
+
+    Attributes:
+        num_steps_ahead: steps that may be in flight while the next one is planned.
+    """
+
+    num_steps_ahead = 0
 
     def submit(self, plan: StepPlan) -> Future[StepResult]:
         """See `engine.executor.Executor`."""
@@ -64,10 +75,6 @@ class InProcessExecutor:
         except Exception as error:
             future.set_exception(error)
         return future
-
-    def close(self) -> None:
-        """Drop the model and the cache."""
-        del self.runner
 
 
 class ThreadExecutor:
@@ -107,31 +114,19 @@ class ThreadExecutor:
         del self.runner
 
 
-class StreamExecutor:
-    """One device with a queue of its own: `submit` returns when the step is in the queue.
+class StreamExecutor(_RunnerExecutor):
+    """A device with a queue of its own: `submit` returns when the step is in the queue.
 
     Attributes:
-        info: what was loaded and allocated.
-        token_budget: tokens that a step may have.
-        max_num_seqs: rows of the device's table.
         num_steps_ahead: steps that may be in flight while the next one is planned.
     """
 
     num_steps_ahead = 1
 
-    def __init__(self, runner: ModelRunner) -> None:
-        self.runner = runner
-        self.info = runner.info
-        self.token_budget, self.max_num_seqs = runner.token_budget, runner.max_num_seqs
-
     def submit(self, plan: StepPlan) -> Future[StepResult]:
         """See `engine.executor.Executor`."""
         with _device_errors(self.runner):
             return _Queued(self.runner, self.runner.launch(plan))
-
-    def close(self) -> None:
-        """Drop the model and the cache."""
-        del self.runner
 
 
 class _Queued(Future[StepResult]):

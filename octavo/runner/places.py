@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from octavo.runner.staging import ALIGN
+from octavo.attention.sections import ALIGN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from octavo.attention.sections import Section
     from octavo.attention.work import StepShape
-    from octavo.runner.staging import Section
 
 NUM_UPDATES = 256
 """Changes of block tables that a captured step has room for."""

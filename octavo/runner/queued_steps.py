@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from octavo.attention.interface import AttentionSpec
+    from octavo.attention.sections import Section
     from octavo.attention.shared_prefix import SharedPrefix
     from octavo.attention.triton_paged import PlannedWork, TritonAttention
     from octavo.models.base import CausalModel
     from octavo.runner.rows import RowTable
     from octavo.runner.sampler import Sampled, SamplerRows
-    from octavo.runner.staging import Section
     from octavo.types import PositionLogprobs, StepPlan
 
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384,

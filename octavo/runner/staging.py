@@ -1,7 +1,7 @@
 """One copy to the device for all the integers of a step. Knows arrays, not what they mean.
 
 Host memory is pinned and used in a ring, so that filling it for the next step does not wait for the
-copy of this one. Sections begin at multiples of 16 bytes, which kernels are compiled for.
+copy of this one.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from octavo.attention.sections import fill, offsets, views
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    import numpy.typing as npt
-
-    Section = npt.NDArray[np.int32]
-
-ALIGN = 4  # integers: 16 bytes
+    from octavo.attention.sections import Section
 
 
 class Staging:
@@ -36,14 +33,11 @@ class Staging:
             (self._pinned(4096), None) for _ in range(num_buffers)
         )
 
-    def send(
-        self, sections: Sequence[Section], into: torch.Tensor | None = None
-    ) -> list[torch.Tensor]:
+    def send(self, sections: Sequence[Section]) -> list[torch.Tensor]:
         """All sections in one copy, in the order of the current stream.
 
         Args:
             sections: int32, or float32 seen as int32.
-            into: a tensor of the device to fill from its start; None: a new one.
 
         Returns:
             Views of the sections on the device, in their shapes.
@@ -54,35 +48,14 @@ class Staging:
             copied.synchronize()
         if buffer.numel() < total:
             buffer = self._pinned(2 * total)
-        flat = buffer.numpy()
-        for start, section in zip(starts, sections, strict=True):
-            flat[start : start + section.size] = section.reshape(-1)
-        if into is None:
-            into = torch.empty(total, dtype=torch.int32, device=self._device)
-        into[:total].copy_(buffer[:total], non_blocking=True)
+        fill(buffer, sections, starts)
+        on_device = torch.empty(total, dtype=torch.int32, device=self._device)
+        on_device.copy_(buffer[:total], non_blocking=True)
         if self._device.type == "cuda":
             copied = copied or torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
         self._free.append((buffer, copied))
-        return views(into, sections)
+        return views(on_device, sections, starts)
 
     def _pinned(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.int32, pin_memory=self._device.type == "cuda")
-
-
-def offsets(sections: Sequence[Section]) -> tuple[list[int], int]:
-    """Where each section begins, and the end, in integers."""
-    starts, total = [], 0
-    for section in sections:
-        starts.append(total)
-        total += -(-section.size // ALIGN) * ALIGN
-    return starts, total
-
-
-def views(buffer: torch.Tensor, sections: Sequence[Section]) -> list[torch.Tensor]:
-    """The places of `sections` in `buffer`, in their shapes."""
-    starts, _ = offsets(sections)
-    return [
-        buffer[start : start + section.size].view(section.shape)
-        for start, section in zip(starts, sections, strict=True)
-    ]
