@@ -29,6 +29,11 @@ MAX_CACHE_SALT_LEN = 1024
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LEN = 1024
 MAX_STOP_TOKEN_IDS = 256
+MAX_LOGIT_BIASES = 1024
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_LEN = 256
+MAX_CHOICES_LEN = 4096
+"""Most strings that `StructuredOutputs.choice` may hold."""
 
 
 def _check(ok: bool, param: str, message: str) -> None:
@@ -36,10 +41,63 @@ def _check(ok: bool, param: str, message: str) -> None:
         raise InvalidRequestError(message, param=param)
 
 
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
+    """What the output's text must be; exactly one of the first five is set. Names follow vLLM's.
+
+    Attributes:
+        json: a JSON schema, as an object, true, or JSON text.
+        json_object: any JSON object.
+        regex: matched by the whole output; Rust's syntax, without look-around and back-references.
+        choice: one of these strings.
+        grammar: Lark as llguidance reads it, or GBNF.
+        reasoning_end_token_ids: the output is free until one of these is sampled, and bound after
+            it; none: bound from its beginning.
+
+    Raises:
+        InvalidRequestError: none or several are set, or one is empty; its `param` says
+            `structured_outputs`.
+    """
+
+    json: dict[str, Any] | bool | str | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+    reasoning_end_token_ids: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        kinds = ("json", "json_object", "regex", "choice", "grammar")
+        given = [name for name in kinds if getattr(self, name) is not None]
+        _check(
+            len(given) == 1,
+            "structured_outputs",
+            f"structured_outputs takes exactly one of {', '.join(kinds)}, "
+            f"got {' and '.join(given) or 'none'}",
+        )
+        _check(
+            self.json_object is not False,
+            "structured_outputs",
+            "structured_outputs.json_object must be true, or left out",
+        )
+        value = getattr(self, given[0])
+        _check(
+            not isinstance(value, str | Sequence) or len(value) > 0,
+            "structured_outputs",
+            f"structured_outputs.{given[0]} must not be empty",
+        )
+        _check(
+            self.choice is None or len(self.choice) <= MAX_CHOICES_LEN,
+            "structured_outputs",
+            f"structured_outputs.choice takes at most {MAX_CHOICES_LEN} strings",
+        )
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How to choose tokens. Names, defaults and meaning follow vLLM's class of this name.
 
-    Order of operations: temperature, then min-p, top-k and top-p on the scaled distribution.
+    Order of operations: structured outputs, allowed tokens, bad words and `min_tokens` forbid
+    tokens; then logit bias; repetition, frequency and presence penalty; temperature; then min-p,
+    top-k and top-p on the scaled distribution.
 
     Attributes:
         temperature: 0 is greedy; otherwise logits are divided by it. 0..2 is usual, any >= 0 works.
@@ -52,6 +110,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         stop: strings that end the output; the output leaves them out.
         stop_token_ids: token ids that end the output, beside the model's own end-of-sequence ids.
         ignore_eos: go on after an end-of-sequence token (for measurements).
+        include_stop_str_in_output: the output ends with the stop string, instead of before it.
+        presence_penalty: taken once from the logit of each token in the output, -2..2.
+        frequency_penalty: taken from it as often as the token is there, -2..2.
+        repetition_penalty: positive logits of tokens in prompt or output are divided by it,
+            negative ones multiplied, (0, 10]; 1 is none (CTRL, arXiv:1909.05858).
+        logit_bias: added to the logits of these token ids, each -100..100.
+        allowed_token_ids: no other token is sampled; None: all are allowed.
+        bad_words: texts that the output never holds as tokens of their own encoding, with or
+            without a space before them.
+        structured_outputs: what the output's text must be; None: anything.
+        prompt_logprobs: report this many alternatives for each token of the prompt but the first,
+            as `logprobs` does; None: none.
         logprobs: report this many most probable alternatives per position, 0..20; None: none.
             The values are log-softmax of the raw logits, before temperature.
         skip_special_tokens: leave special tokens out of the text.
@@ -71,7 +141,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] = ()
+    structured_outputs: StructuredOutputs | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     shown_token_ids: Sequence[int] = ()
 
@@ -119,10 +198,46 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             "stop_token_ids",
             f"stop_token_ids takes at most {MAX_STOP_TOKEN_IDS} ids, each >= 0",
         )
+        for name in ("logprobs", "prompt_logprobs"):
+            num = getattr(self, name)
+            _check(
+                num is None or 0 <= num <= MAX_LOGPROBS,
+                name,
+                f"{name} must be in 0..{MAX_LOGPROBS}, got {num}",
+            )
+        self._check_logits()
+
+    def _check_logits(self) -> None:
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _check(-2 <= value <= 2, name, f"{name} must be in -2..2, got {value}")
         _check(
-            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
-            "logprobs",
-            f"logprobs must be in 0..{MAX_LOGPROBS}, got {self.logprobs}",
+            0 < self.repetition_penalty <= 10,
+            "repetition_penalty",
+            f"repetition_penalty must be in (0, 10], got {self.repetition_penalty}",
+        )
+        _check(
+            len(self.logit_bias) <= MAX_LOGIT_BIASES
+            and all(token_id >= 0 for token_id in self.logit_bias),
+            "logit_bias",
+            f"logit_bias takes at most {MAX_LOGIT_BIASES} token ids, each >= 0",
+        )
+        _check(
+            all(-100 <= bias <= 100 for bias in self.logit_bias.values()),
+            "logit_bias",
+            "logit_bias takes numbers in -100..100",
+        )
+        allowed = self.allowed_token_ids
+        _check(
+            allowed is None or (len(allowed) > 0 and all(token_id >= 0 for token_id in allowed)),
+            "allowed_token_ids",
+            "allowed_token_ids must hold at least one id, each >= 0",
+        )
+        _check(
+            len(self.bad_words) <= MAX_BAD_WORDS
+            and all(0 < len(word) <= MAX_BAD_WORD_LEN for word in self.bad_words),
+            "bad_words",
+            f"bad_words takes at most {MAX_BAD_WORDS} texts of 1 to {MAX_BAD_WORD_LEN} characters",
         )
 
     @property
@@ -195,6 +310,7 @@ class RowInit(msgspec.Struct, array_like=True):
         params: how to sample.
         seed: the seed in force, the caller's or one drawn at admission; never None.
         stop_token_ids: every id that ends the request (for masking under `min_tokens`).
+        bad_words_token_ids: token sequences that must not be completed, of `bad_words`.
     """
 
     row: int
@@ -203,6 +319,7 @@ class RowInit(msgspec.Struct, array_like=True):
     params: SamplingParams
     seed: int
     stop_token_ids: list[int]
+    bad_words_token_ids: list[list[int]] = []
 
 
 class StepPlan(msgspec.Struct, array_like=True):
@@ -241,6 +358,19 @@ class StepPlan(msgspec.Struct, array_like=True):
         return not self.rows
 
 
+class StepMasks(msgspec.Struct, array_like=True):
+    """Which tokens the constrained rows of a step may get.
+
+    Attributes:
+        rows: some of the plan's rows, of those that sample, in plan order.
+        bits: for each of them ceil(vocabulary / 32) words, uint32 in this machine's byte order; bit
+            i % 32 of word i // 32 says whether token i is allowed. Each row allows at least one.
+    """
+
+    rows: list[int]
+    bits: bytes
+
+
 class StepResult(msgspec.Struct, array_like=True):
     """What a step produced.
 
@@ -250,12 +380,16 @@ class StepResult(msgspec.Struct, array_like=True):
         logprobs: parallel to `token_ids`; an entry is None where the request asked for none.
             The list is empty when nobody asked.
         device_ns: duration of the step on the device, nanoseconds.
+        prompt_logprobs: parallel to the plan's rows: of those that ask for it, what the step
+            computed of their prompt's tokens (`SamplingParams.prompt_logprobs`), in order, the
+            prompt's first token left out; None for the others. Empty when nobody asked.
     """
 
     step_id: int
     token_ids: list[int]
     logprobs: list[PositionLogprobs | None]
     device_ns: int
+    prompt_logprobs: list[list[PositionLogprobs] | None] = []
 
 
 class KVCacheLayout(msgspec.Struct, frozen=True):
@@ -360,6 +494,8 @@ class Delta(msgspec.Struct, kw_only=True, gc=False):
         error: a message, when `finish_reason` is `error`.
         num_prompt_tokens, num_output_tokens: totals so far.
         num_cached_tokens: prompt tokens found in the prefix cache.
+        prompt_logprobs: when asked for: of the prompt's tokens but the first, each once, in order,
+            before or with the first new token.
     """
 
     text: str = ""
@@ -371,6 +507,7 @@ class Delta(msgspec.Struct, kw_only=True, gc=False):
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
+    prompt_logprobs: list[PositionLogprobs] = []
 
 
 JSONObject = dict[str, Any]

@@ -24,6 +24,7 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True):
         cache_salt: requests share cached prefixes only with the same salt.
         priority: lower runs earlier, under the priority policy.
         tenant: whom the fair policy counts it to.
+        bad_words_token_ids: token sequences that must not be completed.
     """
 
     request_id: str
@@ -33,6 +34,7 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True):
     cache_salt: str = ""
     priority: int = 0
     tenant: str = ""
+    bad_words_token_ids: list[list[int]] = []
 
 
 class AbortRequests(msgspec.Struct, tag="abort", array_like=True):
@@ -57,6 +59,7 @@ class TokenOutput(msgspec.Struct, array_like=True, gc=False):
         stop_reason: the stop token id that ended it; None for the model's own end-of-sequence.
         error: a message when `finish_reason` is `error`.
         num_cached_tokens: prompt tokens found in the prefix cache.
+        prompt_logprobs: what came to be known of the prompt's tokens; see `Delta`.
     """
 
     request_id: str
@@ -66,6 +69,7 @@ class TokenOutput(msgspec.Struct, array_like=True, gc=False):
     stop_reason: int | None = None
     error: str | None = None
     num_cached_tokens: int = 0
+    prompt_logprobs: list[PositionLogprobs] = []
 
 
 class StepOutputs(msgspec.Struct, tag="outputs", array_like=True):

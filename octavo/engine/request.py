@@ -48,7 +48,7 @@ class Request:
         eos_token_ids: the model's ids that end it; empty under `ignore_eos`.
         stop_token_ids: the caller's ids that end it.
         end_token_ids: both, for one look-up per token.
-        priority, tenant, cache_salt: see `AddRequest`.
+        priority, tenant, cache_salt, bad_words_token_ids: see `AddRequest`.
         arrival: rises with each request that the scheduler took; breaks every tie.
         status: see `RequestStatus`.
         row: place in the device's table, or -1.
@@ -64,6 +64,7 @@ class Request:
 
     __slots__ = (
         "arrival",
+        "bad_words_token_ids",
         "block_hashes",
         "block_ids",
         "cache_salt",
@@ -100,6 +101,7 @@ class Request:
         cache_salt: str = "",
         priority: int = 0,
         tenant: str = "",
+        bad_words_token_ids: list[list[int]] | None = None,
     ) -> None:
         self.request_id = request_id
         self.num_prompt_tokens = len(prompt_token_ids)
@@ -115,6 +117,7 @@ class Request:
         self.cache_salt = cache_salt
         self.priority = priority
         self.tenant = tenant
+        self.bad_words_token_ids = bad_words_token_ids or []
         self.arrival = -1
         self.status = RequestStatus.WAITING
         self.row = -1
@@ -139,6 +142,7 @@ class Request:
             cache_salt=message.cache_salt,
             priority=message.priority,
             tenant=message.tenant,
+            bad_words_token_ids=message.bad_words_token_ids,
         )
 
     @property
@@ -155,6 +159,7 @@ class Request:
             params=self.params,
             seed=self.seed,
             stop_token_ids=sorted(self.end_token_ids),
+            bad_words_token_ids=self.bad_words_token_ids,
         )
 
     def __repr__(self) -> str:
