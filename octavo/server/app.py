@@ -65,7 +65,7 @@ class Application:
         layer = Authentication(
             layer, config.api_key_digests, [e.path for e in self.endpoints if e.is_open]
         )
-        layer = ErrorAnswers(layer)
+        layer = ErrorAnswers(layer, {e.path: e.dialect for e in self.endpoints})
         if config.allowed_origins:
             from starlette.middleware.cors import CORSMiddleware  # few need it
 

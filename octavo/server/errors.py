@@ -1,4 +1,4 @@
-"""Every failure of a request as one answer in OpenAI's shape.
+"""Every failure of a request as one answer, in the shape that its route's clients expect.
 
 `ErrorAnswers` is a layer of the application: it turns whatever comes out of the layers below into a
 body; nobody sees a traceback or a path of ours.
@@ -15,13 +15,15 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from octavo.errors import EngineError, NotFoundError, RequestError
-from octavo.protocol.errors import ErrorBody
+from octavo.server.dialect import OPENAI
 from octavo.server.scope import exchange_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from octavo.server.dialect import Dialect
 
 logger = logging.getLogger("octavo.server")
 
@@ -63,9 +65,11 @@ def as_request_error(exc: Exception, request_id: str) -> RequestError:
     return InternalError(f"{what}; the server's log names it {request_id}", code=code)
 
 
-def error_response(exc: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+def error_response(
+    exc: RequestError, headers: Mapping[str, str] | None = None, dialect: Dialect = OPENAI
+) -> Response:
     """The answer that tells of a refused request."""
-    body = msgspec.json.encode(ErrorBody.of(exc))
+    body = msgspec.json.encode(dialect.error_body(exc))
     all_headers = dict(headers or {})
     if exc.status == 401:
         all_headers["WWW-Authenticate"] = "Bearer"
@@ -91,10 +95,16 @@ def request_id_of(scope: Scope) -> str:
 
 
 class ErrorAnswers:
-    """Pure ASGI middleware: answers failures."""
+    """Pure ASGI middleware: answers failures.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: the layers below.
+        dialects: of the paths whose clients do not speak OpenAI's.
+    """
+
+    def __init__(self, app: ASGIApp, dialects: Mapping[str, Dialect]) -> None:
         self._app = app
+        self._dialects = dialects
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; other scopes pass through."""
@@ -113,4 +123,5 @@ class ErrorAnswers:
             error = as_request_error(exc, request_id_of(scope))
             if exchange_of(scope).status is not None:
                 raise  # The server closes the connection, which tells the client.
-        await error_response(error, headers)(scope, receive, send)
+        dialect = self._dialects.get(scope["path"], OPENAI)
+        await error_response(error, headers, dialect)(scope, receive, send)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.responses import Response
 
-from octavo.protocol.errors import ErrorBody
+from octavo.protocol import sse
 from octavo.version import __version__
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from octavo.server.routes import Endpoint
 
+SSE = "text/event-stream"
 JSON = "application/json"
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 _SCHEMES = {
@@ -60,9 +61,10 @@ def document(endpoints: Iterable[Endpoint], *, needs_key: bool) -> dict[str, Any
         needs_key: callers must present an API key.
     """
     endpoints = tuple(endpoints)
-    types: dict[Any, None] = {ErrorBody: None}
+    types: dict[Any, None] = {}
     for endpoint in endpoints:
-        named = (endpoint.request, endpoint.answer, endpoint.event)
+        error = endpoint.dialect.error_type
+        named = (endpoint.request, endpoint.answer, endpoint.event, error)
         types |= dict.fromkeys(kind for kind in named if kind is not None)
     schemas, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
@@ -128,7 +130,7 @@ def _operation(
         operation["responses"][str(status)] = {
             "description": HTTPStatus(status).phrase,
             "headers": {"X-Request-Id": _REQUEST_ID, **_STATUS_HEADERS.get(status, {})},
-            "content": {JSON: {"schema": schema_of[ErrorBody]}},
+            "content": {JSON: {"schema": schema_of[endpoint.dialect.error_type]}},
         }
     if needs_key and endpoint.is_open:
         operation["security"] = []
@@ -143,15 +145,25 @@ def _answer(endpoint: Endpoint, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
         content[endpoint.media_type] = {"schema": {"type": "string"}}
     description = "The answer"
     if endpoint.event is not None:
-        description += "; with `stream`, server-sent events, the last one `[DONE]`"
         # Of a stream, the schema tells of each event: that is how tools read it, until OpenAPI 3.2
         # has a word of its own for it. A failure is an event, too.
-        item = {"anyOf": [schema_of[endpoint.event], schema_of[ErrorBody]]}
-        value = {"type": "string", "contentMediaType": JSON, "contentSchema": item}
-        data = {"anyOf": [value, {"const": "[DONE]"}]}
-        content["text/event-stream"] = {
-            "schema": {"type": "object", "required": ["data"], "properties": {"data": data}}
-        }
+        dialect = endpoint.dialect
+        item: dict[str, Any] = {"anyOf": [schema_of[endpoint.event], schema_of[dialect.error_type]]}
+        media_type = dialect.media_type.partition(";")[0]
+        if media_type == SSE:
+            description += "; with `stream`, server-sent events"
+            data: dict[str, Any] = {
+                "type": "string",
+                "contentMediaType": JSON,
+                "contentSchema": item,
+            }
+            if dialect.end == sse.DONE:
+                description += ", the last one `[DONE]`"
+                data = {"anyOf": [data, {"const": "[DONE]"}]}
+            item = {"type": "object", "required": ["data"], "properties": {"data": data}}
+        else:
+            description += "; with `stream`, a line of JSON for each event"
+        content[media_type] = {"schema": item}
     return {
         "description": description,
         "headers": {"X-Request-Id": _REQUEST_ID},

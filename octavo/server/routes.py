@@ -20,6 +20,7 @@ from octavo.protocol.tokenize import (
 from octavo.server import health
 from octavo.server.chat import create_chat_completion
 from octavo.server.completions import create_completion
+from octavo.server.dialect import OPENAI
 from octavo.server.models import list_models, retrieve_model
 from octavo.server.openapi import openapi
 from octavo.server.tokenize import detokenize, tokenize
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.types import ASGIApp
+
+    from octavo.server.dialect import Dialect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class Endpoint:
         media_type: of the answer.
         event: type of the events of a streamed answer; None: it is never streamed.
         statuses: of errors, beyond those that the other fields tell of.
+        dialect: how its errors and streams are framed.
         is_open: needs no API key.
         is_operational: answered also while the server drains, and not part of its load.
     """
@@ -56,6 +60,7 @@ class Endpoint:
     media_type: str = "application/json"
     event: type[Any] | None = None
     statuses: tuple[int, ...] = ()
+    dialect: Dialect = OPENAI
     is_open: bool = False
     is_operational: bool = False
 

@@ -1,0 +1,49 @@
+"""How a family of routes spells what is not an answer: errors, and the frame of its streams.
+
+What went wrong is decided elsewhere (`errors.py`); a dialect only writes it down as the clients of
+its protocol expect it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from octavo.protocol import sse
+from octavo.protocol.errors import ErrorBody
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import msgspec
+
+    from octavo.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One protocol's frame.
+
+    Attributes:
+        error_body: the JSON value of an error's answer.
+        error_event: the bytes that tell of an error in the middle of a stream.
+        media_type: of a stream.
+        end: the bytes at the end of every stream, after an error too.
+        keep_alive: bytes that say nothing, for a stream that is silent; none: it stays silent.
+        error_type: of an error's answer, for documentation: what `error_body` returns.
+    """
+
+    error_body: Callable[[RequestError], Any]
+    error_event: Callable[[RequestError], bytes]
+    media_type: str = "text/event-stream; charset=utf-8"
+    end: bytes = b""
+    keep_alive: bytes = sse.KEEP_ALIVE
+    error_type: type[msgspec.Struct] = ErrorBody
+
+
+OPENAI = Dialect(
+    error_body=ErrorBody.of,
+    error_event=lambda exc: sse.event(ErrorBody.of(exc)),
+    end=sse.DONE,
+)
+"""OpenAI's, and of every route that has no other."""

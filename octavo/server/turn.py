@@ -1,0 +1,190 @@
+"""One turn of a conversation: from a chat request to what its answers say, event by event.
+
+Every route that chats is made of this: it turns its own body into a `ChatCompletionRequest`, and
+the parts that come of it into its own words. Knows no wire format of an answer.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from octavo.errors import InvalidRequestError
+from octavo.protocol.generation import nth_choice
+from octavo.protocol.tools import template_tools
+from octavo.server.answers import UsageCounter, collect
+from octavo.server.generation import Job, run_jobs
+from octavo.server.parsing import finish_reason, read_whole
+from octavo.text.tools.events import CallBegin, Content, merged
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from octavo.protocol.chat import ChatCompletionRequest
+    from octavo.protocol.usage import Usage
+    from octavo.server.answers import Output
+    from octavo.server.context import ServerContext
+    from octavo.text.answers import AnswerParser
+    from octavo.text.tools.events import Answer, Event
+    from octavo.types import Delta, RequestOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one delta adds to one choice.
+
+    Attributes:
+        index: of the choice.
+        events: what its text says, neighbours of one kind joined; may be none.
+        delta: the delta itself.
+        finish_reason: of the choice, as chats tell it; set in its last part only.
+    """
+
+    index: int
+    events: list[Event]
+    delta: Delta
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A finished answer: what its text says, the output it was read from, and why it ended."""
+
+    answer: Answer
+    output: Output
+    finish_reason: str | None
+
+
+class ChatTurn:
+    """One or several answers to a conversation. Make it with `start`.
+
+    Attributes:
+        id: of the answer; the engine's requests are named after it.
+        created: when it was made, seconds since the epoch.
+        model: the served name.
+        prompt_token_ids: the conversation as the model reads it.
+        usage: token counts so far.
+    """
+
+    def __init__(
+        self, context: ServerContext, body: ChatCompletionRequest, answer_id: str, jobs: list[Job]
+    ) -> None:
+        self.id = answer_id
+        self.created = int(time.time())
+        self.model = context.model_name
+        self.prompt_token_ids = jobs[0].prompt_token_ids
+        self._context = context
+        self._jobs = jobs
+        self._usage = UsageCounter([len(self.prompt_token_ids)] * len(jobs), len(jobs))
+        self._parsers = [context.reading.parser(body, self.prompt_token_ids) for _ in jobs]
+        self._has_calls = [False] * len(jobs)
+
+    @classmethod
+    async def start(
+        cls,
+        context: ServerContext,
+        body: ChatCompletionRequest,
+        *,
+        arrived: float,
+        options: RequestOptions,
+        answer_id: str | None = None,
+    ) -> ChatTurn:
+        """Check the request, render and encode the conversation; nothing runs yet.
+
+        Args:
+            context: the server's.
+            body: what is asked.
+            arrived: when the HTTP request came, `time.perf_counter()`.
+            options: how to treat it.
+            answer_id: None: a new one, as OpenAI's chats have.
+
+        Raises:
+            RequestError: the request cannot be served.
+        """
+        context.check_model(body.model)
+        body.check()
+        context.reading.check(body)
+        params = context.reading.params(body.sampling_params(context.defaults), body)
+        encoder = context.prompts
+        encoder.check_ids(params.stop_token_ids, param="stop_token_ids")
+        ids = await encoder.encode_chat(
+            body.messages,
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
+            template_kwargs=body.chat_template_kwargs,
+            add_special_tokens=bool(body.add_special_tokens),
+            tools=template_tools(body.offered_tools) or None,
+        )
+        try:
+            params = encoder.fit(
+                params, len(ids), prompt="messages", max_tokens=body.max_tokens_field
+            )
+        except InvalidRequestError as exc:
+            raise body.in_own_names(exc) from None
+        answer_id = answer_id or f"chatcmpl-{uuid4().hex}"
+        jobs = [
+            Job(f"{answer_id}-{index}", ids, nth_choice(params, index), arrived, options)
+            for index in range(body.num_choices)
+        ]
+        return cls(context, body, answer_id, jobs)
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers there will be."""
+        return len(self._jobs)
+
+    @property
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        return self._usage.usage
+
+    def has_parser(self, index: int) -> bool:
+        """Whether a choice's text may be anything but content."""
+        return self._parsers[index] is not None
+
+    def _run(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        return run_jobs(self._context.engine, self._context.metrics, self._jobs)
+
+    async def complete(self) -> list[Choice]:
+        """All answers at their end.
+
+        Raises:
+            RequestError: the engine refuses the request.
+            EngineError: the engine failed.
+        """
+        async with aclosing(self._run()) as deltas:
+            outputs = await collect(deltas, self._usage, len(self._jobs))
+        choices = []
+        for parser, output in zip(self._parsers, outputs, strict=True):
+            answer = read_whole(parser, output.text)
+            reason = finish_reason(output.finish_reason, has_calls=bool(answer.calls))
+            choices.append(Choice(answer, output, reason))
+        return choices
+
+    async def parts(self) -> AsyncGenerator[Part, None]:
+        """The answers as they come. Each choice ends with a part that has a `finish_reason`.
+
+        Raises:
+            RequestError: before the first part: the engine refuses the request.
+            EngineError: the engine failed.
+        """
+        async with aclosing(self._run()) as deltas:
+            async for index, delta in deltas:
+                self._usage.add(index, delta)
+                events = self._read(index, delta)
+                reason = finish_reason(delta.finish_reason, has_calls=self._has_calls[index])
+                yield Part(index, events, delta, reason)
+
+    def _read(self, index: int, delta: Delta) -> list[Event]:
+        parser: AnswerParser | None = self._parsers[index]
+        if parser is None:
+            return [Content(delta.text)] if delta.text else []
+        events = parser.push(delta.text)
+        if delta.finish_reason is not None:
+            events += parser.finish()
+        events = merged(events)
+        self._has_calls[index] |= any(isinstance(event, CallBegin) for event in events)
+        return events
