@@ -5,7 +5,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -13,14 +13,12 @@ from msgspec import UNSET, UnsetType
 from octavo.errors import InvalidRequestError
 from octavo.protocol.decode import Int32
 from octavo.protocol.generation import (
-    NEUTRAL_VALUES,
     GenerationRequest,
     Neutral,
-    check_choices,
     check_neutral,
-    check_stream_options,
     sampling_params,
 )
+from octavo.protocol.logprobs import PromptLogprobs
 from octavo.protocol.messages import (
     Message,
     check_template_kwargs,
@@ -42,15 +40,19 @@ if TYPE_CHECKING:
     from octavo.types import SamplingParams
 
 NEUTRAL_CHAT_VALUES: Neutral = {
-    **NEUTRAL_VALUES,
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
     "audio": (None,),
     "prediction": (None,),
-    "reasoning_effort": (None,),
     "verbosity": (None,),
     "web_search_options": (None,),
+    "echo": (None, False),
+    "use_beam_search": (None, False),
+    "truncate_prompt_tokens": (None,),
+    "prompt_logprobs": (None,),
+    "chat_template": (None,),
+    "reasoning_effort": (None,),
 }
 
 
@@ -68,7 +70,9 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
     top_logprobs: Int32 | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
     tools: list[FunctionTool] | None = None
     tool_choice: ToolChoice | None = None
@@ -80,9 +84,9 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
     prediction: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
     verbosity: str | None = None
     web_search_options: dict[str, Any] | None = None
+    echo: bool | None = None
 
     def check(self) -> None:
         """Refuse what is not served and fields that contradict each other.
@@ -91,8 +95,13 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
             InvalidRequestError: names the field.
         """
         check_neutral(self, NEUTRAL_CHAT_VALUES)
-        check_choices(self)
-        check_stream_options(self)
+        super().check()
+        if self.num_sampled != self.num_choices:
+            raise InvalidRequestError(
+                f"best_of is not supported in chats: leave it out, or set it to n, "
+                f"{self.num_choices}",
+                param="best_of",
+            )
         check_template_kwargs(self.chat_template_kwargs)
         check_tools(self.tools or (), self.tool_choice)
         if self.top_logprobs is not None and not self.logprobs:
@@ -145,6 +154,7 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
 
     def in_own_names(self, exc: InvalidRequestError) -> InvalidRequestError:
         """The error with SamplingParams' field names turned into those of this request."""
+        exc = super().in_own_names(exc)
         names = {"logprobs": "top_logprobs", "max_tokens": self.max_tokens_field}
         name = names.get(exc.param or "")
         if exc.param is None or name is None:
@@ -209,6 +219,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[PromptLogprobs | None] | UnsetType = UNSET
 
 
 class ChatDelta(msgspec.Struct, kw_only=True):

@@ -13,14 +13,12 @@ from msgspec import UNSET, UnsetType
 from octavo.errors import InvalidRequestError
 from octavo.protocol.decode import Int32
 from octavo.protocol.generation import (
-    NEUTRAL_VALUES,
     GenerationRequest,
     Neutral,
-    check_choices,
     check_neutral,
-    check_stream_options,
     sampling_params,
 )
+from octavo.protocol.logprobs import PromptLogprobs
 from octavo.protocol.usage import Usage
 
 if TYPE_CHECKING:
@@ -31,7 +29,14 @@ if TYPE_CHECKING:
 MAX_PROMPTS = 2048
 """Most prompts in one request."""
 
-NEUTRAL_COMPLETION_VALUES: Neutral = {**NEUTRAL_VALUES, "suffix": (None, "")}
+NEUTRAL_COMPLETION_VALUES: Neutral = {
+    "suffix": (None, ""),
+    "echo": (None, False),
+    "best_of": (None, 1),
+    "use_beam_search": (None, False),
+    "truncate_prompt_tokens": (None,),
+    "prompt_logprobs": (None,),
+}
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):
@@ -39,12 +44,14 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     `prompt` is a text, a list of texts, a list of token ids, or a list of lists of token ids; the
     decoder lets mixtures through, `prompts()` refuses them.
-    `max_tokens` null means up to the context's end, as in vLLM; left out, it is 16.
+    `max_tokens` null means up to the context's end, as in vLLM; left out, it is 16. With `echo` the
+    answer begins with the prompt, and 0 is allowed: the prompt alone is answered then.
     """
 
     prompt: str | list[str | Int32 | list[Int32]]
     max_tokens: Int32 | None = 16
     logprobs: Int32 | None = None
+    echo: bool | None = None
     suffix: str | None = None
 
     def check(self) -> None:
@@ -54,8 +61,25 @@ class CompletionRequest(GenerationRequest, kw_only=True):
             InvalidRequestError: names the field.
         """
         check_neutral(self, NEUTRAL_COMPLETION_VALUES)
-        check_choices(self)
-        check_stream_options(self)
+        super().check()
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequestError(
+                "max_tokens must be at least 1, or 0 when echo is true", param="max_tokens"
+            )
+        if self.has_no_output and self.use_beam_search:
+            raise InvalidRequestError(
+                "max_tokens must be at least 1 in a beam search", param="max_tokens"
+            )
+        if self.has_no_output and self.min_tokens:
+            raise InvalidRequestError(
+                f"min_tokens ({self.min_tokens}) must not exceed max_tokens (0)",
+                param="min_tokens",
+            )
+
+    @property
+    def has_no_output(self) -> bool:
+        """True when the answer is the prompt alone."""
+        return self.max_tokens == 0
 
     def prompts(self) -> list[str | list[int]]:
         """The texts or lists of token ids, none of them empty; each has `num_choices` choices.
@@ -69,11 +93,12 @@ class CompletionRequest(GenerationRequest, kw_only=True):
                 f"prompt holds {len(prompts)} prompts, at most {MAX_PROMPTS} are allowed",
                 param="prompt",
             )
-        if len(prompts) * self.num_choices > MAX_PROMPTS:
+        if len(prompts) * self.num_sampled > MAX_PROMPTS:
+            name = "n" if self.best_of is None else "best_of"
             raise InvalidRequestError(
-                f"{len(prompts)} prompts and n {self.num_choices} make more than {MAX_PROMPTS} "
-                "choices",
-                param="n",
+                f"{len(prompts)} prompts and {name} {self.num_sampled} make more than "
+                f"{MAX_PROMPTS} choices",
+                param=name,
             )
         for index, prompt in enumerate(prompts):
             if not prompt:
@@ -98,11 +123,33 @@ class CompletionRequest(GenerationRequest, kw_only=True):
             return [cast("list[int]", self.prompt)]
         return cast("list[str | list[int]]", self.prompt)
 
+    @property
+    def is_prompt_echoed_as_given(self) -> bool:
+        """True when the text of an echoed prompt is the caller's own."""
+        return self.truncate_prompt_tokens is None
+
     def sampling_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
-        """How the engine shall sample, see `generation.sampling_params`."""
-        return sampling_params(
-            self, max_tokens=self.max_tokens, logprobs=self.logprobs, defaults=defaults
-        )
+        """How the engine shall sample, see `generation.sampling_params`.
+
+        It samples at least one token, also when none is asked for. An echo's log-probabilities are
+        asked for as the prompt's.
+
+        Raises:
+            InvalidRequestError: a value is out of range; `param` is this API's name for it.
+        """
+        try:
+            params = sampling_params(
+                self,
+                max_tokens=1 if self.has_no_output else self.max_tokens,
+                logprobs=self.logprobs,
+                defaults=defaults,
+            )
+        except InvalidRequestError as exc:
+            raise self.in_own_names(exc) from None
+        if self.echo and self.logprobs is not None:
+            num = max(self.logprobs, self.prompt_logprobs or 0)
+            return msgspec.structs.replace(params, prompt_logprobs=num)
+        return params
 
 
 class CompletionLogprobs(msgspec.Struct):
@@ -110,14 +157,15 @@ class CompletionLogprobs(msgspec.Struct):
 
     Attributes:
         tokens: the tokens' texts.
-        token_logprobs: their log-probabilities.
-        top_logprobs: the most probable alternatives by text; the token itself is always in it.
+        token_logprobs: their log-probabilities; null for a prompt's first token.
+        top_logprobs: the most probable alternatives by text; the token itself is always in it;
+            null for a prompt's first token.
         text_offset: where in the choice's text the token begins, characters.
     """
 
     tokens: list[str] = []
-    token_logprobs: list[float] = []
-    top_logprobs: list[dict[str, float]] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
     text_offset: list[int] = []
 
 
@@ -131,6 +179,7 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     stop_reason: str | int | None = None
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[PromptLogprobs | None] | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, kw_only=True):

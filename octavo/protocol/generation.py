@@ -12,14 +12,41 @@ from typing import Any, Literal
 import msgspec
 
 from octavo.errors import InvalidRequestError
+from octavo.protocol.beam import check_beam_search
 from octavo.protocol.decode import Int32, Int64
+from octavo.protocol.structured import (
+    ResponseFormat,
+    StructuredOutputsSpec,
+    structured_field,
+    structured_outputs,
+)
 from octavo.types import RequestOptions, SamplingParams
 
 MAX_CHOICES = 128
 """Most answers per prompt (OpenAI's bound)."""
 
-DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p")
+MAX_TOKEN_ID_DIGITS = 9
+"""Longer numbers are no token ids."""
+
+DEFAULTED_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Sampling fields whose default may come from a model's generation_config."""
+
+SAMPLING_FIELDS = (
+    *DEFAULTED_FIELDS,
+    "seed",
+    "min_tokens",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
+    "presence_penalty",
+    "frequency_penalty",
+    "allowed_token_ids",
+    "bad_words",
+    "prompt_logprobs",
+)
+"""Fields that `SamplingParams` has too, with the same name, type and meaning."""
 
 HARMLESS_FIELDS = frozenset(
     {
@@ -36,19 +63,8 @@ Neutral = Mapping[str, tuple[Any, ...]]
 """Per field that is not served: the values that ask for nothing."""
 
 NEUTRAL_VALUES: Neutral = {
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "length_penalty": (None, 1),
-    "logit_bias": (None, {}),
-    "use_beam_search": (None, False),
-    "include_stop_str_in_output": (None, False),
     "spaces_between_special_tokens": (None, True),
-    "prompt_logprobs": (None,),
-    "truncate_prompt_tokens": (None,),
-    "echo": (None, False),
     "store": (None, False),
-    "response_format": (None, {"type": "text"}),
 }
 
 
@@ -89,6 +105,28 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     timeout: float | None = None
     n: Int32 | None = None
     best_of: Int32 | None = None
+    include_stop_str_in_output: bool | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[Int32] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: Int32 | None = None
+    truncate_prompt_tokens: Int32 | None = None
+
+    # Beam search.
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
+
+    # What the output must be; see `structured`.
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputsSpec | None = None
+    guided_json: dict[str, Any] | bool | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
     # Harmless.
     metadata: dict[str, Any] | None = None
@@ -98,19 +136,29 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     user: str | None = None
 
     # Not served: only neutral values pass.
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    length_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    use_beam_search: bool | None = None
-    include_stop_str_in_output: bool | None = None
     spaces_between_special_tokens: bool | None = None
-    prompt_logprobs: int | None = None
-    truncate_prompt_tokens: int | None = None
-    echo: bool | None = None
     store: bool | None = None
-    response_format: dict[str, Any] | None = None
+
+    def check(self) -> None:
+        """Refuse what is not served and fields that contradict each other.
+
+        Raises:
+            InvalidRequestError: names the field.
+        """
+        check_neutral(self, NEUTRAL_VALUES)
+        check_choices(self)
+        check_beam_search(self)
+        check_stream_options(self)
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequestError(
+                "prompt_logprobs is not available when stream is true", param="prompt_logprobs"
+            )
+        kept = self.truncate_prompt_tokens
+        if kept is not None and kept < 1 and kept != -1:
+            raise InvalidRequestError(
+                f"truncate_prompt_tokens must be at least 1, or -1 for as many as fit, got {kept}",
+                param="truncate_prompt_tokens",
+            )
 
     def options(self, tenant: str) -> RequestOptions:
         """How the engine shall treat the request.
@@ -129,10 +177,21 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
             tenant=tenant,
         )
 
+    def in_own_names(self, exc: InvalidRequestError) -> InvalidRequestError:
+        """The error with SamplingParams' field names turned into those of this request."""
+        if exc.param != "structured_outputs" or self.structured_outputs is not None:
+            return exc
+        return InvalidRequestError(exc.message, param=structured_field(self), code=exc.code)
+
     @property
     def num_choices(self) -> int:
         """Answers per prompt."""
         return 1 if self.n is None else self.n
+
+    @property
+    def num_sampled(self) -> int:
+        """Answers per prompt that are sampled, of which the best `num_choices` are returned."""
+        return self.num_choices if self.best_of is None else self.best_of
 
     @property
     def include_usage(self) -> bool:
@@ -163,17 +222,21 @@ def check_neutral(request: msgspec.Struct, neutral: Neutral) -> None:
 
 
 def check_choices(request: GenerationRequest) -> None:
-    """Refuse a number of answers that is none or too large, and choosing among more.
+    """Refuse a number of answers that is none or too large, and choosing among fewer.
 
     Raises:
         InvalidRequestError: `n` or `best_of`.
     """
-    num = request.num_choices
+    num, best_of = request.num_choices, request.num_sampled
     if not 1 <= num <= MAX_CHOICES:
         raise InvalidRequestError(f"n must be in 1..{MAX_CHOICES}, got {num}", param="n")
-    if request.best_of not in (None, num):
+    if not num <= best_of <= MAX_CHOICES:
         raise InvalidRequestError(
-            f"best_of is not supported by this server: leave it out, or set it to n, {num}",
+            f"best_of must be in {num}..{MAX_CHOICES}, from n up, got {best_of}", param="best_of"
+        )
+    if request.stream and best_of != num:
+        raise InvalidRequestError(
+            f"best_of chooses among whole answers, so that with stream it must be n, {num}",
             param="best_of",
         )
 
@@ -225,15 +288,31 @@ def sampling_params(
     Raises:
         InvalidRequestError: a value is out of range; `param` is SamplingParams' name for it.
     """
-    given: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": logprobs}
-    for name in DEFAULTED_FIELDS:
-        given[name] = defaults.get(name)
-    for name in (
-        *DEFAULTED_FIELDS,
-        *("seed", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "skip_special_tokens"),
-    ):
+    given: dict[str, Any] = {name: defaults.get(name) for name in DEFAULTED_FIELDS}
+    for name in SAMPLING_FIELDS:
         value = getattr(request, name)
         if value is not None:
             given[name] = value
-    optional = ("max_tokens", "logprobs")
-    return SamplingParams(**{k: v for k, v in given.items() if v is not None or k in optional})
+    if request.logit_bias:
+        given["logit_bias"] = _token_ids(request.logit_bias)
+    given["structured_outputs"] = structured_outputs(request)
+    given = {name: value for name, value in given.items() if value is not None}
+    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
+
+
+def _token_ids(logit_bias: Mapping[str, float]) -> dict[int, float]:
+    """The biases by token id.
+
+    Raises:
+        InvalidRequestError: a key spells no id; `param` is `logit_bias.KEY`.
+    """
+    biases: dict[int, float] = {}
+    for key, bias in logit_bias.items():
+        if not (key.isascii() and key.isdigit()) or len(key) > MAX_TOKEN_ID_DIGITS:
+            param = f"logit_bias.{key[:20]}"
+            raise InvalidRequestError(
+                f'{param}: the keys of logit_bias must be token ids, such as "50256"',
+                param=param,
+            )
+        biases[int(key)] = bias
+    return biases

@@ -103,7 +103,6 @@ COMMON: list[tuple[dict[str, Any], str]] = [
         "stream_options.include_obfuscation",
     ),
     ({"temprature": 1}, "temprature"),
-    ({"guided_json": {}}, "guided_json"),
     ({"cache_salt": ""}, "cache_salt"),
     ({"cache_salt": "s" * 1025}, "cache_salt"),
     ({"timeout": 0}, "timeout"),
@@ -112,16 +111,52 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"n": 0}, "n"),
     ({"n": -1}, "n"),
     ({"n": 129}, "n"),
-    ({"n": 2, "best_of": 3}, "best_of"),
     ({"n": 2, "best_of": 1}, "best_of"),
-    ({"best_of": 3}, "best_of"),
-    ({"presence_penalty": 0.5}, "presence_penalty"),
-    ({"frequency_penalty": -1}, "frequency_penalty"),
-    ({"repetition_penalty": 1.1}, "repetition_penalty"),
-    ({"logit_bias": {"50256": -100}}, "logit_bias"),
-    ({"echo": True}, "echo"),
-    ({"prompt_logprobs": 0}, "prompt_logprobs"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"best_of": 129}, "best_of"),
+    ({"stream": True, "n": 2, "best_of": 3}, "best_of"),
+    ({"presence_penalty": 2.5}, "presence_penalty"),
+    ({"frequency_penalty": -2.1}, "frequency_penalty"),
+    ({"frequency_penalty": "x"}, "frequency_penalty"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"repetition_penalty": 11}, "repetition_penalty"),
+    ({"logit_bias": {"5": -101}}, "logit_bias"),
+    ({"logit_bias": {"five": 1}}, "logit_bias.five"),
+    ({"logit_bias": {"-5": 1}}, "logit_bias.-5"),
+    ({"logit_bias": {"\u0665": 1}}, "logit_bias.\u0665"),
+    ({"logit_bias": {"5": "x"}}, "logit_bias[...]"),
+    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+    ({"allowed_token_ids": []}, "allowed_token_ids"),
+    ({"allowed_token_ids": [-1]}, "allowed_token_ids"),
+    ({"bad_words": [""]}, "bad_words"),
+    ({"bad_words": [5]}, "bad_words[0]"),
+    ({"bad_words": ["a"] * 257}, "bad_words"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs"),
+    ({"prompt_logprobs": -1}, "prompt_logprobs"),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+    ({"length_penalty": 2}, "length_penalty"),
+    ({"early_stopping": True}, "early_stopping"),
+    ({"spaces_between_special_tokens": False}, "spaces_between_special_tokens"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+        "response_format.json_schema.schema",
+    ),
+    ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema"),
+    ({"structured_outputs": {}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": ""}}, "structured_outputs"),
+    ({"structured_outputs": {"whitespace": "a"}}, "structured_outputs.whitespace"),
+    ({"guided_regex": ""}, "guided_regex"),
+    ({"guided_choice": []}, "guided_choice"),
+    ({"guided_json": 5}, "guided_json"),
+    ({"guided_regex": "a", "guided_grammar": "b"}, "guided_grammar"),
+    (
+        {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+        "structured_outputs",
+    ),
     ({"service_tier": "priority"}, "service_tier"),
     ({"store": True}, "store"),
 ]
@@ -235,8 +270,8 @@ def test_messages_say_what_is_allowed(server: RunningServer) -> None:
     assert "'system', 'developer', 'user', 'assistant', 'tool'" in message(
         messages=[{"role": "boss", "content": "hi"}]
     )
-    assert "set it to n, 2" in message(n=2, best_of=3)
-    assert "set it to 0" in message(presence_penalty=1)
+    assert "from n up" in message(n=2, best_of=1)
+    assert "set it to true" in message(spaces_between_special_tokens=False)
     assert "did you mean temperature?" in message(temprature=1)
     assert "did you mean content?" in message(messages=[{"role": "user", "contents": "hi"}])
     assert "'auto', 'default'" in message(service_tier="flex")
