@@ -1,11 +1,13 @@
 """A histogram cheap enough to be fed with every token.
 
-Not safe for threads: one event loop both observes and exposes. `prometheus_client`'s own class
+Not safe for threads: one event loop both observes and exposes. Several processes may keep one
+together, each in cells of its own (see `board`). `prometheus_client`'s own class
 takes a lock and walks its buckets at each observation, several times per token.
 """
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
@@ -18,32 +20,47 @@ class Histogram:
 
     Args:
         bounds: upper bounds (inclusive) in rising order, without infinity.
+        rows: `num_cells(bounds)` cells per process, ours first: we count in ours, and read the sum
+            of all. None: there is only us.
     """
 
-    __slots__ = ("_bounds", "_counts", "sum")
+    __slots__ = ("_bounds", "_cells", "_rows")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
+    def __init__(self, bounds: Sequence[float], rows: Sequence[memoryview] | None = None) -> None:
         assert list(bounds) == sorted(set(bounds))
         self._bounds = tuple(bounds)
-        self._counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
+        if rows is None:
+            rows = [memoryview(array("d", [0.0] * self.num_cells(bounds)))]
+        self._rows = rows
+        self._cells = rows[0]
+
+    @staticmethod
+    def num_cells(bounds: Sequence[float]) -> int:
+        """How many cells a process needs: one a bucket, and the sum."""
+        return len(bounds) + 2
 
     def observe(self, value: float, times: int = 1) -> None:
         """Count a value, `times` times."""
-        self._counts[bisect_left(self._bounds, value)] += times
-        self.sum += value * times
+        cells = self._cells
+        cells[bisect_left(self._bounds, value)] += times
+        cells[-1] += value * times
 
     @property
     def count(self) -> int:
         """Observations so far."""
-        return sum(self._counts)
+        return int(sum(sum(cells[:-1]) for cells in self._rows))
+
+    @property
+    def sum(self) -> float:
+        """Sum of all values so far."""
+        return float(sum(cells[-1] for cells in self._rows))
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by `le`, `+Inf` last, as Prometheus exposes them."""
-        total = 0
+        total = 0.0
         result: list[tuple[str, float]] = []
         names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        for name, count in zip(names, self._counts, strict=True):
-            total += count
-            result.append((name, float(total)))
+        for index, name in enumerate(names):
+            total += sum(cells[index] for cells in self._rows)
+            result.append((name, total))
         return result

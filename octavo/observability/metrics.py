@@ -2,6 +2,7 @@
 
 Gauges and token counters are read from the engine's newest snapshot when somebody scrapes;
 latencies and ends of requests are what the API process sees, fed by one `RequestTimer` a request.
+Several API servers on one engine count on a common board, and each tells of all of them.
 Knows no HTTP and no engine. Not safe for threads: belongs to the API server's event loop.
 
 Source of names, types and buckets: https://docs.vllm.ai/en/latest/usage/metrics.html
@@ -27,6 +28,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from octavo.observability.board import Board
 from octavo.observability.histogram import Histogram
 from octavo.types import Delta, EngineStats, FinishReason
 
@@ -47,6 +49,10 @@ E2E_BUCKETS = (
     480.0, 960.0, 1920.0, 7680.0,
 )
 # fmt: on
+
+_REASONS: dict[FinishReason, int] = {
+    reason: index for index, reason in enumerate(get_args(FinishReason))
+}
 
 
 class RequestTimer:
@@ -85,7 +91,7 @@ class RequestTimer:
         if self.finished_reason is not None:
             return
         self.finished_reason = reason
-        self._metrics.finished[reason] += 1
+        self._metrics.count_end(reason)
         self._metrics.e2e_request_latency.observe(perf_counter() - self._start)
 
 
@@ -95,24 +101,42 @@ class Metrics(Collector):
     Args:
         model_name: value of the label `model_name`.
         stats: gives the engine's newest snapshot; called at every scrape.
-
-    Attributes:
-        finished: number of ended requests by reason. Requests that the engine refused were never
-            admitted and are not in it; clients that went away are, as `abort`.
+        board: where to count, with other servers if it is shared; None: one of our own.
     """
 
-    def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
+    def __init__(
+        self, model_name: str, stats: Callable[[], EngineStats], board: Board | None = None
+    ) -> None:
+        board = Board.private() if board is None else board
         self._labels = [model_name]
         self._stats = stats
-        self.time_to_first_token = Histogram(TTFT_BUCKETS)
-        self.inter_token_latency = Histogram(ITL_BUCKETS)
-        self.e2e_request_latency = Histogram(E2E_BUCKETS)
-        self.finished: dict[FinishReason, int] = dict.fromkeys(get_args(FinishReason), 0)
+        self._board = board
+        self.time_to_first_token = _histogram(TTFT_BUCKETS, board)
+        self.inter_token_latency = _histogram(ITL_BUCKETS, board)
+        self.e2e_request_latency = _histogram(E2E_BUCKETS, board)
+        self._ends = board.take(len(_REASONS))
         self.registry = CollectorRegistry()
         self.registry.register(self)
-        ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
+        if board.num_rows == 1:  # of several processes, each would tell of itself alone
+            ProcessCollector(registry=self.registry)
+            GCCollector(registry=self.registry)
+
+    @property
+    def finished(self) -> dict[FinishReason, int]:
+        """Number of ended requests by reason.
+
+        Requests that the engine refused were never admitted and are not in it; clients that went
+        away are, as `abort`.
+        """
+        return {
+            reason: int(sum(cells[index] for cells in self._ends))
+            for reason, index in _REASONS.items()
+        }
+
+    def count_end(self, reason: FinishReason) -> None:
+        """Count a request that ended."""
+        self._ends[0][_REASONS[reason]] += 1
 
     def start_request(self, arrived: float | None = None) -> RequestTimer:
         """A timer that starts now, or started at a reading of `time.perf_counter()`."""
@@ -151,6 +175,7 @@ class Metrics(Collector):
         )
         restarts.add_metric(self._labels, stats.num_restarts)
         yield restarts
+        yield self._front_end_restarts()
         is_up = GaugeMetricFamily(
             "octavo:engine_up", "1 while the engine takes requests.", labels=["model_name"]
         )
@@ -181,6 +206,13 @@ class Metrics(Collector):
             family.add_metric(self._labels, histogram.buckets(), histogram.sum)
             yield family
 
+    def _front_end_restarts(self) -> Metric:
+        family = CounterMetricFamily(
+            "octavo:api_server_restarts", "API servers started anew.", labels=["model_name"]
+        )
+        family.add_metric(self._labels, self._board.num_restarts)
+        return family
+
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(f"vllm:{name}", text, labels=["model_name"])
         family.add_metric(self._labels, value)
@@ -195,3 +227,7 @@ class Metrics(Collector):
         family = CounterMetricFamily(f"vllm:{name}", text, labels=["model_name"])
         family.add_metric(self._labels, value)
         return family
+
+
+def _histogram(bounds: tuple[float, ...], board: Board) -> Histogram:
+    return Histogram(bounds, board.take(Histogram.num_cells(bounds)))
