@@ -8,31 +8,37 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from concurrent.futures import Future
 from random import Random
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from octavo.engine.constraints import Constraints
 from octavo.engine.kv_cache import KVCacheManager
+from octavo.engine.messages import TokenOutput
 from octavo.engine.policy import make_policy
 from octavo.engine.request import Request
 from octavo.engine.scheduler import Scheduler
-from octavo.errors import DeviceLostError
+from octavo.errors import DeviceLostError, InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from concurrent.futures import Future
+    from collections.abc import Callable, Iterable
 
     from octavo.config import EngineConfig
+    from octavo.engine.constraints import Grammars
     from octavo.engine.executor import DeviceExecutor, Executor
-    from octavo.engine.messages import AddRequest, TokenOutput
+    from octavo.engine.messages import AddRequest
     from octavo.engine.policy import Policy
-    from octavo.types import EngineStats, StepPlan, StepResult
+    from octavo.types import EngineStats, StepMasks, StepPlan, StepResult
 
 logger = logging.getLogger(__name__)
 
 STEP_FAILED = "the engine failed while it computed this request; its log says why"
+
+COMPILE_WAIT_S = 0.05
+"""How long a step without any other work waits for a grammar, seconds: messages wait meanwhile."""
 
 
 class EngineCore:
@@ -46,6 +52,7 @@ class EngineCore:
         num_steps_ahead: steps that may be in flight when `step` returns; 0 waits for each.
         policy: order of waiting requests; None: first come, first served.
         seed: base of the seeds drawn for requests that bring none; None: unpredictable.
+        grammars: makes what binds outputs, when it is first needed; None: such requests fail.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class EngineCore:
         num_steps_ahead: int = 0,
         policy: Policy | None = None,
         seed: int | None = None,
+        grammars: Callable[[], Grammars] | None = None,
     ) -> None:
         info = executor.info
         kv_cache = KVCacheManager(
@@ -79,9 +87,15 @@ class EngineCore:
         self._device_ns = 0
         self._scheduler_ns = 0
         self._num_received = 0
+        self._constraints = Constraints(grammars, info.vocab_size)
 
     @classmethod
-    def from_config(cls, executor: DeviceExecutor, config: EngineConfig) -> Self:
+    def from_config(
+        cls,
+        executor: DeviceExecutor,
+        config: EngineConfig,
+        grammars: Callable[[], Grammars] | None = None,
+    ) -> Self:
         """The core that the flags ask for, over an executor for one device."""
         return cls(
             executor,
@@ -91,36 +105,48 @@ class EngineCore:
             num_steps_ahead=executor.num_steps_ahead,
             policy=make_policy(config.scheduling_policy),
             seed=config.seed,
+            grammars=grammars,
         )
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
-        return self.scheduler.has_work or bool(self._in_flight)
+        return (
+            self.scheduler.has_work or bool(self._in_flight) or bool(self._constraints.num_pending)
+        )
 
     @property
     def stats(self) -> EngineStats:
         """A snapshot, cheap enough for every step."""
+        stats = self.scheduler.stats
         return msgspec.structs.replace(
-            self.scheduler.stats,
+            stats,
+            num_waiting=stats.num_waiting + self._constraints.num_pending,
             num_received=self._num_received,
             device_ns=self._device_ns,
             scheduler_ns=self._scheduler_ns,
         )
 
     def add(self, message: AddRequest) -> None:
-        """Take a request.
+        """Take a request. One that is bound to a grammar is queued when that is compiled.
 
         Raises:
             InvalidRequestError: it can never run.
         """
         self._num_received += 1
+        if message.params.structured_outputs is not None:
+            self._constraints.prepare(message)
+        else:
+            self._queue(message)
+
+    def _queue(self, message: AddRequest) -> None:
         self.scheduler.add(Request.from_message(message, seed=self._random.getrandbits(63)))
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget requests and free what they hold at once; unknown ids are ignored."""
         for request_id in request_ids:
-            self.scheduler.abort(request_id)
+            if not self._constraints.forget(request_id):
+                self.scheduler.abort(request_id)
 
     def step(self) -> list[TokenOutput]:
         """Plan a step and run it, and take in the oldest one once it is done.
@@ -130,10 +156,12 @@ class EngineCore:
         Raises:
             DeviceLostError: no step can run any more.
         """
+        outputs: list[TokenOutput] = []
+        if self._constraints.num_pending:
+            outputs += self._queue_compiled()
         begin = perf_counter_ns()
         plan = self.scheduler.plan()
         self._scheduler_ns += perf_counter_ns() - begin
-        outputs: list[TokenOutput] = []
         if not plan.is_empty:
             outputs += self._run(plan)
         num_ahead = 0 if plan.is_empty else self._num_steps_ahead
@@ -141,14 +169,68 @@ class EngineCore:
             outputs += self._update(*self._in_flight.popleft())
         return outputs
 
+    def close(self) -> None:
+        """End the threads that compile grammars."""
+        self._constraints.close()
+
+    def _queue_compiled(self) -> list[TokenOutput]:
+        """Queue requests whose grammars are there; ends of those that cannot run."""
+        is_idle = not (self.scheduler.has_work or self._in_flight)
+        ready, outputs = self._constraints.take_ready(COMPILE_WAIT_S if is_idle else 0.0)
+        for message in ready:
+            try:
+                self._queue(message)
+            except InvalidRequestError as error:
+                self._constraints.forget(message.request_id)
+                outputs.append(
+                    TokenOutput(message.request_id, [], finish_reason="error", error=error.message)
+                )
+        return outputs
+
     def _run(self, plan: StepPlan) -> list[TokenOutput]:
+        """Submit a plan. One with bound rows is sampled when the tokens before are known: the
+        device computes the rest of the step meanwhile.
+        """
+        masks: Future[StepMasks] | None = None
+        outputs: list[TokenOutput] = []
+        if self._constraints and self._constraints.binds(plan, self.scheduler.requests_of(plan)):
+            masks = Future()
+            if not self._in_flight:
+                outputs += self._mask(plan, masks)
         try:
-            self._in_flight.append((plan, self._executor.submit(plan)))
+            if masks is None:
+                future = self._executor.submit(plan)
+            else:
+                future = self._executor.submit(plan, masks)
         except DeviceLostError:
             raise
         except Exception:
-            return self._fail(plan)
-        return []
+            return outputs + self._fail(plan)
+        self._in_flight.append((plan, future))
+        if masks is not None and not masks.done():
+            try:
+                while len(self._in_flight) > 1:
+                    outputs += self._update(*self._in_flight.popleft())
+                outputs += self._mask(plan, masks)
+            finally:
+                masks.cancel()  # where it was not set: nobody must wait for it
+        return outputs
+
+    def _mask(self, plan: StepPlan, masks: Future[StepMasks]) -> list[TokenOutput]:
+        """Tell the device which tokens the plan's bound rows may get."""
+        try:
+            allowed, ends = self._constraints.masks(plan, self.scheduler.requests_of(plan))
+        except Exception as error:  # the step fails, and with it its requests
+            masks.set_exception(error)
+            return []
+        masks.set_result(allowed)
+        return self._end(ends)
+
+    def _end(self, ends: list[TokenOutput]) -> list[TokenOutput]:
+        """Forget requests that these outputs end."""
+        for end in ends:
+            self.scheduler.abort(end.request_id)
+        return ends
 
     def _update(self, plan: StepPlan, future: Future[StepResult]) -> list[TokenOutput]:
         try:
@@ -159,10 +241,15 @@ class EngineCore:
             raise
         except Exception:
             return self._fail(plan)
+        if self._constraints:
+            outputs += self._end(self._constraints.advance(outputs))
         self._scheduler_ns += perf_counter_ns() - begin
         self._device_ns += result.device_ns
         return outputs
 
     def _fail(self, plan: StepPlan) -> list[TokenOutput]:
         logger.exception("step %d failed with %d requests", plan.step_id, len(plan.rows))
-        return self.scheduler.fail(plan, STEP_FAILED)
+        outputs = self.scheduler.fail(plan, STEP_FAILED)
+        for output in outputs:
+            self._constraints.forget(output.request_id)
+        return outputs

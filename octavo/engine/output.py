@@ -27,7 +27,8 @@ class OutputProcessor:
 
     Args:
         prompt_token_ids: the prompt; the first word of the output keeps its space behind it.
-        params: `stop`, `skip_special_tokens` and `shown_token_ids` are looked at.
+        params: `stop` and what goes with it, `skip_special_tokens` and `shown_token_ids` are looked
+            at.
         tokenizer: the model's, or None: texts stay empty, and there can be no stop strings.
 
     Attributes:
@@ -37,6 +38,7 @@ class OutputProcessor:
 
     __slots__ = (
         "_detokenizer",
+        "_keeps_stop",
         "_num_cached",
         "_num_output",
         "_num_prompt",
@@ -64,6 +66,7 @@ class OutputProcessor:
             else None
         )
         self._stop = StopChecker(stop) if stop else None
+        self._keeps_stop = params.include_stop_str_in_output
         self._num_prompt = len(prompt_token_ids)
         self._num_output = 0
         self._num_cached = 0
@@ -74,12 +77,14 @@ class OutputProcessor:
         """Take the engine's next output of this request.
 
         A token that ended the request (end-of-sequence or a stop token) is among the token ids but
-        adds no text. After a stop string, tokens behind the one that completed it are dropped.
+        adds no text, unless stops are kept. After a stop string, tokens behind the one that
+        completed it are dropped.
         """
         assert not self.is_finished, "output after the end"
         ids, logprobs, reason = output.token_ids, output.logprobs, output.finish_reason
         self._num_cached = output.num_cached_tokens
-        visible = ids[:-1] if reason == "stop" else ids
+        told = output.prompt_logprobs
+        visible = ids[:-1] if reason == "stop" and not self._keeps_stop else ids
         text = ""
         if self._stop is not None:
             text, num_used, hit = self._push_with_stop(visible)
@@ -93,12 +98,13 @@ class OutputProcessor:
                     logprobs=logprobs[:num_used],
                     finish_reason="stop",
                     stop_reason=hit,
+                    prompt_logprobs=told,
                 )
         elif self._detokenizer is not None:
             text = self._detokenizer.push(visible)
         self._num_output += len(ids)
         if reason is None:
-            return self._delta(text=text, token_ids=ids, logprobs=logprobs)
+            return self._delta(text=text, token_ids=ids, logprobs=logprobs, prompt_logprobs=told)
         self.is_finished = True
         tail, hit = self._flush()
         if hit is not None:
@@ -110,6 +116,7 @@ class OutputProcessor:
             finish_reason=reason,
             stop_reason=output.stop_reason if hit is None else hit,
             error=output.error,
+            prompt_logprobs=told,
         )
 
     def end(self, reason: FinishReason, error: str | None = None) -> Delta:
@@ -128,7 +135,7 @@ class OutputProcessor:
             piece, hit = self._stop.push(self._detokenizer.push((token_id,)))
             text += piece
             if hit is not None:
-                return text, num_used, hit
+                return text + self._kept(hit), num_used, hit
         return text, len(ids), None
 
     def _flush(self) -> tuple[str, str | None]:
@@ -139,7 +146,11 @@ class OutputProcessor:
         if self._stop is None:
             return tail, None
         tail, hit = self._stop.push(tail)
-        return tail + self._stop.flush(), hit
+        return tail + self._stop.flush() + self._kept(hit), hit
+
+    def _kept(self, hit: str | None) -> str:
+        """The stop string, where it stays in the text."""
+        return hit if hit is not None and self._keeps_stop else ""
 
     def _delta(
         self,
@@ -150,6 +161,7 @@ class OutputProcessor:
         finish_reason: FinishReason | None = None,
         stop_reason: str | int | None = None,
         error: str | None = None,
+        prompt_logprobs: list[PositionLogprobs] | None = None,
     ) -> Delta:
         return Delta(
             text=text,
@@ -161,18 +173,20 @@ class OutputProcessor:
             num_prompt_tokens=self._num_prompt,
             num_output_tokens=self._num_output,
             num_cached_tokens=self._num_cached,
+            prompt_logprobs=prompt_logprobs or [],
         )
 
 
 class DeltaSum:
     """Adds up consecutive deltas of a request, at a cost that does not grow with what is there."""
 
-    __slots__ = ("_last", "_logprobs", "_texts", "_token_ids")
+    __slots__ = ("_last", "_logprobs", "_prompt_logprobs", "_texts", "_token_ids")
 
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[PositionLogprobs] = []
+        self._prompt_logprobs: list[PositionLogprobs] = []
         self._last: Delta | None = None
 
     @property
@@ -187,6 +201,8 @@ class DeltaSum:
         self._token_ids += delta.token_ids
         if delta.logprobs:
             self._logprobs += delta.logprobs
+        if delta.prompt_logprobs:
+            self._prompt_logprobs += delta.prompt_logprobs
         self._last = delta
 
     def take(self) -> Delta:
@@ -194,9 +210,14 @@ class DeltaSum:
         last = self._last
         assert last is not None
         total = msgspec.structs.replace(
-            last, text="".join(self._texts), token_ids=self._token_ids, logprobs=self._logprobs
+            last,
+            text="".join(self._texts),
+            token_ids=self._token_ids,
+            logprobs=self._logprobs,
+            prompt_logprobs=self._prompt_logprobs,
         )
-        self._texts, self._token_ids, self._logprobs, self._last = [], [], [], None
+        self._texts, self._token_ids, self._logprobs = [], [], []
+        self._prompt_logprobs, self._last = [], None
         return total
 
 

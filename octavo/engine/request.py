@@ -60,6 +60,7 @@ class Request:
         num_promised_blocks: leading blocks that others may wait for, see `KVCacheManager.admit`.
         num_cached_tokens: prompt tokens found in the prefix cache when it first ran.
         num_preemptions: times that it lost its blocks.
+        num_prompt_logprobs: tokens of the prompt whose log-probabilities were told.
     """
 
     __slots__ = (
@@ -76,6 +77,7 @@ class Request:
         "num_computed_tokens",
         "num_preemptions",
         "num_promised_blocks",
+        "num_prompt_logprobs",
         "num_prompt_tokens",
         "num_tokens",
         "params",
@@ -128,6 +130,7 @@ class Request:
         self.num_promised_blocks = 0
         self.num_cached_tokens = 0
         self.num_preemptions = 0
+        self.num_prompt_logprobs = 0
 
     @classmethod
     def from_message(cls, message: AddRequest, *, seed: int) -> Request:
@@ -149,6 +152,12 @@ class Request:
     def num_output_tokens(self) -> int:
         """Generated tokens that the host knows."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def owes_prompt_logprobs(self) -> bool:
+        """Whether log-probabilities of the prompt's tokens are asked for and not all told."""
+        wants = self.params.prompt_logprobs is not None
+        return wants and self.num_prompt_logprobs < self.num_prompt_tokens - 1
 
     def row_init(self) -> RowInit:
         """What the device must know before the request's next step; a copy."""

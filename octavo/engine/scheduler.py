@@ -207,6 +207,7 @@ class Scheduler:
             result.step_id != plan.step_id
             or len(tokens) != sum(plan.samples)
             or len(logprobs) not in (0, len(tokens))
+            or len(result.prompt_logprobs) not in (0, len(plan.rows))
         ):
             raise EngineError(
                 f"step {plan.step_id} was answered with {len(tokens)} tokens and {len(logprobs)} "
@@ -215,6 +216,8 @@ class Scheduler:
         step_id, block_size = plan.step_id, self.kv_cache.block_size
         outputs: list[TokenOutput] = []
         num_done, index = 0, -1
+        if result.prompt_logprobs:
+            self._report_prompts(plan, result, outputs)
         charge = self.policy.charge if self.policy.counts_service else None
         for request, num_computed, num_new, samples in zip(
             self._in_flight.pop(step_id),
@@ -263,10 +266,41 @@ class Scheduler:
             if finish_reason is not None:
                 self._finish_in_update(request)
                 num_done += 1
-        self._num_generation_tokens += len(outputs)
+        self._num_generation_tokens += sum(len(output.token_ids) for output in outputs)
         if num_done:
             self._running = [r for r in self._running if r.status is RUNNING]
         return outputs
+
+    def _report_prompts(
+        self, plan: StepPlan, result: StepResult, outputs: list[TokenOutput]
+    ) -> None:
+        """Outputs without tokens, of what the step computed of prompts' tokens.
+
+        A prompt is computed again after a preemption: what was told is not told again.
+        """
+        for request, num_computed, entries in zip(
+            self._in_flight[plan.step_id],
+            plan.num_computed_tokens,
+            result.prompt_logprobs,
+            strict=True,
+        ):
+            if not entries or request.status is FINISHED:
+                continue
+            new = entries[max(request.num_prompt_logprobs - num_computed, 0) :]
+            if new:
+                request.num_prompt_logprobs += len(new)
+                outputs.append(
+                    TokenOutput(
+                        request.request_id,
+                        [],
+                        num_cached_tokens=request.num_cached_tokens,
+                        prompt_logprobs=new,
+                    )
+                )
+
+    def requests_of(self, plan: StepPlan) -> list[Request]:
+        """The requests of a plan in flight, in the order of its rows."""
+        return self._in_flight[plan.step_id]
 
     def fail(self, plan: StepPlan, message: str) -> list[TokenOutput]:
         """End the requests of a failed step, alone, with an error. Takes the place of `update`."""
@@ -327,8 +361,11 @@ class Scheduler:
         while budget and self._free_rows and (request := policy.peek()) is not None:
             if len(request.token_ids) < request.num_tokens:
                 break  # preempted with a token in flight: the next plan knows it
+            # What is said of a prompt's tokens comes of computing them.
             prefix = kv_cache.find_prefix(request)
-            if kv_cache.wait_for_prefix(request, len(prefix)):
+            if request.owes_prompt_logprobs:
+                prefix = []
+            elif kv_cache.wait_for_prefix(request, len(prefix)):
                 policy.pop()
                 continue
             if not kv_cache.start(request, prefix, num_spare=len(self._running)):

@@ -11,7 +11,18 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from octavo.types import EngineInfo, KVCacheLayout, RowInit, StepPlan, StepResult
+import numpy as np
+
+from octavo.types import (
+    EngineInfo,
+    KVCacheLayout,
+    PositionLogprobs,
+    RowInit,
+    StepMasks,
+    StepPlan,
+    StepResult,
+    TokenLogprob,
+)
 
 MASK = 2**64 - 1
 
@@ -41,6 +52,17 @@ def expected_tokens(prompt: list[int], seed: int, count: int, vocab_size: int = 
         if index >= len(prompt) - 1:
             tokens.append(_sample(_read(values), seed, index + 1, vocab_size))
     return tokens[len(prompt) :]
+
+
+def allowed_tokens(masks: StepMasks, vocab_size: int) -> dict[int, list[int]]:
+    """Each masked row's tokens."""
+    shape = (len(masks.rows), -(-vocab_size // 32) * 4)
+    words = np.frombuffer(masks.bits, np.uint8).reshape(shape)
+    bits = np.unpackbits(words, axis=1, bitorder="little")
+    return {
+        row: np.flatnonzero(row_bits).tolist()
+        for row, row_bits in zip(masks.rows, bits, strict=True)
+    }
 
 
 @dataclass
@@ -84,22 +106,51 @@ class FakeExecutor:
         self.plans: list[StepPlan] = []
         self.fail_steps: set[int] = set()
 
-    def submit(self, plan: StepPlan) -> Future[StepResult]:
+    def submit(self, plan: StepPlan, masks: Future[StepMasks] | None = None) -> Future[StepResult]:
         self.plans.append(plan)
         future: Future[StepResult] = Future()
-        sampled = self._run(plan)
+        if masks is None:
+            self._finish(plan, StepMasks([], b""), future)
+        else:
+
+            def go_on(done: Future[StepMasks]) -> None:
+                self._finish(plan, done.result(), future)
+
+            masks.add_done_callback(go_on)
+        return future
+
+    def _finish(self, plan: StepPlan, masks: StepMasks, future: Future[StepResult]) -> None:
+        sampled = self._run(plan, allowed_tokens(masks, self.info.vocab_size))
+        told = self._prompt_logprobs(plan)
         if plan.step_id in self.fail_steps:
             for row in plan.rows:
                 self.rows.pop(row, None)
             future.set_exception(RuntimeError("planted failure"))
         else:
-            future.set_result(StepResult(plan.step_id, sampled, [], 1000))
-        return future
+            future.set_result(StepResult(plan.step_id, sampled, [], 1000, told))
+
+    def _prompt_logprobs(self, plan: StepPlan) -> list[list[PositionLogprobs] | None]:
+        """A token's log-probability is minus its position."""
+        told: list[list[PositionLogprobs] | None] = []
+        for row, begin, count in zip(
+            plan.rows, plan.num_computed_tokens, plan.num_new_tokens, strict=True
+        ):
+            init = self.rows[row].init
+            end = min(begin + count, init.num_prompt_tokens - 1)
+            told.append(
+                None
+                if init.params.prompt_logprobs is None
+                else [
+                    PositionLogprobs(TokenLogprob(init.token_ids[i], -float(i), 1), [])
+                    for i in range(begin + 1, end + 1)
+                ]
+            )
+        return told if any(entry is not None for entry in told) else []
 
     def close(self) -> None:
         self.rows.clear()
 
-    def _run(self, plan: StepPlan) -> list[int]:
+    def _run(self, plan: StepPlan, allowed: dict[int, list[int]]) -> list[int]:
         assert not plan.is_empty
         assert len(set(plan.rows)) == len(plan.rows)
         for init in plan.new_rows:
@@ -138,6 +189,8 @@ class FakeExecutor:
             if samples:
                 state = self._state(row, end)
                 token = _sample(state, row.init.seed, end, self.info.vocab_size)
+                if row_id in allowed:
+                    token = allowed[row_id][token % len(allowed[row_id])]
                 row.tokens.append(token)
                 sampled.append(token)
         return sampled
