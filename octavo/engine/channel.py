@@ -1,8 +1,9 @@
 """The two ends of the socket between API server and engine process.
 
-One ZeroMQ DEALER at each end of an `ipc://` address in a folder that only this user may enter.
-Neither end ever blocks on sending and nothing is dropped: queues are bounded by what the requests
-in flight can produce. Knows nothing of what the messages mean, nor of event loops.
+One ZeroMQ DEALER at each end of an `ipc://` address in a folder that only this user may enter. With
+several API servers, each has a DEALER at a second address, where the engine has one ROUTER. Neither
+end ever blocks on sending and nothing is dropped: queues are bounded by what the requests in flight
+can produce. Knows nothing of what the messages mean, nor of event loops.
 """
 
 from __future__ import annotations
@@ -34,17 +35,30 @@ class Channel(Generic[_In, _Out]):
         address: `ipc://...`.
         incoming: the union of messages that this end receives.
         binds: whether this end made the address. The other may connect before it exists.
+        kind: ZeroMQ's type of socket.
+        name: what this end is called at a ROUTER.
     """
 
-    def __init__(self, address: str, incoming: Any, *, binds: bool) -> None:
+    def __init__(
+        self,
+        address: str,
+        incoming: Any,
+        *,
+        binds: bool,
+        kind: zmq.SocketType = zmq.DEALER,
+        name: str = "",
+    ) -> None:
         self.address = address
+        self.name = name
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(incoming).decode
         self._context = zmq.Context()
-        self.socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        self.socket: zmq.Socket[bytes] = self._context.socket(kind)
         self.socket.setsockopt(zmq.SNDHWM, 0)
         self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 10)
+        if name:
+            self.socket.setsockopt(zmq.ROUTING_ID, name.encode())
         if binds:
             self.socket.bind(address)
         else:
@@ -70,12 +84,17 @@ class Channel(Generic[_In, _Out]):
                 data = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return None
-            try:
-                message: _In = self._decode(data)
-            except msgspec.DecodeError as error:  # ValidationError is one
-                logger.error("dropped a malformed message of %d bytes: %s", len(data), error)
-                continue
-            return message
+            message = self._decoded(data)
+            if message is not None:
+                return message
+
+    def _decoded(self, data: bytes) -> _In | None:
+        try:
+            message: _In = self._decode(data)
+        except msgspec.DecodeError as error:  # ValidationError is one
+            logger.error("dropped a malformed message of %d bytes: %s", len(data), error)
+            return None
+        return message
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Block until a message has come, or for `timeout_s` seconds."""
@@ -101,13 +120,56 @@ class EngineChannel(Channel[ToEngine, FromEngine]):
         super().__init__(address, ToEngine, binds=False)
 
 
-def new_address() -> str:
-    """An address in a new folder with mode 0700; `remove_address` deletes the folder."""
-    folder = tempfile.mkdtemp(prefix="octavo-")
-    if len(folder) + len("/engine") > MAX_ADDRESS_LEN:  # a deep $TMPDIR
+class ClientChannel(Channel[FromEngine, ToEngine]):
+    """One of several API servers' end, under a name that no other one ever had."""
+
+    def __init__(self, address: str, name: str) -> None:
+        super().__init__(address, FromEngine, binds=False, name=name)
+
+
+class ClientsChannel(Channel[ToEngine, FromEngine]):
+    """The engine process's end towards several API servers."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address, ToEngine, binds=True, kind=zmq.ROUTER)
+
+    def receive_from(self) -> tuple[str, ToEngine] | None:
+        """The next message and its sender's name, or None when none has come."""
+        while True:
+            try:
+                name, *parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            message = self._decoded(b"".join(parts))
+            if message is not None:
+                return name.decode(errors="replace"), message
+
+    def send_to(self, name: str, message: FromEngine) -> None:
+        """Send to a client. What nobody can receive any more is dropped."""
+        self.socket.send_multipart((name.encode(), self._encode(message)), zmq.NOBLOCK)
+
+
+def new_address(parent: Path | None = None) -> str:
+    """An address in a new folder with mode 0700; `remove_address` deletes the folder.
+
+    Args:
+        parent: where to make the folder; None: where temporary files go.
+    """
+    return f"ipc://{private_folder(parent)}/engine"
+
+
+def clients_address(address: str) -> str:
+    """Where several API servers find the engine whose own address this is."""
+    return address.removesuffix("/engine") + "/clients"
+
+
+def private_folder(parent: Path | None = None) -> Path:
+    """A new folder with mode 0700 and a path short enough for sockets."""
+    folder = tempfile.mkdtemp(prefix="octavo-", dir=parent)
+    if len(folder) + len("/clients") > MAX_ADDRESS_LEN:  # a deep $TMPDIR
         Path(folder).rmdir()
         folder = tempfile.mkdtemp(prefix="octavo-", dir="/tmp")
-    return f"ipc://{folder}/engine"
+    return Path(folder)
 
 
 def remove_address(address: str) -> None:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import zmq
 
@@ -30,13 +30,14 @@ from octavo.engine.messages import (
 from octavo.engine.output import OutputProcessor, merge_deltas
 from octavo.engine.spawn import describe_exit
 from octavo.errors import EngineUnavailableError, QueueFullError, StartupError
+from octavo.observability.board import Gauge
 from octavo.types import Delta, EngineStats, RequestOptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
+    from octavo.engine.link import EngineHandle
     from octavo.engine.messages import ToEngine, TokenOutput
-    from octavo.engine.spawn import EngineProcess
     from octavo.text.tokenizer import Tokenizer
     from octavo.types import EngineInfo, FinishReason, SamplingParams
 
@@ -56,7 +57,7 @@ QUEUE_FULL_RETRY_S = 1
 
 
 class AsyncEngine:
-    """Implements `EngineClient` over an `EngineProcess`. Make it with `connect`.
+    """Implements `EngineClient` over an `EngineProcess` or `EngineLink`. Make it with `connect`.
 
     Attributes:
         info: what the engine reported when it was ready.
@@ -65,11 +66,12 @@ class AsyncEngine:
 
     def __init__(
         self,
-        process: EngineProcess,
+        process: EngineHandle,
         tokenizer: Tokenizer | None,
         eos_token_ids: Sequence[int],
         max_num_queued_requests: int | None,
         watchdog_timeout_s: float,
+        unread: Gauge | None,
     ) -> None:
         self.info: EngineInfo
         self.process_startup_s = 0.0
@@ -80,6 +82,8 @@ class AsyncEngine:
         self._max_num_queued = max_num_queued_requests
         self._watchdog_timeout_s = watchdog_timeout_s
         self._num_sent = 0
+        self._unread = Gauge() if unread is None else unread
+        self._unread.value = 0
         self._stats = EngineStats()
         self._streams: dict[str, _Stream] = {}
         self._ids = itertools.count()
@@ -96,13 +100,14 @@ class AsyncEngine:
     @classmethod
     async def connect(
         cls,
-        process: EngineProcess,
+        process: EngineHandle,
         *,
         tokenizer: Tokenizer | None = None,
         eos_token_ids: Sequence[int] = (),
         max_num_queued_requests: int | None = None,
         watchdog_timeout_s: float = math.inf,
-    ) -> AsyncEngine:
+        unread: Gauge | None = None,
+    ) -> Self:
         """Wait until the engine is ready.
 
         Args:
@@ -111,11 +116,15 @@ class AsyncEngine:
             eos_token_ids: ids that end every request unless `ignore_eos`.
             max_num_queued_requests: more waiting requests are refused; None: no bound.
             watchdog_timeout_s: the engine is stuck when it does not answer for longer.
+            unread: where to keep the number of requests that the engine has not told about yet,
+                which all API servers of an engine add up; None: there is one.
 
         Raises:
             StartupError: the engine could not start; of the class that the engine process raised.
         """
-        engine = cls(process, tokenizer, eos_token_ids, max_num_queued_requests, watchdog_timeout_s)
+        engine = cls(
+            process, tokenizer, eos_token_ids, max_num_queued_requests, watchdog_timeout_s, unread
+        )
         try:
             engine.info = await engine._ready
         except BaseException:
@@ -168,7 +177,7 @@ class AsyncEngine:
     def kill(self, reason: str) -> None:
         """End the process at once, whatever it is at; its requests' error gives the reason."""
         self._process.kill()
-        self._die(reason)  # now: a process that waits for its device may take its time to go
+        self.die(reason)  # now: a process that waits for its device may take its time to go
 
     async def generate(
         self,
@@ -187,7 +196,7 @@ class AsyncEngine:
         self._check_queue()
         # Ids of our own: callers choose theirs, and one may come again while its last outputs are
         # still on their way.
-        engine_id = f"{request_id}:{next(self._ids)}"
+        engine_id = f"{request_id}:{self._channel.name}:{next(self._ids)}"
         stream = _Stream(request_id, OutputProcessor(prompt, params, self._tokenizer), self._loop)
         if not self._streams:
             self._last_message_at = time.monotonic()
@@ -203,6 +212,7 @@ class AsyncEngine:
         if not self._send(message):
             raise self._unavailable()
         self._num_sent += 1
+        self._unread.value = self._num_sent - self._stats.num_received
         self._streams[engine_id] = stream
         # The deadline is kept here: so it holds while the engine hangs, and needs no common clock.
         timer = (
@@ -263,7 +273,7 @@ class AsyncEngine:
         if self._max_num_queued is None:
             return
         stats = self._stats
-        num_waiting = stats.num_waiting + self._num_sent - stats.num_received
+        num_waiting = stats.num_waiting + self._unread.total
         num_free = 0 if stats.num_waiting else stats.num_free_rows
         if num_waiting >= self._max_num_queued + num_free:
             raise QueueFullError(
@@ -295,6 +305,7 @@ class AsyncEngine:
             self._last_message_at = time.monotonic()
             if isinstance(message, StepOutputs):
                 self._stats = message.stats
+                self._unread.value = self._num_sent - message.stats.num_received
                 for output in message.outputs:
                     self._deliver(output)
             elif isinstance(message, EngineStarted):
@@ -332,16 +343,16 @@ class AsyncEngine:
             )
 
     def _on_exit(self, code: int) -> None:
-        self._read()
         what = f"the engine process ended with {describe_exit(code)}"
         if not self._ready.done():
             self._ready.set_exception(
                 StartupError(f"{what} while it was starting; its log is above")
             )
-        self._die(what)
+        self.die(what)
 
-    def _die(self, what: str) -> None:
-        """Tell everybody, once."""
+    def die(self, what: str) -> None:
+        """The engine has ended, and this is how: its requests end with an error, once."""
+        self._read()
         if not self._is_closing and not self._death.done():
             self._death.set_result(what)
             self._end_all("error", what)

@@ -44,7 +44,21 @@ class AbortRequests(msgspec.Struct, tag="abort", array_like=True):
 
 
 class Shutdown(msgspec.Struct, tag="shutdown", array_like=True):
-    """End the engine process."""
+    """End the engine process. From one of several API servers it says nothing."""
+
+
+class Hello(msgspec.Struct, tag="hello", array_like=True):
+    """The first message of one of several API servers; `EngineReady` answers it."""
+
+
+class ClientGone(msgspec.Struct, tag="gone", array_like=True):
+    """One of several API servers has ended: forget its requests, and it. From their parent."""
+
+    name: str
+
+
+class Ping(msgspec.Struct, tag="ping", array_like=True):
+    """Asks for a sign of life, a `StepOutputs`. From the parent of several API servers."""
 
 
 class TokenOutput(msgspec.Struct, array_like=True, gc=False):
@@ -108,5 +122,5 @@ class EngineFailed(msgspec.Struct, tag="failed", array_like=True):
     message: str
 
 
-ToEngine = AddRequest | AbortRequests | Shutdown
+ToEngine = AddRequest | AbortRequests | Shutdown | Hello | ClientGone | Ping
 FromEngine = StepOutputs | EngineStarted | EngineReady | EngineFailed

@@ -18,15 +18,19 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+import zmq
 
 from octavo.config import EngineConfig, LogLevel
-from octavo.engine.channel import EngineChannel
+from octavo.engine.channel import ClientsChannel, EngineChannel, clients_address
+from octavo.engine.clients import Clients
 from octavo.engine.messages import (
     AbortRequests,
     AddRequest,
+    ClientGone,
     EngineFailed,
     EngineReady,
     EngineStarted,
+    Ping,
     Shutdown,
     StepOutputs,
     TokenOutput,
@@ -100,6 +104,8 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
         log_level: least level that is logged.
         parent_pid: the process whose end must be ours.
         started_at: when the parent started us, `time.time()`.
+        has_clients: several API servers come to `clients_address(address)`, and the parent sends no
+            requests.
     """
 
     address: str
@@ -107,6 +113,7 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
     log_level: LogLevel
     parent_pid: int
     started_at: float
+    has_clients: bool = False
 
 
 def engine_process(builder: str) -> int:
@@ -117,7 +124,8 @@ def engine_process(builder: str) -> int:
             so that a failure of its imports is told like any other.
     """
     start = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineStart)
-    _die_with(start.parent_pid)
+    die_with(start.parent_pid)
+    _end_with_standard_input()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _on_terminate)
     channel = EngineChannel(start.address)
@@ -139,39 +147,74 @@ def engine_process(builder: str) -> int:
         channel.send(EngineFailed(type(error).__name__, str(error) or "no reason given"))
         channel.close(linger_s=2.0)
         return EXIT_STARTUP_FAILED
+    clients = None
+    if start.has_clients:
+        clients = Clients(ClientsChannel(clients_address(start.address)), engine.info)
     gc.freeze()  # what start-up left lives for good: collections need not walk it
     channel.send(EngineReady(engine.info, engine.core.stats))
     try:
-        run_engine_loop(engine.core, channel)
+        run_engine_loop(engine.core, channel, clients)
     except Exception:
         logger.exception("the engine failed")
         return EXIT_ENGINE_FAILED
     engine.close()
+    if clients is not None:
+        clients.channel.close(linger_s=1.0)
     channel.close(linger_s=1.0)
     return 0
 
 
-def run_engine_loop(core: Core, channel: EngineChannel) -> None:
+def run_engine_loop(core: Core, channel: EngineChannel, clients: Clients | None = None) -> None:
     """Take what has come, step, send what came of it; until `Shutdown`.
 
     Every step sends one message, even if it produced no token, so that silence while there is work
     means that a step hangs. Without work the loop blocks.
+
+    With several API servers each of them gets such a message, and the parent, whose channel this
+    is, only when it asked for a sign of life.
     """
     while True:
         if not core.has_work:
-            channel.wait()
+            _wait(channel, clients)
         outputs: list[TokenOutput] = []
-        has_changed = False
+        has_changed = is_asked = False
         while (message := channel.receive()) is not None:
             if isinstance(message, Shutdown):
                 return
-            outputs += _take(core, message)
+            if isinstance(message, Ping):
+                is_asked = True
+                continue
+            if isinstance(message, ClientGone):
+                if clients is not None:
+                    core.abort(clients.drop(message.name))
+            else:
+                outputs += _take(core, message)
+            has_changed = True
+        while clients is not None and (request := clients.receive(core.stats)) is not None:
+            outputs += _take(core, request)
             has_changed = True
         if core.has_work:
             outputs += core.step()
             has_changed = True
+        if clients is None:
+            if has_changed or is_asked:
+                channel.send(StepOutputs(outputs, core.stats))
+            continue
         if has_changed:
-            channel.send(StepOutputs(outputs, core.stats))
+            clients.send(outputs, core.stats)
+        if is_asked:
+            channel.send(StepOutputs([], core.stats))
+
+
+def _wait(channel: EngineChannel, clients: Clients | None) -> None:
+    """Block until a message has come from anybody."""
+    if clients is None:
+        channel.wait()
+        return
+    poller = zmq.Poller()
+    poller.register(channel.socket, zmq.POLLIN)
+    poller.register(clients.channel.socket, zmq.POLLIN)
+    poller.poll()
 
 
 def _take(core: Core, message: ToEngine) -> list[TokenOutput]:
@@ -198,16 +241,20 @@ def _on_terminate(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + signum)
 
 
-def _die_with(parent_pid: int) -> None:
+def die_with(parent_pid: int) -> None:
     """See to it that this process ends when its parent does, in whatever way that does.
 
-    On Linux the kernel kills us, whatever we are at; everywhere, a thread waits for the end of
-    standard input, the other end of which only the parent holds.
+    On Linux the kernel kills us, whatever we are at. Elsewhere somebody must wait for the end of
+    what only the parent holds the other end of.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:  # it ended before the line above
             os._exit(EXIT_ORPHANED)
+
+
+def _end_with_standard_input() -> None:
+    """End this process, from a thread, when the parent closes its end of standard input."""
 
     def wait_for_end() -> None:
         while os.read(0, 4096):

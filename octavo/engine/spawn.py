@@ -17,11 +17,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.engine.channel import ServerChannel, new_address, remove_address
+from octavo.engine.channel import (
+    ServerChannel,
+    clients_address,
+    new_address,
+    remove_address,
+)
 from octavo.engine.process import EngineStart
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from octavo.config import EngineConfig, LogLevel
 
@@ -41,19 +47,32 @@ class EngineProcess:
         builder: `module:function` that builds the engine in the child (see `engine_process`).
         config: handed to the builder.
         log_level: of the child's log, which goes to our standard error.
+        has_clients: several API servers connect to `clients_address`; we send no requests.
+        folder: where to make the folder of the addresses; None: where temporary files go.
 
     Attributes:
         channel: our end.
+        clients_address: where API servers connect; None: we are the only one.
     """
 
-    def __init__(self, builder: str, config: EngineConfig, *, log_level: LogLevel = "info") -> None:
-        address = new_address()
+    def __init__(
+        self,
+        builder: str,
+        config: EngineConfig,
+        *,
+        log_level: LogLevel = "info",
+        has_clients: bool = False,
+        folder: Path | None = None,
+    ) -> None:
+        address = new_address(folder)
+        self.clients_address = clients_address(address) if has_clients else None
         start = EngineStart(
             address=address,
             config=config,
             log_level=log_level,
             parent_pid=os.getpid(),
             started_at=time.time(),
+            has_clients=has_clients,
         )
         try:
             self._popen = subprocess.Popen(
@@ -86,8 +105,12 @@ class EngineProcess:
         threading.Thread(target=wait, name="engine-watch", daemon=True).start()
 
     def forget_address(self) -> None:
-        """Delete the channel's folder: once the engine is connected, nobody needs it any more."""
-        remove_address(self.channel.address)
+        """Delete the channel's folder: once the engine is connected, nobody needs it any more.
+
+        Where other API servers may come later, it stays until the end.
+        """
+        if self.clients_address is None:
+            remove_address(self.channel.address)
 
     def kill(self) -> None:
         """End the process at once; `watch` tells when it is gone, and `stop` cleans up."""
@@ -110,7 +133,7 @@ class EngineProcess:
         with contextlib.suppress(BrokenPipeError):
             self._stdin.close()
         self.channel.close()
-        self.forget_address()
+        remove_address(self.channel.address)
         return code
 
 

@@ -38,31 +38,19 @@ BACKOFF_S = 1.0
 _NO_OPTIONS = RequestOptions()
 
 
-class EngineSupervisor:
-    """See the module. `watch` must run for as long as it serves.
+class EngineSuccession:
+    """One `EngineClient` over the engines that come one after another, as its caller tells.
 
     Args:
         engine: serves already; closed here.
-        start: starts another one like it; raises `StartupError`.
-        startup_s: how long that takes, as far as known; callers are told to come back then.
-        max_restarts: within `WINDOW_S`.
+        startup_s: how long another one's start takes, as far as known; callers are told to come
+            back then.
     """
 
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        start: Callable[[], Awaitable[AsyncEngine]],
-        *,
-        startup_s: float,
-        max_restarts: int,
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, *, startup_s: float) -> None:
         self._engine = engine
-        self._start = start
         self._startup_s = startup_s
-        self._max_restarts = max_restarts
-        self._restarted_at: deque[float] = deque()
         self._num_restarts = 0
-        self._may_restart = True
         self._down_since: float | None = None
         self._given_up: str | None = None
 
@@ -110,6 +98,65 @@ class EngineSupervisor:
         """See `EngineClient.close`. `watch` must have ended or been cancelled."""
         await self._engine.close()
 
+    async def fail(self, what: str) -> None:
+        """The engine has failed; its requests end with this error, and newcomers are refused."""
+        self._down_since = time.monotonic()
+        self._engine.die(what)
+        await self._engine.close(timeout_s=0.0)
+
+    def replace(self, engine: AsyncEngine, num_restarts: int, *, startup_s: float) -> None:
+        """Another engine serves from now on, the `num_restarts`-th in the place of the first."""
+        self._engine = engine
+        self._num_restarts = num_restarts
+        self._startup_s = startup_s
+        self._down_since = None
+
+    def give_up(self, what: str) -> None:
+        """No other engine will come, for this reason."""
+        self._given_up = what
+
+    def _check_up(self) -> None:
+        if self._given_up is not None:
+            raise EngineUnavailableError(
+                f"{self._given_up}; it was not started again", code="engine_dead"
+            )
+        if self._engine.is_alive:
+            return
+        down_s = 0.0 if self._down_since is None else time.monotonic() - self._down_since
+        raise EngineUnavailableError(
+            "the engine failed and is being started again",
+            code="engine_restarting",
+            retry_after_s=max(1, math.ceil(self._startup_s - down_s)),
+        )
+
+
+class EngineSupervisor(EngineSuccession):
+    """See the module. `watch` must run for as long as it serves.
+
+    Args:
+        engine: serves already; closed here.
+        start: starts another one like it; raises `StartupError`.
+        startup_s: how long that takes, as far as known; callers are told to come back then.
+        max_restarts: within `WINDOW_S`.
+        on_failure: called with what went wrong as soon as an engine fails.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        start: Callable[[], Awaitable[AsyncEngine]],
+        *,
+        startup_s: float,
+        max_restarts: int,
+        on_failure: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(engine, startup_s=startup_s)
+        self._start = start
+        self._max_restarts = max_restarts
+        self._on_failure = on_failure
+        self._restarted_at: deque[float] = deque()
+        self._may_restart = True
+
     def stop_restarting(self) -> None:
         """From now on `watch` returns when the engine ends."""
         self._may_restart = False
@@ -118,18 +165,19 @@ class EngineSupervisor:
         """Replace engines that fail, until that is no longer allowed; returns what went wrong."""
         while True:
             what = await self._failure()
-            self._down_since = time.monotonic()
+            failed_at = time.monotonic()
             logger.error("%s; each of its requests gets an error", what)
-            await self._engine.close(timeout_s=0.0)
+            if self._on_failure is not None:
+                self._on_failure(what)
+            await self.fail(what)
             if not await self._replace():
-                self._given_up = what
+                self.give_up(what)
                 return what
             logger.info(
                 "the engine is back after %.1f s, restart %d",
-                time.monotonic() - self._down_since,
+                time.monotonic() - failed_at,
                 self._num_restarts,
             )
-            self._down_since = None
 
     async def _failure(self) -> str:
         """Wait until the engine dies, or hangs and is killed."""
@@ -151,12 +199,12 @@ class EngineSupervisor:
             self._num_restarts += 1
             begin = time.monotonic()
             try:
-                self._engine = await self._start()
+                engine = await self._start()
             except StartupError as error:
                 logger.error("the engine could not be started again: %s", error)
                 await asyncio.sleep(BACKOFF_S)
                 continue
-            self._startup_s = time.monotonic() - begin
+            self.replace(engine, self._num_restarts, startup_s=time.monotonic() - begin)
             return True
         return False
 
@@ -164,17 +212,3 @@ class EngineSupervisor:
         while self._restarted_at and time.monotonic() - self._restarted_at[0] > WINDOW_S:
             self._restarted_at.popleft()
         return len(self._restarted_at) < self._max_restarts
-
-    def _check_up(self) -> None:
-        if self._given_up is not None:
-            raise EngineUnavailableError(
-                f"{self._given_up}; it was not started again", code="engine_dead"
-            )
-        if self._engine.is_alive:
-            return
-        down_s = 0.0 if self._down_since is None else time.monotonic() - self._down_since
-        raise EngineUnavailableError(
-            "the engine failed and is being started again",
-            code="engine_restarting",
-            retry_after_s=max(1, math.ceil(self._startup_s - down_s)),
-        )

@@ -10,14 +10,23 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from array import array
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Cells: TypeAlias = memoryview[float]
 
 ROW_LEN = 512
 """Cells of a row; a page of memory."""
 
 _ITEM_BYTES = 8
 _NUM_GAUGES = 3
+
+
+def private_cells(num: int) -> Cells:
+    """So many zeros in this process's memory."""
+    return memoryview(bytearray(_ITEM_BYTES * num)).cast("d")
 
 
 class Gauge:
@@ -29,8 +38,8 @@ class Gauge:
 
     __slots__ = ("_cells",)
 
-    def __init__(self, cells: list[memoryview] | None = None) -> None:
-        self._cells = [memoryview(array("d", [0.0]))] if cells is None else cells
+    def __init__(self, cells: list[Cells] | None = None) -> None:
+        self._cells = [private_cells(1)] if cells is None else cells
 
     @property
     def value(self) -> int:
@@ -65,7 +74,7 @@ class Board:
         unread_requests: requests sent to the engine that it has not told about yet.
     """
 
-    def __init__(self, memory: memoryview, num_rows: int, own: int, fd: int | None = None) -> None:
+    def __init__(self, memory: Cells, num_rows: int, own: int, fd: int | None = None) -> None:
         rows = [memory[i * ROW_LEN : (i + 1) * ROW_LEN] for i in range(num_rows)]
         self.num_rows = num_rows
         self.fd = fd
@@ -81,7 +90,7 @@ class Board:
     @classmethod
     def private(cls) -> Self:
         """One row, in this process's memory."""
-        return cls(memoryview(array("d", bytes(_ITEM_BYTES * ROW_LEN))), 1, 0)
+        return cls(private_cells(ROW_LEN), 1, 0)
 
     @classmethod
     def shared(cls, num_rows: int) -> Self:
@@ -101,8 +110,8 @@ class Board:
         """Servers that were started in the place of one that ended."""
         return int(sum(cells[0] for cells in self._restarts))
 
-    def take(self, num: int) -> list[memoryview]:
-        """The next `num` cells of every row, ours first. All servers must take in the same order."""
+    def take(self, num: int) -> list[Cells]:
+        """The next `num` cells of every row, ours first; servers must take in the same order."""
         begin, self._num_taken = self._num_taken, self._num_taken + num
         assert self._num_taken <= ROW_LEN
         return [row[begin : self._num_taken] for row in self._rows]

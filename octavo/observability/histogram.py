@@ -7,12 +7,15 @@ takes a lock and walks its buckets at each observation, several times per token.
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
+from octavo.observability.board import private_cells
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from octavo.observability.board import Cells
 
 
 class Histogram:
@@ -26,11 +29,11 @@ class Histogram:
 
     __slots__ = ("_bounds", "_cells", "_rows")
 
-    def __init__(self, bounds: Sequence[float], rows: Sequence[memoryview] | None = None) -> None:
+    def __init__(self, bounds: Sequence[float], rows: Sequence[Cells] | None = None) -> None:
         assert list(bounds) == sorted(set(bounds))
         self._bounds = tuple(bounds)
         if rows is None:
-            rows = [memoryview(array("d", [0.0] * self.num_cells(bounds)))]
+            rows = [private_cells(self.num_cells(bounds))]
         self._rows = rows
         self._cells = rows[0]
 
