@@ -22,6 +22,13 @@ request's own deadline passed, and what was generated until then is the answer."
 SchedulingPolicy = Literal["fcfs", "priority", "fair"]
 """Order of waiting requests: by arrival; by `priority`; the least served tenant's first."""
 
+Task = Literal["generate", "embed", "classify", "score"]
+"""What an engine does: tokens after a prompt; a vector for a text; probabilities of labels; one
+number for a pair of texts (a cross-encoder). Embeddings score pairs too, by their cosine."""
+
+PoolingType = Literal["mean", "cls", "last"]
+"""Which of a text's hidden states its vector is: their mean, the first one, or the last one."""
+
 MAX_LOGPROBS = 20
 """Most alternatives that a request may ask for per position (OpenAI's bound)."""
 
@@ -50,8 +57,10 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
         regex: matched by the whole output; Rust's syntax, without look-around and back-references.
         choice: one of these strings.
         grammar: Lark as llguidance reads it, or GBNF.
-        reasoning_end_token_ids: the output is free until one of these is sampled, and bound after
-            it; none: bound from its beginning.
+        reasoning_end_token_ids: reasoning, which is free, ends with one of these; none: there is no
+            reasoning.
+        reasoning_start_token_ids: reasoning begins with one of these as the first token, or there
+            is none; none: the prompt has begun it.
 
     Raises:
         InvalidRequestError: none or several are set, or one is empty; its `param` says
@@ -64,6 +73,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
     choice: Sequence[str] | None = None
     grammar: str | None = None
     reasoning_end_token_ids: Sequence[int] = ()
+    reasoning_start_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         kinds = ("json", "json_object", "regex", "choice", "grammar")
@@ -251,6 +261,24 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(self.stop)
 
 
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """What to make of a text, instead of more text.
+
+    Attributes:
+        task: one of the engine's tasks, not `generate`.
+        dimensions: keep this many leading numbers of an embedding; None: all.
+        is_activated: an embedding gets length 1, labels' logits become probabilities; None: as the
+            model does it.
+        second_start: where the second text of a pair begins, for models that are told by token
+            types; None: there is one text.
+    """
+
+    task: Task = "embed"
+    dimensions: int | None = None
+    is_activated: bool | None = None
+    second_start: int | None = None
+
+
 class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to treat a request, whatever it samples.
 
@@ -411,6 +439,77 @@ class KVCacheLayout(msgspec.Struct, frozen=True):
         return self.num_blocks * self.block_size
 
 
+class PoolingPlan(msgspec.Struct, array_like=True):
+    """Texts that are pooled together: whole ones, in any order.
+
+    Attributes:
+        step_id: rises by one with each plan.
+        token_ids: of each text, at least one.
+        params: parallel to it.
+    """
+
+    step_id: int
+    token_ids: list[list[int]]
+    params: list[PoolingParams]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return sum(map(len, self.token_ids))
+
+
+class PoolingResult(msgspec.Struct, array_like=True):
+    """What came of a `PoolingPlan`.
+
+    Attributes:
+        step_id: the plan's.
+        vectors: parallel to the plan's texts: float32, least significant byte first.
+        device_ns: duration of the step on the device, nanoseconds.
+    """
+
+    step_id: int
+    vectors: list[bytes]
+    device_ns: int
+
+
+class Pooled(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request for a vector ended, as `AsyncEngine.pool` returns it.
+
+    Attributes:
+        vector: float32, least significant byte first; empty unless `finish_reason` is `stop`.
+        finish_reason: `stop`, or why there is no vector.
+        error: a message, when `finish_reason` is `error`.
+    """
+
+    vector: bytes = b""
+    finish_reason: FinishReason = "stop"
+    error: str | None = None
+
+
+class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What vectors an engine makes.
+
+    Attributes:
+        pooling_type: how hidden states become one.
+        num_dimensions: length of a vector; of a classifier, its number of labels.
+        is_normalized: whether embeddings have length 1 unless a request asks otherwise.
+        is_matryoshka: whether embeddings may be cut (`PoolingParams.dimensions`).
+        matryoshka_dimensions: lengths to which they may be cut; empty: any.
+        labels: of a classifier, in the order of its vector; empty where they have no names.
+        has_token_types: whether a pair's texts are told apart by token types.
+        lowercases: whether texts are to be put into lower case before they are encoded.
+    """
+
+    pooling_type: PoolingType
+    num_dimensions: int
+    is_normalized: bool = False
+    is_matryoshka: bool = False
+    matryoshka_dimensions: list[int] = []
+    labels: list[str] = []
+    has_token_types: bool = False
+    lowercases: bool = False
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a ready engine tells its clients.
 
@@ -426,6 +525,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         compilation: of a GPU's kernels: `num_kernels`, `work_s` over all threads, `elapsed_s`, and
             `waited_s`, which is in `startup_s` too; empty where nothing is compiled.
         memory: bytes of a GPU: `total`, and what holds or will hold them, part by part; else empty.
+        tasks: what it does.
+        pooling: what vectors it makes; None where it generates.
     """
 
     architecture: str
@@ -438,6 +539,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     scheduling_policy: SchedulingPolicy = "fcfs"
     compilation: dict[str, float] = {}
     memory: dict[str, int] = {}
+    tasks: tuple[Task, ...] = ("generate",)
+    pooling: PoolingInfo | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -76,20 +76,33 @@ class Grammars(Protocol):
 
 @dataclass(slots=True)
 class _Bound:
-    """One request's place in its grammar; free until its reasoning has ended."""
+    """One request's place in its grammar.
+
+    Attributes:
+        matcher: at the beginning while the output is free.
+        starts: tokens that begin reasoning, while nothing was sampled.
+        ends: tokens that end it.
+        is_free: whether the output is reasoning now.
+    """
 
     matcher: Matcher
-    reasoning_end: frozenset[int]
+    starts: list[int]
+    ends: frozenset[int]
+    is_free: bool
 
-    @property
-    def is_free(self) -> bool:
-        return bool(self.reasoning_end)
+    @classmethod
+    def of(cls, matcher: Matcher, spec: StructuredOutputs) -> _Bound:
+        starts, ends = list(spec.reasoning_start_token_ids), frozenset(spec.reasoning_end_token_ids)
+        return cls(matcher, starts if ends else [], ends, is_free=bool(ends) and not starts)
 
     def accept(self, token_id: int) -> None:
-        if not self.is_free:
+        starts, self.starts = self.starts, []
+        if token_id in starts:
+            self.is_free = True
+        elif not self.is_free:
             self.matcher.accept(token_id)
-        elif token_id in self.reasoning_end:
-            self.reasoning_end = frozenset()
+        elif token_id in self.ends:
+            self.is_free = False
 
 
 class Constraints:
@@ -162,8 +175,7 @@ class Constraints:
                 continue
             spec = message.params.structured_outputs
             assert spec is not None
-            end = frozenset(spec.reasoning_end_token_ids)
-            self._bound[request_id] = _Bound(matcher, end)
+            self._bound[request_id] = _Bound.of(matcher, spec)
             ready.append(message)
         return ready, failed
 
@@ -200,9 +212,13 @@ class Constraints:
         if not rows:
             return StepMasks([], b""), []
         assert self._grammars is not None
-        matchers = [self._bound[name].matcher for name in names]
+        bounds = [self._bound[name] for name in names]
+        matchers = [bound.matcher for bound in bounds]
         bits = np.zeros((len(rows), self._num_words), np.uint32)
         self._grammars.result().fill(matchers, bits)
+        for bound, words in zip(bounds, bits, strict=True):
+            for token_id in bound.starts:
+                words[token_id // 32] |= np.uint32(1 << token_id % 32)
         failures = [matcher.failure for matcher in matchers]
         ends = [
             self._end(name, failure)

@@ -90,8 +90,12 @@ def make_core(ahead: int, grammars: CountingGrammars | None = None, **kwargs) ->
 
 
 def request(name: str, prompt: list[int], max_tokens: int = 8, **spec) -> AddRequest:
-    end = spec.pop("end", ())
-    bound = StructuredOutputs(**spec, reasoning_end_token_ids=end) if spec else None
+    end, start = spec.pop("end", ()), spec.pop("start", ())
+    bound = (
+        StructuredOutputs(**spec, reasoning_end_token_ids=end, reasoning_start_token_ids=start)
+        if spec
+        else None
+    )
     params = SamplingParams(max_tokens=max_tokens, seed=7, structured_outputs=bound)
     return AddRequest(name, prompt, params, [EOS])
 
@@ -179,6 +183,29 @@ def test_reasoning_is_free(ahead: int) -> None:
     assert tokens[:3] == free[:3]
     assert rises(tokens[3:])
     assert len(tokens) == 7
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("reasons", [True, False])
+def test_reasoning_that_the_model_may_begin(ahead: int, reasons: bool) -> None:
+    """The fake's first token among those allowed is known; it begins reasoning or it does not."""
+    first = tokens_of(drain_one(ahead, choice=["4"], end=[0], start=[998]))[0]
+    tokens = tokens_of(
+        drain_one(ahead, choice=["4"], end=[VOCAB + 5], start=[first if reasons else 998])
+    )
+    assert tokens[0] == first
+    if reasons:
+        assert tokens == expected_tokens([5], 7, 8) or not rises(tokens)
+        assert len(tokens) == 8
+    else:
+        assert rises(tokens)
+        assert len(tokens) == 4
+
+
+def drain_one(ahead: int, **spec) -> list[TokenOutput]:
+    core = make_core(ahead)
+    core.add(request("r", [5], 8, **spec))
+    return drain(core)["r"]
 
 
 def test_without_grammars_such_requests_fail() -> None:
