@@ -192,6 +192,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             template, `none` to refuse tools.
         reasoning_parser: how the model writes its reasoning: a format's name, `auto` by its chat
             template, `none` to leave it in the text.
+        trust_request_chat_template: requests may bring a chat template of their own, which is
+            rendered in the model's place, sandboxed.
         max_body_bytes: larger request bodies are refused with 413.
         max_header_bytes: longer heads of requests, URL included, are refused with 431.
         sse_keep_alive: seconds of silence in a stream after which a comment is sent, so that
@@ -219,6 +221,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     served_model_names: tuple[str, ...] = ()
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
+    trust_request_chat_template: bool = False
     max_body_bytes: int = 32 * 1024**2
     max_header_bytes: int = 64 * 1024
     sse_keep_alive: float = 15.0

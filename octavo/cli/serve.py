@@ -124,6 +124,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             help=f"{_help(docs, name)}; of {', '.join(formats)} "
             f"(default: {getattr(defaults, name)})",
         )
+    server.add_argument(
+        "--trust-request-chat-template",
+        action="store_true",
+        help=_help(docs, "trust_request_chat_template"),
+    )
     numbers: tuple[tuple[str, type, str], ...] = (
         ("sse_keep_alive", float, "SECONDS"),
         ("shutdown_timeout", float, "SECONDS"),
@@ -200,6 +205,7 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
         served_model_names=names,
         tool_call_parser=args.tool_call_parser,
         reasoning_parser=args.reasoning_parser,
+        trust_request_chat_template=args.trust_request_chat_template,
         log_level=args.log_level,
         max_num_queued_requests=args.max_num_queued_requests,
         watchdog_timeout=args.watchdog_timeout,

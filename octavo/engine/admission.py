@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from octavo.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from octavo.types import EngineInfo, RequestOptions, SamplingParams
+
+
+class EncodesText(Protocol):
+    """What is asked of a tokenizer here."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The text's token ids."""
+        ...
 
 
 def check_options(options: RequestOptions, info: EngineInfo) -> None:
@@ -39,8 +47,9 @@ def check_request(
 
     Raises:
         InvalidRequestError: the prompt is empty, holds ids out of the vocabulary, or does not fit
-            into the context with `max_tokens` (code `context_length_exceeded`); stop ids are out of
-            the vocabulary, or there are stop strings and no tokenizer.
+            into the context with `max_tokens` (code `context_length_exceeded`); stop ids, biased or
+            allowed ids are out of the vocabulary, or there are stop strings or bad words and no
+            tokenizer.
     """
     vocab_size, max_len = info.vocab_size, info.max_model_len
     if not prompt_token_ids:
@@ -56,6 +65,14 @@ def check_request(
             f"stop_token_ids must be below the vocabulary's size, {vocab_size}",
             param="stop_token_ids",
         )
+    if any(token_id >= vocab_size for token_id in params.allowed_token_ids or ()):
+        raise InvalidRequestError(
+            f"allowed_token_ids must be below the vocabulary's size, {vocab_size}",
+            param="allowed_token_ids",
+        )
+    check_logit_bias(params.logit_bias, vocab_size)
+    if params.bad_words and not has_tokenizer:
+        raise InvalidRequestError("there is no tokenizer to read bad words", param="bad_words")
     if params.stop_strings and not has_tokenizer:
         raise InvalidRequestError("there is no tokenizer to find stop strings", param="stop")
     room = max_len - len(prompt_token_ids)
@@ -70,3 +87,47 @@ def check_request(
     if params.max_tokens is None:
         return msgspec.structs.replace(params, max_tokens=room)
     return params
+
+
+def check_logit_bias(logit_bias: Mapping[int, float], vocab_size: int) -> None:
+    """Refuse biases of tokens that the model does not have.
+
+    Raises:
+        InvalidRequestError: `param` is `logit_bias.ID`.
+    """
+    wrong = next((token_id for token_id in logit_bias if not 0 <= token_id < vocab_size), None)
+    if wrong is not None:
+        param = f"logit_bias.{wrong}"
+        raise InvalidRequestError(f"{param}: token ids go from 0 to {vocab_size - 1}", param=param)
+
+
+def bad_words_token_ids(
+    words: Sequence[str], tokenizer: EncodesText, vocab_size: int
+) -> list[list[int]]:
+    """The token sequences that `bad_words` forbid: each word's, with and without a space before it.
+
+    As vLLM's `SamplingParams.update_from_tokenizer`, which leaves out the spaced sequence where its
+    length is another one; here it is left out only where it ends with the one without.
+
+    Raises:
+        InvalidRequestError: a word has no tokens, or one that the model's output does not have.
+    """
+    sequences: list[list[int]] = []
+    for index, word in enumerate(words):
+        bare = word.lstrip()
+        plain = tokenizer.encode(bare, add_special_tokens=False)
+        if not bare or not plain:
+            raise InvalidRequestError(
+                f"bad_words[{index}] has no tokens: leave it out", param=f"bad_words[{index}]"
+            )
+        spaced = tokenizer.encode(f" {bare}", add_special_tokens=False)
+        forms = [plain] if spaced[-len(plain) :] == plain else [plain, spaced]
+        for form in forms:
+            if max(form) >= vocab_size:
+                raise InvalidRequestError(
+                    f"bad_words[{index}] has token {max(form)}, which the model never gives",
+                    param=f"bad_words[{index}]",
+                )
+            if form not in sequences:
+                sequences.append(form)
+    return sequences

@@ -29,14 +29,7 @@ if TYPE_CHECKING:
 MAX_PROMPTS = 2048
 """Most prompts in one request."""
 
-NEUTRAL_COMPLETION_VALUES: Neutral = {
-    "suffix": (None, ""),
-    "echo": (None, False),
-    "best_of": (None, 1),
-    "use_beam_search": (None, False),
-    "truncate_prompt_tokens": (None,),
-    "prompt_logprobs": (None,),
-}
+NEUTRAL_COMPLETION_VALUES: Neutral = {"suffix": (None, "")}
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):
@@ -122,11 +115,6 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         if kinds <= {int}:
             return [cast("list[int]", self.prompt)]
         return cast("list[str | list[int]]", self.prompt)
-
-    @property
-    def is_prompt_echoed_as_given(self) -> bool:
-        """True when the text of an echoed prompt is the caller's own."""
-        return self.truncate_prompt_tokens is None
 
     def sampling_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """How the engine shall sample, see `generation.sampling_params`.

@@ -184,6 +184,11 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
         return InvalidRequestError(exc.message, param=structured_field(self), code=exc.code)
 
     @property
+    def has_no_output(self) -> bool:
+        """True when the answer is about the prompt alone."""
+        return False
+
+    @property
     def num_choices(self) -> int:
         """Answers per prompt."""
         return 1 if self.n is None else self.n

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import TYPE_CHECKING
 
 from octavo.protocol.chat import ChatLogprobs, TokenLogprobs, TopLogprob
 from octavo.protocol.completions import CompletionLogprobs
+from octavo.protocol.logprobs import PromptLogprob
 from octavo.protocol.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Container, Sequence
 
+    from octavo.protocol.logprobs import PromptLogprobs
     from octavo.server.prompts import TokenizerLike
     from octavo.types import Delta, FinishReason, PositionLogprobs, TokenLogprob
 
@@ -25,6 +28,7 @@ class Output:
         self.texts: list[str] = []
         self.token_ids: list[int] = []
         self.logprobs: list[PositionLogprobs] = []
+        self.prompt_logprobs: list[PositionLogprobs] = []
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
 
@@ -38,6 +42,7 @@ class Output:
         self.texts.append(delta.text)
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
+        self.prompt_logprobs += delta.prompt_logprobs
         self.finish_reason = delta.finish_reason
         self.stop_reason = delta.stop_reason
 
@@ -74,39 +79,129 @@ class UsageCounter:
 
 
 async def collect(
-    deltas: AsyncIterator[tuple[int, Delta]], usage: UsageCounter, num_outputs: int
+    deltas: AsyncIterator[tuple[int, Delta]], usage: UsageCounter | None, num_outputs: int
 ) -> list[Output]:
-    """All outputs at their end, in the order of the prompts."""
+    """All outputs at their end, in the order of the prompts; `usage` None: others count it."""
     outputs = [Output() for _ in range(num_outputs)]
     async for index, delta in deltas:
         outputs[index].add(delta)
-        usage.add(index, delta)
+        if usage is not None:
+            usage.add(index, delta)
     return outputs
 
 
-def completion_logprobs(
-    tokenizer: TokenizerLike, positions: Sequence[PositionLogprobs], offset: int
-) -> CompletionLogprobs:
-    """Log-probabilities in the shape of `/v1/completions`.
+class CompletionLogprobsMaker:
+    """One choice's log-probabilities in the shape of `/v1/completions`, as its tokens come.
+
+    A token begins where the characters end that the tokens before it completed; special tokens that
+    are left out of the text take no place in it.
 
     Args:
         tokenizer: for the tokens' texts.
-        positions: one per token.
-        offset: where the first token begins in the choice's text, characters.
+        num_top: alternatives per token.
+        hides_special: special tokens are left out of the text.
     """
-    result = CompletionLogprobs()
-    for position in positions:
-        text = tokenizer.token_text(position.sampled.token_id)
-        result.tokens.append(text)
-        result.token_logprobs.append(_finite(position.sampled))
+
+    def __init__(self, tokenizer: TokenizerLike, num_top: int, *, hides_special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._num_top = num_top
+        self._hidden: Container[int] = tokenizer.special_token_ids if hides_special else ()
+        self._offset = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def prompt(
+        self, token_ids: Sequence[int], positions: Sequence[PositionLogprobs], text: str
+    ) -> CompletionLogprobs:
+        """Of an echoed prompt, before those of the output.
+
+        Args:
+            token_ids: the prompt's.
+            positions: one per token but the first.
+            text: the echo. Special tokens are where it has their names.
+        """
+        result = CompletionLogprobs()
+        known = (None, *positions)
+        for token_id, position in zip(token_ids, known, strict=True):
+            offset = self._offset
+            name = self._tokenizer.token_text(token_id)
+            if token_id not in self._tokenizer.special_token_ids:
+                self._advance(token_id)
+            elif text.startswith(name, offset):
+                self._offset += len(name)
+            self._add(result, token_id, position, offset)
+        # The tokens' first space may not be in the text, as with SentencePiece.
+        num_missing = max(0, self._offset - len(text))
+        result.text_offset = [max(0, offset - num_missing) for offset in result.text_offset]
+        self._offset = len(text)
+        return result
+
+    def output(self, positions: Sequence[PositionLogprobs]) -> CompletionLogprobs:
+        """Of the output's next tokens, one position each."""
+        result = CompletionLogprobs()
+        for position in positions:
+            token_id, offset = position.sampled.token_id, self._offset
+            if token_id not in self._hidden:
+                self._advance(token_id)
+            self._add(result, token_id, position, offset)
+        return result
+
+    def _advance(self, token_id: int) -> None:
+        self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+
+    def _add(
+        self,
+        result: CompletionLogprobs,
+        token_id: int,
+        position: PositionLogprobs | None,
+        offset: int,
+    ) -> None:
+        tokenizer = self._tokenizer
+        result.tokens.append(tokenizer.token_text(token_id))
         result.text_offset.append(offset)
-        offset += len(text)
+        if position is None:
+            result.token_logprobs.append(None)
+            result.top_logprobs.append(None)
+            return
+        result.token_logprobs.append(_finite(position.sampled))
         tops: dict[str, float] = {}
-        for top in (*position.top, position.sampled):
+        for top in (*position.top[: self._num_top], position.sampled):
             # Different tokens may have one text: the more probable one, which comes first, counts.
             tops.setdefault(tokenizer.token_text(top.token_id), _finite(top))
         result.top_logprobs.append(tops)
-    return result
+
+
+def joined_logprobs(first: CompletionLogprobs, second: CompletionLogprobs) -> CompletionLogprobs:
+    """The prompt's and the output's as one."""
+    return CompletionLogprobs(
+        first.tokens + second.tokens,
+        first.token_logprobs + second.token_logprobs,
+        first.top_logprobs + second.top_logprobs,
+        first.text_offset + second.text_offset,
+    )
+
+
+def prompt_logprobs(
+    tokenizer: TokenizerLike, positions: Sequence[PositionLogprobs], num_top: int
+) -> list[PromptLogprobs | None]:
+    """A prompt's log-probabilities in vLLM's shape; null for its first token.
+
+    Args:
+        tokenizer: for the tokens' texts.
+        positions: one per token but the first.
+        num_top: alternatives per token.
+    """
+    return [
+        None,
+        *(
+            {
+                str(token.token_id): PromptLogprob(
+                    _finite(token), token.rank, tokenizer.token_text(token.token_id)
+                )
+                for token in (position.sampled, *position.top[:num_top])
+            }
+            for position in positions
+        ),
+    ]
 
 
 def chat_logprobs(tokenizer: TokenizerLike, positions: Sequence[PositionLogprobs]) -> ChatLogprobs:

@@ -105,8 +105,8 @@ def create_app(
         tokenizer: the served model's.
         config: `served_model_names` must name the model; host and port are not looked at.
         metrics: where requests are counted; None: a registry of its own.
-        defaults: the model's generation_config; its `temperature`, `top_p`, `top_k` and `min_p`
-            hold for requests that leave them out.
+        defaults: the model's generation_config; those of `DEFAULTED_FIELDS` hold for requests that
+            leave them out.
 
     Raises:
         ConfigError: no served name, a default out of range, no such format of answers.
@@ -119,6 +119,7 @@ def create_app(
         tokenizer,
         vocab_size=engine.info.vocab_size,
         max_model_len=engine.info.max_model_len,
+        trusts_chat_templates=config.trust_request_chat_template,
     )
     context = ServerContext(
         engine,

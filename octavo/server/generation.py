@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from time import perf_counter
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from octavo.engine.interface import EngineClient
     from octavo.observability.metrics import Metrics
+
+
+_T = TypeVar("_T")
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -53,7 +56,7 @@ async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGene
         job.prompt_token_ids,
         job.params,
         request_id=job.request_id,
-        options=_with_time_left(job.options, job.arrived),
+        options=with_time_left(job.options, job.arrived),
     )
     try:
         async with aclosing(cast("AsyncGenerator[Delta, None]", stream)) as deltas:
@@ -75,7 +78,7 @@ async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGene
         raise
 
 
-def _with_time_left(options: RequestOptions, arrived: float) -> RequestOptions:
+def with_time_left(options: RequestOptions, arrived: float) -> RequestOptions:
     """The options with the deadline counted from now; a missed one ends the request at once."""
     if options.timeout_s is None:
         return options
@@ -92,31 +95,48 @@ async def run_jobs(
         RequestError: the engine refuses one of them; the others are aborted.
         EngineError: the engine failed.
     """
-    if len(jobs) == 1:
-        async with aclosing(run_job(engine, metrics, jobs[0])) as deltas:
-            async for delta in deltas:
-                yield 0, delta
+    streams = [run_job(engine, metrics, job) for job in jobs]
+    async with aclosing(side_by_side(streams)) as deltas:
+        async for item in deltas:
+            yield item
+
+
+async def side_by_side(
+    streams: Sequence[AsyncGenerator[_T, None]],
+) -> AsyncGenerator[tuple[int, _T], None]:
+    """What the streams yield, run at the same time, each with its stream's index, as it comes.
+
+    The first exception of one of them is raised here. All are closed at the end, whatever it is.
+    """
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as stream:
+            async for item in stream:
+                yield 0, item
         return
 
-    queue: asyncio.Queue[tuple[int, Delta] | Exception] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, _T] | Exception | None] = asyncio.Queue()
 
-    async def pump(index: int, job: Job) -> None:
+    async def pump(index: int, stream: AsyncGenerator[_T, None]) -> None:
         try:
-            async with aclosing(run_job(engine, metrics, job)) as deltas:
-                async for delta in deltas:
-                    queue.put_nowait((index, delta))
-        except Exception as exc:  # Raised where the deltas are read.
+            async with aclosing(stream):
+                async for item in stream:
+                    queue.put_nowait((index, item))
+        except Exception as exc:  # Raised where the items are read.
             queue.put_nowait(exc)
+        else:
+            queue.put_nowait(None)
 
-    tasks = [asyncio.create_task(pump(index, job)) for index, job in enumerate(jobs)]
+    tasks = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
     try:
-        num_open = len(jobs)
+        num_open = len(streams)
         while num_open:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            num_open -= item[1].finish_reason is not None
-            yield item
+            got = await queue.get()
+            if isinstance(got, Exception):
+                raise got
+            if got is None:
+                num_open -= 1
+            else:
+                yield got
     finally:
         for task in tasks:
             task.cancel()

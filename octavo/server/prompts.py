@@ -6,21 +6,29 @@ Long texts are encoded in a thread, so that one caller's book does not hold up e
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from octavo.engine.admission import check_logit_bias
 from octavo.errors import InvalidRequestError
 from octavo.protocol.messages import check_final_message, template_messages, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Collection, Container, Mapping, Sequence
 
     from octavo.protocol.messages import Message
     from octavo.types import SamplingParams
 
 MAX_CHARS_PER_TOKEN = 256
 """No vocabulary in use has a longer token (the longest are runs of 128 spaces)."""
+
+MAX_TEMPLATE_CHARS = 2**17
+"""Longest chat template that a request may bring; the longest in use have a quarter of it."""
+
+MAX_COMPILED_TEMPLATES = 8
+"""Chat templates of requests that are kept compiled, those used last."""
 
 MAX_INLINE_CHARS = 2048
 """Longer texts are encoded in a thread; this many take about a millisecond."""
@@ -65,8 +73,21 @@ class TokenizerLike(Protocol):
         ...
 
     @property
+    def eos_token_ids(self) -> Collection[int]:
+        """Every id that ends generation."""
+        ...
+
+    @property
     def chat_template(self) -> ChatTemplateLike | None:
         """The model's template, or None."""
+        ...
+
+    def compile_chat_template(self, source: str, /) -> ChatTemplateLike:
+        """Another template for this model.
+
+        Raises:
+            InvalidRequestError: the source is no template.
+        """
         ...
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -93,12 +114,22 @@ class PromptEncoder:
         tokenizer: the model's.
         vocab_size: rows of the model's output layer, which every id must be below.
         max_model_len: most tokens of prompt and output together.
+        trusts_chat_templates: requests may bring a chat template of their own.
     """
 
-    def __init__(self, tokenizer: TokenizerLike, *, vocab_size: int, max_model_len: int) -> None:
+    def __init__(
+        self,
+        tokenizer: TokenizerLike,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        trusts_chat_templates: bool = False,
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self._vocab_size = vocab_size
+        self._trusts_chat_templates = trusts_chat_templates
+        self._compiled = lru_cache(MAX_COMPILED_TEMPLATES)(tokenizer.compile_chat_template)
 
     async def encode(self, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
         """A text's token ids, at least one.
@@ -134,22 +165,31 @@ class PromptEncoder:
         template_kwargs: Mapping[str, Any] | None,
         add_special_tokens: bool = False,
         tools: list[dict[str, Any]] | None = None,
+        chat_template: str | None = None,
+        reasoning_effort: str | None = None,
     ) -> list[int]:
-        """The token ids of messages rendered by the model's chat template.
+        """The token ids of messages rendered by a chat template.
+
+        Args:
+            messages: the conversation.
+            add_generation_prompt: end with what starts the answer; None: unless it goes on.
+            continue_final_message: end within the last message.
+            template_kwargs: further variables of the template.
+            add_special_tokens: around what the template rendered.
+            tools: offered to the model.
+            chat_template: the request's own; None: the model's.
+            reasoning_effort: a variable of templates that know it.
 
         Raises:
-            InvalidRequestError: the model has no template, the template refuses the messages, or
-                they are too long.
+            InvalidRequestError: there is no template, it refuses the messages or does not know the
+                effort, or they are too long; or requests may not bring templates.
         """
         add_prompt, continues = check_final_message(
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
-        template = self.tokenizer.chat_template
-        if template is None:
-            raise InvalidRequestError(
-                "This model has no chat template: use /v1/completions", param="messages"
-            )
+        template = await self._template(chat_template)
+        kwargs = _with_effort(template_kwargs or {}, reasoning_effort, template)
         dicts = template_messages(messages)
 
         def render() -> str:
@@ -158,13 +198,60 @@ class PromptEncoder:
                 add_generation_prompt=add_prompt,
                 continue_final_message=continues,
                 tools=tools,
-                **(template_kwargs or {}),
+                **kwargs,
             )
 
         num_chars = sum(len(text_of(message)) for message in messages)
-        is_short = num_chars <= MAX_INLINE_CHARS and not tools
+        is_short = num_chars <= MAX_INLINE_CHARS and not tools and chat_template is None
         text = render() if is_short else await asyncio.to_thread(render)
         return await self.encode(text, add_special_tokens=add_special_tokens, param="messages")
+
+    async def _template(self, source: str | None) -> ChatTemplateLike:
+        """The request's template, or the model's."""
+        if source is not None:
+            if not self._trusts_chat_templates:
+                raise InvalidRequestError(
+                    "chat_template is not taken from requests by this server: leave it out, or "
+                    "start the server with --trust-request-chat-template",
+                    param="chat_template",
+                )
+            if len(source) > MAX_TEMPLATE_CHARS:
+                raise InvalidRequestError(
+                    f"chat_template must have at most {MAX_TEMPLATE_CHARS} characters",
+                    param="chat_template",
+                )
+            return await asyncio.to_thread(self._compiled, source)
+        template = self.tokenizer.chat_template
+        if template is None:
+            raise InvalidRequestError(
+                "This model has no chat template: use /v1/completions", param="messages"
+            )
+        return template
+
+    def check_params(self, params: SamplingParams) -> None:
+        """Refuse parameters that name token ids which the model does not have.
+
+        Raises:
+            InvalidRequestError: names the first of them: `stop_token_ids[3]`, `logit_bias.123`.
+        """
+        self.check_ids(params.stop_token_ids, param="stop_token_ids")
+        self.check_ids(params.allowed_token_ids or (), param="allowed_token_ids")
+        check_logit_bias(params.logit_bias, self._vocab_size)
+
+    def truncate(self, ids: list[int], num_kept: int | None, params: SamplingParams) -> list[int]:
+        """The prompt's last tokens.
+
+        Args:
+            ids: the prompt.
+            num_kept: how many of them; -1: as many as leave room for `max_tokens`, or for one
+                token where that is None; None: all.
+            params: as the request asks.
+        """
+        if num_kept is None:
+            return ids
+        if num_kept == -1:
+            num_kept = max(1, self.max_model_len - (params.max_tokens or 1))
+        return ids[-num_kept:]
 
     def check_ids(self, ids: Sequence[int], *, param: str) -> None:
         """Refuse token ids that the model does not have.
@@ -209,6 +296,30 @@ class PromptEncoder:
             param=max_tokens,
             code="context_length_exceeded",
         )
+
+
+def _with_effort(
+    kwargs: Mapping[str, Any], effort: str | None, template: ChatTemplateLike
+) -> Mapping[str, Any]:
+    """The template's variables with the effort among them.
+
+    Raises:
+        InvalidRequestError: the template does not look at it, or it is there with another value.
+    """
+    if effort is None:
+        return kwargs
+    if not any("reasoning_effort" in source for source in template.sources):
+        raise InvalidRequestError(
+            "reasoning_effort: this model's chat template does not know it: leave it out",
+            param="reasoning_effort",
+        )
+    if kwargs.get("reasoning_effort", effort) != effort:
+        raise InvalidRequestError(
+            "reasoning_effort and chat_template_kwargs.reasoning_effort contradict each other: "
+            "give one of them",
+            param="reasoning_effort",
+        )
+    return {**kwargs, "reasoning_effort": effort}
 
 
 def check_token_ids(ids: Sequence[int], vocab_size: int, *, param: str) -> None:

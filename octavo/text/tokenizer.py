@@ -44,7 +44,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
         self.vocab_size = parts.vocab_size
-        named = parts.special_tokens
+        self._special_tokens = named = parts.special_tokens
         self.bos_token_id = (
             backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
         )
@@ -115,6 +115,20 @@ class Tokenizer:
         of a character, with the name of a special token.
         """
         return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def compile_chat_template(self, source: str) -> ChatTemplate:
+        """Another chat template, with this model's special tokens.
+
+        Raises:
+            InvalidRequestError: the source is no template.
+        """
+        template = ChatTemplate(source, special_tokens=self._special_tokens)
+        if template.error is not None:
+            reason = template.error.rpartition("does not compile: ")[2]
+            raise InvalidRequestError(
+                f"chat_template does not compile: {reason}", param="chat_template"
+            )
+        return template
 
     def require_chat_template(self) -> ChatTemplate:
         """The chat template.

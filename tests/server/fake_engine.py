@@ -71,7 +71,13 @@ class FakeTokenizer:
     def __init__(self, *, has_template: bool = True) -> None:
         self.vocab_size = VOCAB_SIZE
         self.special_token_ids = frozenset(range(NUM_SPECIAL))
+        self.eos_token_ids = frozenset({EOS})
         self.chat_template = FakeTemplate() if has_template else None
+
+    def compile_chat_template(self, source: str) -> FakeTemplate:
+        if "{%" in source and "%}" not in source:
+            raise InvalidRequestError("chat_template does not compile", param="chat_template")
+        return FakeTemplate(source)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         ids = [byte + NUM_SPECIAL for byte in text.encode()]
