@@ -58,8 +58,8 @@ async def ready(request: Request) -> Response:
 
 
 async def load(request: Request) -> Response:
-    """How many requests this server works on."""
-    return json_response(Load(context_of(request).lifecycle.num_open))
+    """How many requests this server works on, in all of its processes."""
+    return json_response(Load(context_of(request).lifecycle.open_requests.total))
 
 
 async def version(request: Request) -> Response:

@@ -10,6 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from octavo.errors import EngineUnavailableError
+from octavo.observability.board import Gauge
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -25,11 +26,13 @@ class Lifecycle:
 
     Attributes:
         num_open: requests that are being worked on.
+        open_requests: the same, where other API servers of the engine see it and we see theirs.
         is_draining: no new ones are taken.
     """
 
     def __init__(self) -> None:
         self.num_open = 0
+        self.open_requests = Gauge()
         self.is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -42,12 +45,12 @@ class Lifecycle:
             EngineUnavailableError: the server drains.
         """
         self.check_open()
-        self.num_open += 1
+        self._count(1)
         self._idle.clear()
         try:
             yield
         finally:
-            self.num_open -= 1
+            self._count(-1)
             if not self.num_open:
                 self._idle.set()
 
@@ -69,6 +72,10 @@ class Lifecycle:
     async def wait_idle(self) -> None:
         """Wait until no request is being worked on."""
         await self._idle.wait()
+
+    def _count(self, change: int) -> None:
+        self.num_open += change
+        self.open_requests.value = self.num_open
 
 
 class Admission:
