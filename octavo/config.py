@@ -15,13 +15,17 @@ from typing import Literal
 import msgspec
 
 from octavo.errors import ConfigError
-from octavo.types import SchedulingPolicy
+from octavo.types import PoolingType, SchedulingPolicy, Task
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 LoadFormat = Literal["auto", "dummy"]
 
 KVCacheDType = Literal["auto", "fp8"]
+
+TaskChoice = Literal["auto", Task]
+
+PoolingChoice = Literal["auto", PoolingType]
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -111,6 +115,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: a Hugging Face folder or a GGUF file, already on this machine.
+        task: `generate` text; `embed` texts as vectors; `classify` texts; `score` pairs of texts.
+            `auto` takes what the model's folder says it was made for.
+        pooling_type: which hidden state an embedding is: the `mean` of a text's, that of its first
+            token (`cls`) or its `last` one. `auto` takes what the folder says
+            (1_Pooling/config.json), else `cls` for encoders and `last` for decoders.
         load_format: `auto` reads the model's weights; `dummy` makes random ones, so that speed and
             memory of a model can be measured with its config.json alone.
         dtype: `auto` takes the checkpoint's precision where the device computes it well.
@@ -137,6 +146,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     model: str
+    task: TaskChoice = "auto"
+    pooling_type: PoolingChoice = "auto"
     load_format: LoadFormat = "auto"
     dtype: DType = "auto"
     device: str = "auto"

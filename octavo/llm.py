@@ -106,6 +106,10 @@ class LLM:
         if unknown:
             raise ConfigError(f"LLM has no option {sorted(unknown)[0]!r}")
         config = EngineConfig(model=model, **options)
+        if config.task not in ("auto", "generate"):
+            raise ConfigError(
+                f"LLM generates text only: serve the model with `octavo serve --task {config.task}`"
+            )
         default_thread_waiting()
         path = resolve(model)
         checkpoint = open_checkpoint(path, load_format=config.load_format)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from octavo.cli.engine_flags import add_engine_flags
+from octavo.cli.engine_flags import POOLING_FLAGS, add_engine_flags
 
 _SERVE_EXAMPLES = """\
 examples:
@@ -78,7 +78,7 @@ def add_bench_parser(
         )
     offline.add_argument("--seed", type=int, metavar="N", help="of the prompts (default: drawn)")
     _add_report_flags(offline)
-    add_engine_flags(offline, skip=("seed",))
+    add_engine_flags(offline, skip=("seed", *POOLING_FLAGS))
     offline.set_defaults(run=run_offline)
     return modes
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from octavo.cli.engine_flags import (
+    POOLING_FLAGS,
     add_engine_flags,
     engine_config,
     engine_options,
@@ -84,7 +85,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help=f"most tokens of an answer (default: {DEFAULT_MAX_TOKENS})",
     )
-    add_engine_flags(parser)
+    add_engine_flags(parser, skip=POOLING_FLAGS)
     parser.set_defaults(run=run)
 
 

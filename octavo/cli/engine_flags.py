@@ -13,10 +13,20 @@ from typing import Any, get_args
 
 import msgspec
 
-from octavo.config import DType, EngineConfig, KVCacheDType, LoadFormat, parse_bytes
+from octavo.config import (
+    DType,
+    EngineConfig,
+    KVCacheDType,
+    LoadFormat,
+    PoolingChoice,
+    TaskChoice,
+    parse_bytes,
+)
 from octavo.types import SchedulingPolicy
 
 _TYPES: dict[str, dict[str, Any]] = {
+    "task": {"choices": get_args(TaskChoice)},
+    "pooling_type": {"choices": get_args(PoolingChoice)},
     "load_format": {"choices": get_args(LoadFormat)},
     "dtype": {"choices": get_args(DType)},
     "device": {"metavar": "DEVICE"},
@@ -36,6 +46,10 @@ _TYPES: dict[str, dict[str, Any]] = {
     "seed": {"type": int, "metavar": "N"},
 }
 """Fields of `EngineConfig` that are flags, and how argparse reads each."""
+
+
+POOLING_FLAGS = ("task", "pooling_type")
+"""Fields that commands which only generate have no flags for."""
 
 
 def attribute_docs(cls: type) -> dict[str, str]:

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from octavo.cli.engine_flags import add_engine_flags, engine_config, engine_options
+from octavo.cli.engine_flags import POOLING_FLAGS, add_engine_flags, engine_config, engine_options
 from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object when the answer is complete"
     )
-    add_engine_flags(parser, skip=("seed",))
+    add_engine_flags(parser, skip=("seed", *POOLING_FLAGS))
     parser.set_defaults(run=run)
 
 

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.engine.messages import AbortRequests, AddRequest, EngineReady, Hello, StepOutputs
+from octavo.engine.messages import (
+    AbortRequests,
+    Admission,
+    EngineReady,
+    Hello,
+    StepOutputs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from octavo.engine.channel import ClientsChannel
-    from octavo.engine.messages import TokenOutput
+    from octavo.engine.messages import Output
     from octavo.types import EngineInfo, EngineStats
 
 
@@ -34,7 +40,7 @@ class Clients:
         self._owners: dict[str, str] = {}  # by request that has not ended
         self._gone: set[str] = set()
 
-    def receive(self, stats: EngineStats) -> AddRequest | AbortRequests | None:
+    def receive(self, stats: EngineStats) -> Admission | AbortRequests | None:
         """The next message for the core, or None when none has come.
 
         Newcomers are answered here. What a client sent that is gone is dropped, and nobody can end
@@ -48,7 +54,7 @@ class Clients:
                 self._num_received[name] = 0
                 told = msgspec.structs.replace(stats, num_received=0)
                 self.channel.send_to(name, EngineReady(self._info, told))
-            elif isinstance(message, AddRequest) and name in self._num_received:
+            elif isinstance(message, Admission) and name in self._num_received:
                 self._num_received[name] += 1
                 self._owners[message.request_id] = name
                 return message
@@ -68,13 +74,13 @@ class Clients:
             del self._owners[request_id]
         return ids
 
-    def send(self, outputs: Iterable[TokenOutput], stats: EngineStats) -> None:
+    def send(self, outputs: Iterable[Output], stats: EngineStats) -> None:
         """Send every client its own outputs.
 
         Those without any are told as well: silence means that a step hangs, and the queue's length
         is everybody's concern.
         """
-        shares: dict[str, list[TokenOutput]] = {name: [] for name in self._num_received}
+        shares: dict[str, list[Output]] = {name: [] for name in self._num_received}
         owners = self._owners
         for output in outputs:
             owner = owners.get(output.request_id)
@@ -85,4 +91,4 @@ class Clients:
                 del owners[output.request_id]
         for name, share in shares.items():
             told = msgspec.structs.replace(stats, num_received=self._num_received[name])
-            self.channel.send_to(name, StepOutputs(share, told))
+            self.channel.send_to(name, StepOutputs.of(share, told))

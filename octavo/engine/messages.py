@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from octavo.types import (
     EngineInfo,
     EngineStats,
     FinishReason,
+    PoolingParams,
     PositionLogprobs,
     SamplingParams,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class AddRequest(msgspec.Struct, tag="add", array_like=True):
@@ -35,6 +41,23 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True):
     priority: int = 0
     tenant: str = ""
     bad_words_token_ids: list[list[int]] = []
+
+
+class AddPooling(msgspec.Struct, tag="pool", array_like=True):
+    """Ask for a text's vector.
+
+    Attributes:
+        request_id: unique among those in flight.
+        prompt_token_ids: checked by the client: not empty, within vocabulary and context.
+        params: checked by the client.
+        priority, tenant: as `AddRequest`'s.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: PoolingParams
+    priority: int = 0
+    tenant: str = ""
 
 
 class AbortRequests(msgspec.Struct, tag="abort", array_like=True):
@@ -86,11 +109,41 @@ class TokenOutput(msgspec.Struct, array_like=True, gc=False):
     prompt_logprobs: list[PositionLogprobs] = []
 
 
+class PoolingOutput(msgspec.Struct, array_like=True, gc=False):
+    """The end of a request for a vector.
+
+    Attributes:
+        vector: float32, least significant byte first; empty unless `finish_reason` is `stop`.
+        error: a message when `finish_reason` is `error`.
+    """
+
+    request_id: str
+    vector: bytes = b""
+    finish_reason: FinishReason = "stop"
+    error: str | None = None
+
+
+Output = TokenOutput | PoolingOutput
+
+
 class StepOutputs(msgspec.Struct, tag="outputs", array_like=True):
     """All outputs of a step, and the engine's state after it."""
 
     outputs: list[TokenOutput]
     stats: EngineStats
+    pooled: list[PoolingOutput] = []
+
+    @classmethod
+    def of(cls, outputs: Iterable[Output], stats: EngineStats) -> StepOutputs:
+        """The message of these outputs."""
+        tokens: list[TokenOutput] = []
+        pooled: list[PoolingOutput] = []
+        for output in outputs:
+            if isinstance(output, TokenOutput):
+                tokens.append(output)
+            else:
+                pooled.append(output)
+        return cls(tokens, stats, pooled)
 
 
 class EngineStarted(msgspec.Struct, tag="started", array_like=True):
@@ -122,5 +175,6 @@ class EngineFailed(msgspec.Struct, tag="failed", array_like=True):
     message: str
 
 
-ToEngine = AddRequest | AbortRequests | Shutdown | Hello | ClientGone | Ping
+Admission = AddRequest | AddPooling
+ToEngine = AddRequest | AddPooling | AbortRequests | Shutdown | Hello | ClientGone | Ping
 FromEngine = StepOutputs | EngineStarted | EngineReady | EngineFailed

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import zmq
@@ -25,12 +25,14 @@ from octavo.engine.channel import ClientsChannel, EngineChannel, clients_address
 from octavo.engine.clients import Clients
 from octavo.engine.messages import (
     AbortRequests,
-    AddRequest,
+    AddPooling,
+    Admission,
     ClientGone,
     EngineFailed,
     EngineReady,
     EngineStarted,
     Ping,
+    PoolingOutput,
     Shutdown,
     StepOutputs,
     TokenOutput,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-    from octavo.engine.messages import ToEngine
+    from octavo.engine.messages import Output, ToEngine
     from octavo.types import EngineInfo, EngineStats
 
 logger = logging.getLogger("octavo.engine")
@@ -53,7 +55,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Core(Protocol):
-    """What the loop asks of an engine core."""
+    """What the loop asks of an engine core.
+
+    Clients send it only what its `EngineInfo.tasks` say it does.
+    """
 
     @property
     def has_work(self) -> bool:
@@ -65,7 +70,7 @@ class Core(Protocol):
         """A snapshot."""
         ...
 
-    def add(self, request: AddRequest, /) -> None:
+    def add(self, request: Any, /) -> None:
         """Admit a request.
 
         Raises:
@@ -77,7 +82,7 @@ class Core(Protocol):
         """Forget requests; unknown ids are ignored."""
         ...
 
-    def step(self) -> list[TokenOutput]:
+    def step(self) -> Sequence[Output]:
         """Plan, run, update."""
         ...
 
@@ -176,7 +181,7 @@ def run_engine_loop(core: Core, channel: EngineChannel, clients: Clients | None 
     while True:
         if not core.has_work:
             _wait(channel, clients)
-        outputs: list[TokenOutput] = []
+        outputs: list[Output] = []
         has_changed = is_asked = False
         while (message := channel.receive()) is not None:
             if isinstance(message, Shutdown):
@@ -198,7 +203,7 @@ def run_engine_loop(core: Core, channel: EngineChannel, clients: Clients | None 
             has_changed = True
         if clients is None:
             if has_changed or is_asked:
-                channel.send(StepOutputs(outputs, core.stats))
+                channel.send(StepOutputs.of(outputs, core.stats))
             continue
         if has_changed:
             clients.send(outputs, core.stats)
@@ -217,21 +222,27 @@ def _wait(channel: EngineChannel, clients: Clients | None) -> None:
     poller.poll()
 
 
-def _take(core: Core, message: ToEngine) -> list[TokenOutput]:
+def _take(core: Core, message: ToEngine) -> list[Output]:
     """Hand one message to the core. What it refuses, ends here; nothing a client sends ends us."""
     if isinstance(message, AbortRequests):
         core.abort(message.request_ids)
         return []
-    assert isinstance(message, AddRequest)
+    assert isinstance(message, Admission)
     try:
         core.add(message)
     except InvalidRequestError as error:
-        return [TokenOutput(message.request_id, [], finish_reason="error", error=error.message)]
+        return [_refusal(message, error.message)]
     except Exception as error:
         logger.exception("request %s could not be admitted", message.request_id)
-        text = f"the engine could not admit the request: {error}"
-        return [TokenOutput(message.request_id, [], finish_reason="error", error=text)]
+        return [_refusal(message, f"the engine could not admit the request: {error}")]
     return []
+
+
+def _refusal(message: Admission, error: str) -> Output:
+    """The end of a request that did not begin."""
+    if isinstance(message, AddPooling):
+        return PoolingOutput(message.request_id, finish_reason="error", error=error)
+    return TokenOutput(message.request_id, [], finish_reason="error", error=error)
 
 
 def _on_terminate(signum: int, frame: FrameType | None) -> None:

@@ -24,6 +24,7 @@ class ForwardBatch:
         backend: attention.
         meta: the backend's plan of this step.
         kv_caches: one per layer, as the backend allocated them.
+        token_types: [t] int64, of the texts of a pair, for models that ask for it; None: all 0.
     """
 
     token_ids: torch.Tensor
@@ -32,6 +33,7 @@ class ForwardBatch:
     backend: AttentionBackend
     meta: Any
     kv_caches: Sequence[torch.Tensor]
+    token_types: torch.Tensor | None = None
 
     def select(self, x: torch.Tensor) -> torch.Tensor:
         """Rows of x [t, ...] at the tokens whose logits are wanted: [n, ...]."""

@@ -1,7 +1,9 @@
-"""Root mean square normalization (Zhang and Sennrich 2019, arXiv:1910.07467).
+"""Root mean square normalization (Zhang and Sennrich 2019, arXiv:1910.07467), and layer
+normalization (Ba et al. 2016, arXiv:1607.06450), which encoders have.
 
-Layers carry a pair (x, residual): what the last block gave, and the sum of all blocks before it.
-The sum is taken where the next norm reads it, so that a GPU does both in one pass over memory.
+Layers of decoders carry a pair (x, residual): what the last block gave, and the sum of all blocks
+before it. The sum is taken where the next norm reads it, so that a GPU does both in one pass over
+memory.
 """
 
 from __future__ import annotations
@@ -57,3 +59,22 @@ class RMSNorm(nn.Module):
             return self._kernels.add_rms_norm(x, residual, *args), residual
         residual.add_(x)
         return self(residual), residual
+
+
+class LayerNorm(nn.Module):
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimension.
+
+    Args:
+        size: of the last dimension.
+        eps: added to the variance.
+    """
+
+    def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.empty(size, dtype=dtype)
+        self.bias = torch.empty(size, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Same shape and dtype as x."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)

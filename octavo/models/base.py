@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.layers.embedding import Embedding
 from octavo.layers.linear import Linear
 from octavo.models.gguf import (
@@ -84,20 +84,56 @@ class BuildContext:
     max_len: int
 
 
-class CausalModel(nn.Module):
+class LoadableModel(nn.Module):
+    """What `runner.loader` fills: layers, and how checkpoints name their tensors.
+
+    Class attributes:
+        packed: how checkpoints' projections lie in packed layers: name to (packed name, part).
+        gguf: translation of GGUF's names.
+
+    Attributes:
+        is_tied: whether the output layer is the embedding.
+    """
+
+    packed: ClassVar[Mapping[str, tuple[str, int]]] = {}
+    gguf: ClassVar[GGUFNames]
+    is_tied: bool = False
+
+    @classmethod
+    def config_from_gguf(
+        cls, metadata: Mapping[str, Any], tensor_names: Collection[str]
+    ) -> dict[str, Any]:
+        """GGUF metadata in the words of a Hugging Face config.
+
+        Raises:
+            UnsupportedModelError: the family is not read from GGUF files.
+        """
+        raise UnsupportedModelError(
+            f"{cls.__name__} is read from Hugging Face folders only, not from GGUF files"
+        )
+
+    def rename(self, name: str) -> str | None:
+        """The model's name for a Hugging Face tensor; None for one that it does without."""
+        return name
+
+    def from_gguf(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A GGUF tensor, already under its Hugging Face name, in Hugging Face's layout."""
+        return tensor
+
+    def load_extra(self, name: str, tensor: torch.Tensor) -> None:
+        """Take a tensor that `gguf.extra` names."""
+        raise NotImplementedError(name)
+
+
+class CausalModel(LoadableModel):
     """A language model that predicts the next token; the base of every family.
 
     A subclass has `self.model`: embedding `embed_tokens`, layers, last norm; called with a batch it
     gives the hidden states [n, hidden] at the batch's logit indices. Layers take and give a pair
     (x, residual), see `layers.norm`.
-
-    Class attributes:
-        packed: how checkpoints' projections lie in packed layers: name to (packed name, part).
-        gguf: translation of GGUF's names.
     """
 
     packed: ClassVar[Mapping[str, tuple[str, int]]] = PACKED_LLAMA
-    gguf: ClassVar[GGUFNames]
     model: nn.Module
     logit_soft_cap: float | None = None
 
@@ -133,14 +169,6 @@ class CausalModel(nn.Module):
         if not self.is_tied:
             hidden = require(config, "hidden_size")
             self.lm_head = Linear(hidden, [self.shape.vocab_size], context.method)
-
-    def from_gguf(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A GGUF tensor, already under its Hugging Face name, in Hugging Face's layout."""
-        return tensor
-
-    def load_extra(self, name: str, tensor: torch.Tensor) -> None:
-        """Take a tensor that `gguf.extra` names."""
-        raise NotImplementedError(name)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Logits [n, vocab] at the batch's `logit_indices`, in the model's dtype."""

@@ -19,13 +19,13 @@ import torch
 from octavo.errors import CheckpointError
 from octavo.layers.embedding import Embedding
 from octavo.layers.linear import Linear
-from octavo.layers.norm import RMSNorm
+from octavo.layers.norm import LayerNorm, RMSNorm
 from octavo.weights.checkpoint import PlainTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from octavo.models.base import BuildContext, CausalModel
+    from octavo.models.base import BuildContext, LoadableModel
     from octavo.weights.checkpoint import Checkpoint, StoredTensor
 
 logger = logging.getLogger("octavo")
@@ -37,7 +37,7 @@ DUMMY_SEED = 0
 _DERIVED = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 
 
-def read_config(checkpoint: Checkpoint, model_class: type[CausalModel]) -> Mapping[str, Any]:
+def read_config(checkpoint: Checkpoint, model_class: type[LoadableModel]) -> Mapping[str, Any]:
     """The model's configuration in the words of a Hugging Face `config.json`."""
     if checkpoint.format == "gguf":
         names = {tensor.name for tensor in checkpoint.tensors()}
@@ -46,7 +46,7 @@ def read_config(checkpoint: Checkpoint, model_class: type[CausalModel]) -> Mappi
 
 
 def model_bytes(
-    model_class: type[CausalModel], config: Mapping[str, Any], context: BuildContext
+    model_class: type[LoadableModel], config: Mapping[str, Any], context: BuildContext
 ) -> int:
     """Bytes that the model's weights will take, before any of them is allocated."""
     with torch.device("meta"):
@@ -54,7 +54,7 @@ def model_bytes(
     return sum(tensor.nbytes for module in model.modules() for tensor in _tensors(module).values())
 
 
-def load_weights(model: CausalModel, checkpoint: Checkpoint, dtype: torch.dtype) -> float:
+def load_weights(model: LoadableModel, checkpoint: Checkpoint, dtype: torch.dtype) -> float:
     """Fill every tensor of `model`; returns the seconds it took.
 
     Random numbers take the place of weights where the checkpoint was opened without them, and the
@@ -64,8 +64,8 @@ def load_weights(model: CausalModel, checkpoint: Checkpoint, dtype: torch.dtype)
         CheckpointError: tensors are missing, unknown, or of the wrong shape.
     """
     begin = time.perf_counter()
-    device = model.model.get_submodule("embed_tokens").weight.device
-    assert isinstance(device, torch.device)
+    first = next(tensor for module in model.modules() for tensor in _tensors(module).values())
+    device = first.device
     if not checkpoint.has_weights:
         logger.warning(
             "--load-format dummy: the weights are random numbers and the outputs are noise; only "
@@ -83,7 +83,7 @@ def load_weights(model: CausalModel, checkpoint: Checkpoint, dtype: torch.dtype)
     return time.perf_counter() - begin
 
 
-def draw_weights(model: CausalModel, device: torch.device) -> None:
+def draw_weights(model: LoadableModel, device: torch.device) -> None:
     """Random weights, the same each time on one kind of device.
 
     Projections keep the size of what they project, on average; norms do nothing.
@@ -93,13 +93,17 @@ def draw_weights(model: CausalModel, device: torch.device) -> None:
         if isinstance(module, RMSNorm):
             module.weight.fill_(1 - module.offset)
             continue
+        if isinstance(module, LayerNorm):
+            module.weight.fill_(1)
+            module.bias.zero_()
+            continue
         std = module.in_features**-0.5 if isinstance(module, Linear) else 0.02
         for tensor in _tensors(module).values():
             tensor.normal_(0, std, generator=generator)
 
 
 def _jobs(
-    model: CausalModel, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+    model: LoadableModel, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
 ) -> list[Callable[[], None]]:
     """What there is to read, in the order of the files; each job may run in any thread."""
     is_gguf = checkpoint.format == "gguf"
@@ -108,12 +112,15 @@ def _jobs(
     jobs: list[Callable[[], None]] = []
     for stored in checkpoint.tensors():
         where = f"{checkpoint.path}: {stored.name}"
-        name = model.gguf.translate(stored.name) if is_gguf else stored.name
-        if name is None:
+        translated = model.gguf.translate(stored.name) if is_gguf else stored.name
+        if translated is None:
             raise CheckpointError(f"{checkpoint.path}: unknown tensor {stored.name}")
-        if name.endswith(_DERIVED) or (model.is_tied and name == "lm_head.weight"):
+        if translated.endswith(_DERIVED) or (model.is_tied and translated == "lm_head.weight"):
             continue
-        if name in model.gguf.extra:
+        name = model.rename(translated)
+        if name is None:
+            continue
+        if is_gguf and name in model.gguf.extra:
             model.load_extra(name, stored.load(torch.float32))
             continue
         target = _target(model, name, where)
@@ -204,10 +211,12 @@ def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
         return module.tensors()
     if isinstance(module, Embedding | RMSNorm):
         return {"weight": module.weight}
+    if isinstance(module, LayerNorm):
+        return {"weight": module.weight, "bias": module.bias}
     return {}
 
 
-def _expected(model: CausalModel) -> set[str]:
+def _expected(model: LoadableModel) -> set[str]:
     """Every tensor name, as Hugging Face spells it, that must come."""
     parts: dict[str, dict[int, str]] = {}
     for name, (packed, part) in model.packed.items():
@@ -224,7 +233,7 @@ def _expected(model: CausalModel) -> set[str]:
     return names
 
 
-def _target(model: CausalModel, name: str, where: str) -> torch.Tensor:
+def _target(model: LoadableModel, name: str, where: str) -> torch.Tensor:
     """Where the tensor of this name, as Hugging Face spells it, belongs: a view.
 
     Raises:

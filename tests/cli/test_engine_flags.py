@@ -37,6 +37,8 @@ def test_every_field_is_a_flag(model: str) -> None:
         "num_threads": "2",
         "seed": "5",
         "scheduling_policy": "fair",
+        "task": "embed",
+        "pooling_type": "last",
     }
     names = {field.name for field in msgspec.structs.fields(EngineConfig)} - {"model"}
     switches = {"enable_prefix_caching", "async_scheduling", "enforce_eager"}
