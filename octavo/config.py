@@ -198,6 +198,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         allowed_methods: what those pages may ask by, `*` for all.
         allowed_headers: what headers those pages may send, `*` for all.
         allow_credentials: those pages may send cookies and the like.
+        api_server_count: processes that serve HTTP, tokenize and detokenize; with more than one, many
+            streams do not hang on one core.
+        state_dir: folder for what outlives a request (stored answers, files, batches), common to
+            all API servers; None: a temporary one that is removed at the end.
         served_model_names: names that requests may use; the first is the one in answers.
         tool_call_parser: how the model writes tool calls: a format's name, `auto` by its chat
             template, `none` to refuse tools.
@@ -229,6 +233,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     allowed_methods: tuple[str, ...] = ("*",)
     allowed_headers: tuple[str, ...] = ("*",)
     allow_credentials: bool = False
+    api_server_count: int = 1
+    state_dir: str | None = None
     served_model_names: tuple[str, ...] = ()
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
@@ -244,6 +250,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         bounds: list[tuple[str, float | None, float]] = [
+            ("--api-server-count", self.api_server_count, 1),
             ("--max-num-queued-requests", self.max_num_queued_requests, 0),
             ("--max-engine-restarts", self.max_engine_restarts, 0),
             ("--max-body-bytes", self.max_body_bytes, 1),
