@@ -11,7 +11,7 @@ from octavo.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from octavo.types import EngineInfo, RequestOptions, SamplingParams
+    from octavo.types import EngineInfo, PoolingParams, RequestOptions, SamplingParams, Task
 
 
 class EncodesText(Protocol):
@@ -36,6 +36,90 @@ def check_options(options: RequestOptions, info: EngineInfo) -> None:
         )
 
 
+def check_task(task: Task, info: EngineInfo) -> None:
+    """Refuse what this engine was not started for.
+
+    Raises:
+        InvalidRequestError: code `task_not_supported`; the message says which flag or route helps.
+    """
+    if task in info.tasks:
+        return
+    if "generate" in info.tasks:
+        raise InvalidRequestError(
+            f"this server generates text with {info.architecture}: to {task}, start one with "
+            f"`octavo serve MODEL --task {task}` (such as all-minilm for embeddings)",
+            code="task_not_supported",
+        )
+    routes = {"embed": "/v1/embeddings, /score and /rerank", "classify": "/classify"}
+    does = " and ".join(info.tasks)
+    use = routes.get(info.tasks[0], "/score and /rerank")
+    advice = "start one with a model that generates" if task == "generate" else f"use {use}"
+    raise InvalidRequestError(
+        f"this server was started to {does} with {info.architecture} and cannot {task}: {advice}"
+        + (f", or use {use} here" if task == "generate" else ""),
+        code="task_not_supported",
+    )
+
+
+def check_pooling(prompt_token_ids: Sequence[int], params: PoolingParams, info: EngineInfo) -> None:
+    """Refuse a request for a vector that this engine cannot make.
+
+    Raises:
+        InvalidRequestError: the engine has another task (code `task_not_supported`); the text is
+            empty, holds ids out of the vocabulary, or is longer than the context (code
+            `context_length_exceeded`); the vector cannot have so many dimensions.
+    """
+    check_task(params.task, info)
+    _check_ids(prompt_token_ids, info.vocab_size, "input")
+    if len(prompt_token_ids) > info.max_model_len:
+        raise InvalidRequestError(
+            f"the maximum context length is {info.max_model_len} tokens, but the input has "
+            f"{len(prompt_token_ids)}: shorten it, or give truncate_prompt_tokens",
+            param="input",
+            code="context_length_exceeded",
+        )
+    check_dimensions(params.dimensions, info)
+
+
+def check_dimensions(dimensions: int | None, info: EngineInfo) -> None:
+    """Refuse to cut vectors that lose their meaning when they are cut.
+
+    Raises:
+        InvalidRequestError: the model was not trained for it, or not for this length.
+    """
+    pooling = info.pooling
+    if dimensions is None or pooling is None:
+        return
+    if not pooling.is_matryoshka:
+        raise InvalidRequestError(
+            f"{info.architecture} is no Matryoshka model: its embeddings have "
+            f"{pooling.num_dimensions} dimensions, leave dimensions out",
+            param="dimensions",
+        )
+    allowed = pooling.matryoshka_dimensions
+    if allowed and dimensions not in allowed:
+        raise InvalidRequestError(
+            f"dimensions must be one of {', '.join(map(str, allowed))}, got {dimensions}",
+            param="dimensions",
+        )
+    if not 1 <= dimensions <= pooling.num_dimensions:
+        raise InvalidRequestError(
+            f"dimensions must be in 1..{pooling.num_dimensions}, got {dimensions}",
+            param="dimensions",
+        )
+
+
+def _check_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+    if not token_ids:
+        raise InvalidRequestError(f"the {param} has no tokens", param=param)
+    if min(token_ids) < 0 or max(token_ids) >= vocab_size:
+        wrong = next(i for i in token_ids if not 0 <= i < vocab_size)
+        raise InvalidRequestError(
+            f"the {param} has token id {wrong}, but ids go from 0 to {vocab_size - 1}",
+            param=param,
+        )
+
+
 def check_request(
     prompt_token_ids: Sequence[int],
     params: SamplingParams,
@@ -51,15 +135,9 @@ def check_request(
             allowed ids are out of the vocabulary, or there are stop strings or bad words and no
             tokenizer.
     """
+    check_task("generate", info)
     vocab_size, max_len = info.vocab_size, info.max_model_len
-    if not prompt_token_ids:
-        raise InvalidRequestError("the prompt has no tokens", param="prompt")
-    if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= vocab_size:
-        wrong = next(i for i in prompt_token_ids if not 0 <= i < vocab_size)
-        raise InvalidRequestError(
-            f"the prompt has token id {wrong}, but ids go from 0 to {vocab_size - 1}",
-            param="prompt",
-        )
+    _check_ids(prompt_token_ids, vocab_size, "prompt")
     if any(token_id >= vocab_size for token_id in params.stop_token_ids):
         raise InvalidRequestError(
             f"stop_token_ids must be below the vocabulary's size, {vocab_size}",

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Self
 import zmq
 
 import octavo.errors
-from octavo.engine.admission import check_options, check_request
+from octavo.engine.admission import check_options, check_pooling, check_request
 from octavo.engine.messages import (
     AbortRequests,
+    AddPooling,
     AddRequest,
     EngineFailed,
     EngineReady,
@@ -28,6 +29,7 @@ from octavo.engine.messages import (
     StepOutputs,
 )
 from octavo.engine.output import OutputProcessor, merge_deltas
+from octavo.engine.pending import PendingVector
 from octavo.engine.spawn import describe_exit
 from octavo.errors import EngineUnavailableError, QueueFullError, StartupError
 from octavo.observability.board import Gauge
@@ -37,9 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from octavo.engine.link import EngineHandle
-    from octavo.engine.messages import ToEngine, TokenOutput
+    from octavo.engine.messages import Admission, ToEngine, TokenOutput
     from octavo.text.tokenizer import Tokenizer
-    from octavo.types import EngineInfo, FinishReason, SamplingParams
+    from octavo.types import EngineInfo, FinishReason, Pooled, PoolingParams, SamplingParams
 
 logger = logging.getLogger("octavo.engine")
 
@@ -85,7 +87,7 @@ class AsyncEngine:
         self._unread = Gauge() if unread is None else unread
         self._unread.value = 0
         self._stats = EngineStats()
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, _Stream | PendingVector] = {}
         self._ids = itertools.count()
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[EngineInfo] = self._loop.create_future()
@@ -191,15 +193,8 @@ class AsyncEngine:
         prompt = list(prompt_token_ids)
         params = check_request(prompt, params, self.info, has_tokenizer=self._tokenizer is not None)
         check_options(options, self.info)
-        if not self.is_alive:
-            raise self._unavailable()
-        self._check_queue()
-        # Ids of our own: callers choose theirs, and one may come again while its last outputs are
-        # still on their way.
-        engine_id = f"{request_id}:{self._channel.name}:{next(self._ids)}"
+        engine_id = self._admit(request_id)
         stream = _Stream(request_id, OutputProcessor(prompt, params, self._tokenizer), self._loop)
-        if not self._streams:
-            self._last_message_at = time.monotonic()
         message = AddRequest(
             engine_id,
             prompt,
@@ -209,17 +204,7 @@ class AsyncEngine:
             options.priority,
             options.tenant,
         )
-        if not self._send(message):
-            raise self._unavailable()
-        self._num_sent += 1
-        self._unread.value = self._num_sent - self._stats.num_received
-        self._streams[engine_id] = stream
-        # The deadline is kept here: so it holds while the engine hangs, and needs no common clock.
-        timer = (
-            self._loop.call_later(options.timeout_s, self._end, engine_id, "timeout")
-            if options.timeout_s is not None
-            else None
-        )
+        timer = self._begin(stream, message, options.timeout_s)
         try:
             while True:
                 delta = await stream.next()
@@ -231,6 +216,62 @@ class AsyncEngine:
                 timer.cancel()
             if self._streams.pop(engine_id, None) is not None:
                 self._send(AbortRequests([engine_id]))
+
+    async def pool(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: PoolingParams,
+        *,
+        request_id: str,
+        options: RequestOptions = _NO_OPTIONS,
+    ) -> Pooled:
+        """See `EngineClient.pool`."""
+        prompt = list(prompt_token_ids)
+        check_pooling(prompt, params, self.info)
+        check_options(options, self.info)
+        engine_id = self._admit(request_id)
+        pending = PendingVector(request_id, self._loop)
+        message = AddPooling(engine_id, prompt, params, options.priority, options.tenant)
+        timer = self._begin(pending, message, options.timeout_s)
+        try:
+            return await pending.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if self._streams.pop(engine_id, None) is not None:
+                self._send(AbortRequests([engine_id]))
+
+    def _admit(self, request_id: str) -> str:
+        """The engine's id for a newcomer.
+
+        Ids of our own: callers choose theirs, and one may come again while its last outputs are
+        still on their way.
+
+        Raises:
+            EngineUnavailableError: there is no engine, or no place.
+        """
+        if not self.is_alive:
+            raise self._unavailable()
+        self._check_queue()
+        return f"{request_id}:{self._channel.name}:{next(self._ids)}"
+
+    def _begin(
+        self, stream: _Stream | PendingVector, message: Admission, timeout_s: float | None
+    ) -> asyncio.TimerHandle | None:
+        """Send a request off; what will end it when its time is up.
+
+        The deadline is kept here: so it holds while the engine hangs, and needs no common clock.
+        """
+        if not self._streams:
+            self._last_message_at = time.monotonic()
+        if not self._send(message):
+            raise self._unavailable()
+        self._num_sent += 1
+        self._unread.value = self._num_sent - self._stats.num_received
+        self._streams[message.request_id] = stream
+        if timeout_s is None:
+            return None
+        return self._loop.call_later(timeout_s, self._end, message.request_id, "timeout")
 
     async def abort(self, request_id: str) -> None:
         """End a request: its last delta says `abort`. Unknown ids are ignored."""
@@ -308,6 +349,10 @@ class AsyncEngine:
                 self._unread.value = self._num_sent - message.stats.num_received
                 for output in message.outputs:
                     self._deliver(output)
+                for pooled in message.pooled:
+                    pending = self._streams.pop(pooled.request_id, None)
+                    if isinstance(pending, PendingVector):  # else it was aborted meanwhile
+                        pending.push(pooled)
             elif isinstance(message, EngineStarted):
                 self.process_startup_s = message.after_s
                 self._process.forget_address()
@@ -321,7 +366,7 @@ class AsyncEngine:
 
     def _deliver(self, output: TokenOutput) -> None:
         stream = self._streams.get(output.request_id)
-        if stream is None:
+        if not isinstance(stream, _Stream):
             return  # aborted meanwhile
         try:
             stream.push(output)

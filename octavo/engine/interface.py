@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from octavo.types import Delta, EngineInfo, EngineStats, RequestOptions, SamplingParams
+    from octavo.types import (
+        Delta,
+        EngineInfo,
+        EngineStats,
+        Pooled,
+        PoolingParams,
+        RequestOptions,
+        SamplingParams,
+    )
 
 
 class EngineClient(Protocol):
@@ -59,6 +67,28 @@ class EngineClient(Protocol):
                 engine has no priorities.
             EngineUnavailableError: before the first delta: `check_health` would raise, or too many
                 requests wait (`QueueFullError`).
+        """
+        ...
+
+    async def pool(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: PoolingParams,
+        *,
+        request_id: str,
+        options: RequestOptions = ...,
+    ) -> Pooled:
+        """A text's vector. Cancelling the call aborts the request, if it still waits.
+
+        Args:
+            prompt_token_ids: 1 to `info.max_model_len` ids, each below `info.vocab_size`.
+            params: what is wanted; its task is one of `info.tasks`.
+            request_id: unique among the requests in flight.
+            options: `timeout_s` counts from this call.
+
+        Raises:
+            InvalidRequestError: the engine cannot do that, or not with this text.
+            EngineUnavailableError: `check_health` would raise, or too many requests wait.
         """
         ...
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from octavo.engine.client import AsyncEngine
-    from octavo.types import Delta, EngineInfo, SamplingParams
+    from octavo.types import Delta, EngineInfo, Pooled, PoolingParams, SamplingParams
 
 logger = logging.getLogger("octavo.engine")
 
@@ -87,6 +87,20 @@ class EngineSuccession:
         """See `EngineClient.generate`; refuses at once while there is no engine."""
         self._check_up()
         return self._engine.generate(
+            prompt_token_ids, params, request_id=request_id, options=options
+        )
+
+    async def pool(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: PoolingParams,
+        *,
+        request_id: str,
+        options: RequestOptions = _NO_OPTIONS,
+    ) -> Pooled:
+        """See `EngineClient.pool`; refuses at once while there is no engine."""
+        self._check_up()
+        return await self._engine.pool(
             prompt_token_ids, params, request_id=request_id, options=options
         )
 
