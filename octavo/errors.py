@@ -73,11 +73,13 @@ class RequestError(OctavoError):
         type: OpenAI's error type.
         retry_after_s: when the same request may be worth another try, seconds from now; None:
             that is not known, or it never is.
+        request_id: of the HTTP request, set where the error is answered.
     """
 
     status: int = 400
     type: str = "invalid_request_error"
     retry_after_s: int | None = None
+    request_id: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)

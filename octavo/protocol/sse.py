@@ -27,6 +27,11 @@ def event(value: Any) -> bytes:
     return b"data: %b\n\n" % _encoder.encode(value)
 
 
+def named_event(name: str, value: Any) -> bytes:
+    """One event with a name, by which readers tell what its value is."""
+    return b"event: %b\n%b" % (name.encode("ascii"), event(value))
+
+
 class TextEvents:
     """Events that differ in one text alone: the rest of them is encoded once.
 

@@ -54,8 +54,12 @@ class SlowRequestError(RequestError):
 
 def as_request_error(exc: Exception, request_id: str) -> RequestError:
     """What the caller may know of a failure. What the caller must not know goes to the log."""
-    if isinstance(exc, RequestError):
-        return exc
+    error = exc if isinstance(exc, RequestError) else _own_failure(exc, request_id)
+    error.request_id = request_id
+    return error
+
+
+def _own_failure(exc: Exception, request_id: str) -> InternalError:
     if isinstance(exc, EngineError):
         logger.error("request %s: the engine failed: %s", request_id, exc)
         what, code = "The engine failed while it computed this request", "engine_error"
@@ -118,7 +122,8 @@ class ErrorAnswers:
         except ClientDisconnect:
             raise
         except HTTPException as exc:
-            error, headers = routing_error(scope, exc), exc.headers
+            error = as_request_error(routing_error(scope, exc), request_id_of(scope))
+            headers = exc.headers
         except Exception as exc:
             error = as_request_error(exc, request_id_of(scope))
             if exchange_of(scope).status is not None:

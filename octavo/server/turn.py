@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import msgspec
+
 from octavo.errors import InvalidRequestError
 from octavo.protocol.generation import nth_choice
 from octavo.protocol.tools import template_tools
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from octavo.server.context import ServerContext
     from octavo.text.answers import AnswerParser
     from octavo.text.tools.events import Answer, Event
-    from octavo.types import Delta, RequestOptions
+    from octavo.types import Delta, RequestOptions, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,22 @@ class Choice:
     finish_reason: str | None
 
 
+async def encode_messages(context: ServerContext, body: ChatCompletionRequest) -> list[int]:
+    """The conversation as the model reads it, token ids; its length is not checked.
+
+    Raises:
+        InvalidRequestError: the template refuses the messages.
+    """
+    return await context.prompts.encode_chat(
+        body.messages,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        template_kwargs=body.chat_template_kwargs,
+        add_special_tokens=bool(body.add_special_tokens),
+        tools=template_tools(body.offered_tools) or None,
+    )
+
+
 class ChatTurn:
     """One or several answers to a conversation. Make it with `start`.
 
@@ -67,10 +85,17 @@ class ChatTurn:
         model: the served name.
         prompt_token_ids: the conversation as the model reads it.
         usage: token counts so far.
+        is_clipped: the answer may be shorter than was asked for, as the context ends before.
     """
 
     def __init__(
-        self, context: ServerContext, body: ChatCompletionRequest, answer_id: str, jobs: list[Job]
+        self,
+        context: ServerContext,
+        answer_id: str,
+        jobs: list[Job],
+        parsers: list[AnswerParser | None],
+        *,
+        is_clipped: bool = False,
     ) -> None:
         self.id = answer_id
         self.created = int(time.time())
@@ -79,7 +104,8 @@ class ChatTurn:
         self._context = context
         self._jobs = jobs
         self._usage = UsageCounter([len(self.prompt_token_ids)] * len(jobs), len(jobs))
-        self._parsers = [context.reading.parser(body, self.prompt_token_ids) for _ in jobs]
+        self.is_clipped = is_clipped
+        self._parsers = parsers
         self._has_calls = [False] * len(jobs)
 
     @classmethod
@@ -91,6 +117,9 @@ class ChatTurn:
         arrived: float,
         options: RequestOptions,
         answer_id: str | None = None,
+        prompt_token_ids: list[int] | None = None,
+        is_plain: bool = False,
+        clips: bool = False,
     ) -> ChatTurn:
         """Check the request, render and encode the conversation; nothing runs yet.
 
@@ -100,6 +129,10 @@ class ChatTurn:
             arrived: when the HTTP request came, `time.perf_counter()`.
             options: how to treat it.
             answer_id: None: a new one, as OpenAI's chats have.
+            prompt_token_ids: stands for the messages; None: they are rendered and encoded.
+            is_plain: the answer's text is all content, whatever the model's formats are.
+            clips: an answer that may be longer than the context has room for is not refused, but
+                ends there.
 
         Raises:
             RequestError: the request cannot be served.
@@ -107,29 +140,34 @@ class ChatTurn:
         context.check_model(body.model)
         body.check()
         context.reading.check(body)
-        params = context.reading.params(body.sampling_params(context.defaults), body)
+        params = body.sampling_params(context.defaults)
+        if not is_plain:
+            params = context.reading.params(params, body)
         encoder = context.prompts
         encoder.check_ids(params.stop_token_ids, param="stop_token_ids")
-        ids = await encoder.encode_chat(
-            body.messages,
-            add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message,
-            template_kwargs=body.chat_template_kwargs,
-            add_special_tokens=bool(body.add_special_tokens),
-            tools=template_tools(body.offered_tools) or None,
-        )
+        ids = prompt_token_ids
+        if ids is None:
+            ids = await encode_messages(context, body)
+        wanted = params.max_tokens
+        if clips:
+            params = msgspec.structs.replace(params, max_tokens=None)
         try:
             params = encoder.fit(
                 params, len(ids), prompt="messages", max_tokens=body.max_tokens_field
             )
         except InvalidRequestError as exc:
             raise body.in_own_names(exc) from None
+        is_clipped = False
+        if clips and wanted is not None:
+            params, is_clipped = _bounded(params, wanted)
         answer_id = answer_id or f"chatcmpl-{uuid4().hex}"
         jobs = [
             Job(f"{answer_id}-{index}", ids, nth_choice(params, index), arrived, options)
             for index in range(body.num_choices)
         ]
-        return cls(context, body, answer_id, jobs)
+        reading = context.reading
+        parsers = [None if is_plain else reading.parser(body, ids) for _ in jobs]
+        return cls(context, answer_id, jobs, parsers, is_clipped=is_clipped)
 
     @property
     def num_choices(self) -> int:
@@ -179,7 +217,7 @@ class ChatTurn:
                 yield Part(index, events, delta, reason)
 
     def _read(self, index: int, delta: Delta) -> list[Event]:
-        parser: AnswerParser | None = self._parsers[index]
+        parser = self._parsers[index]
         if parser is None:
             return [Content(delta.text)] if delta.text else []
         events = parser.push(delta.text)
@@ -188,3 +226,10 @@ class ChatTurn:
         events = merged(events)
         self._has_calls[index] |= any(isinstance(event, CallBegin) for event in events)
         return events
+
+
+def _bounded(params: SamplingParams, wanted: int) -> tuple[SamplingParams, bool]:
+    """The parameters with no more than the wanted length, and whether that is more than theirs."""
+    room = params.max_tokens
+    assert room is not None  # fitted to the context
+    return msgspec.structs.replace(params, max_tokens=min(room, wanted)), wanted > room
