@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from octavo.types import EngineInfo, StepPlan, StepResult
+    from octavo.types import EngineInfo, StepMasks, StepPlan, StepResult
 
 
 class Executor(Protocol):
@@ -19,11 +19,17 @@ class Executor(Protocol):
 
     info: EngineInfo
 
-    def submit(self, plan: StepPlan) -> Future[StepResult]:
-        """Begin a step. The future carries an exception when the step failed; rows of the failed
-        step must then be reinitialised (`StepPlan.new_rows`) before they are used again. Steps that
-        were planned before the failure was known may still name them: what those compute for them
-        is ignored, and must not make them fail. `DeviceLostError` means that no step can run.
+    def submit(self, plan: StepPlan, masks: Future[StepMasks] | None = None) -> Future[StepResult]:
+        """Begin a step.
+
+        `masks` may be set after this returns, but before the next step is submitted, and by the
+        thread that submits: the forward pass does not wait for it, only the sampling. Where
+        `num_steps_ahead` is 0 it is set before. If it is cancelled or fails, the step fails.
+
+        The future carries an exception when the step failed; rows of the failed step must then be
+        reinitialised (`StepPlan.new_rows`) before they are used again. Steps that were planned
+        before the failure was known may still name them: what those compute for them is ignored,
+        and must not make them fail. `DeviceLostError` means that no step can run.
         """
         ...
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from octavo.config import EngineConfig
     from octavo.runner.steps import LaunchedStep
-    from octavo.types import StepPlan
+    from octavo.types import StepMasks, StepPlan
     from octavo.weights.checkpoint import Checkpoint
 
 
@@ -59,7 +59,7 @@ class _RunnerExecutor:
 
 
 class InProcessExecutor(_RunnerExecutor):
-    """`submit` returns when the step is done.
+    """`submit` returns when the step is done. Masks that are not set yet are waited for.
 
     Attributes:
         num_steps_ahead: steps that may be in flight while the next one is planned.
@@ -67,11 +67,11 @@ class InProcessExecutor(_RunnerExecutor):
 
     num_steps_ahead = 0
 
-    def submit(self, plan: StepPlan) -> Future[StepResult]:
+    def submit(self, plan: StepPlan, masks: Future[StepMasks] | None = None) -> Future[StepResult]:
         """See `engine.executor.Executor`."""
         future: Future[StepResult] = Future()
         try:
-            future.set_result(_execute(self.runner, plan))
+            future.set_result(_execute(self.runner, plan, masks))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -103,13 +103,17 @@ class ThreadExecutor:
         self.info = self.runner.info
         self.token_budget = self.runner.token_budget
         self.max_num_seqs = self.runner.max_num_seqs
+        self._masks: Future[StepMasks] | None = None
 
-    def submit(self, plan: StepPlan) -> Future[StepResult]:
+    def submit(self, plan: StepPlan, masks: Future[StepMasks] | None = None) -> Future[StepResult]:
         """See `engine.executor.Executor`."""
-        return self._thread.submit(_execute, self.runner, plan)
+        self._masks = masks
+        return self._thread.submit(_execute, self.runner, plan, masks)
 
     def close(self) -> None:
         """Drop the model and the cache."""
+        if self._masks is not None:
+            self._masks.cancel()  # nobody will set them, and the thread would wait for ever
         self._thread.shutdown()
         del self.runner
 
@@ -117,16 +121,19 @@ class ThreadExecutor:
 class StreamExecutor(_RunnerExecutor):
     """A device with a queue of its own: `submit` returns when the step is in the queue.
 
+    Without its masks that is the forward pass alone; whoever sets the masks, in the engine's own
+    thread and before the next step, puts the sampling into the queue by that.
+
     Attributes:
         num_steps_ahead: steps that may be in flight while the next one is planned.
     """
 
     num_steps_ahead = 1
 
-    def submit(self, plan: StepPlan) -> Future[StepResult]:
+    def submit(self, plan: StepPlan, masks: Future[StepMasks] | None = None) -> Future[StepResult]:
         """See `engine.executor.Executor`."""
         with _device_errors(self.runner):
-            return _Queued(self.runner, self.runner.launch(plan))
+            return _Queued(self.runner, self.runner.launch(plan, masks))
 
 
 class _Queued(Future[StepResult]):
@@ -146,7 +153,7 @@ class _Queued(Future[StepResult]):
 DeviceExecutor = InProcessExecutor | ThreadExecutor | StreamExecutor
 
 
-def _execute(runner: ModelRunner, plan: StepPlan) -> StepResult:
+def _execute(runner: ModelRunner, plan: StepPlan, masks: Future[StepMasks] | None) -> StepResult:
     """Run a step.
 
     Raises:
@@ -154,7 +161,7 @@ def _execute(runner: ModelRunner, plan: StepPlan) -> StepResult:
         Exception: whatever else made the step fail; the next ones may well work.
     """
     with _device_errors(runner):
-        return runner.execute(plan)
+        return runner.execute(plan, masks)
 
 
 @contextmanager

@@ -8,10 +8,10 @@ waits for the device but `DeviceStep.result`.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,10 @@ from octavo.attention.interface import BatchLayout, StepTensors
 from octavo.attention.work import StepShape
 from octavo.layers.batch import ForwardBatch
 from octavo.runner.batch import HostBatch, lay_out
+from octavo.runner.changed_logits import ChangedLogits, StepInputs
+from octavo.runner.device_step import DeferredStep, DeviceStep, HostMark
 from octavo.runner.graphs import Graph, GraphMaker
+from octavo.runner.masks import read_masks
 from octavo.runner.places import (
     NUM_UPDATES,
     Slot,
@@ -35,15 +38,17 @@ from octavo.types import StepResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
     from octavo.attention.interface import AttentionSpec
     from octavo.attention.sections import Section
     from octavo.attention.shared_prefix import SharedPrefix
     from octavo.attention.triton_paged import PlannedWork, TritonAttention
     from octavo.models.base import CausalModel
+    from octavo.runner.device_step import Mark
     from octavo.runner.rows import RowTable
-    from octavo.runner.sampler import Sampled, SamplerRows
-    from octavo.types import PositionLogprobs, StepPlan
+    from octavo.runner.sampler import SamplerRows
+    from octavo.types import StepMasks, StepPlan
 
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384,
                 512)  # fmt: skip
@@ -63,68 +68,6 @@ NUM_SLOTS = 4
 """Steps in flight that the host's pinned memory has room for; two are, when it runs ahead."""
 
 
-class Mark(Protocol):
-    """A place in a device's queue, such as a CUDA event."""
-
-    def synchronize(self) -> None:
-        """Wait until the device has come here."""
-        ...
-
-    def elapsed_time(self, end: Any) -> float:
-        """Milliseconds until `end`."""
-        ...
-
-
-class HostMark:
-    """A place in the queue of a device that computes at once."""
-
-    def __init__(self) -> None:
-        self._at = time.perf_counter()
-
-    def synchronize(self) -> None:
-        """See `Mark`."""
-
-    def elapsed_time(self, end: HostMark) -> float:
-        """See `Mark`."""
-        return (end._at - self._at) * 1e3
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceStep:
-    """A step in the device's queue.
-
-    Attributes:
-        token_ids: [n] int32 in pinned memory, valid after `end` and until the memory is used again
-            by the step that comes `NUM_SLOTS` later.
-        special: rows of the batch whose sampling reports log-probabilities in `sampled`.
-    """
-
-    step_id: int
-    begin: Mark
-    end: Mark
-    token_ids: np.ndarray | None
-    special: np.ndarray | None = None
-    sampled: Sampled | None = None
-
-    def result(self) -> StepResult:
-        """See `LaunchedStep`."""
-        self.end.synchronize()
-        device_ns = round(self.begin.elapsed_time(self.end) * 1e6)
-        if self.token_ids is None:
-            return StepResult(self.step_id, [], [], device_ns)
-        return StepResult(self.step_id, self.token_ids.tolist(), self._logprobs(), device_ns)
-
-    def _logprobs(self) -> list[PositionLogprobs | None]:
-        if self.sampled is None or self.sampled.reports is None:
-            return []
-        assert self.special is not None
-        assert self.token_ids is not None
-        entries: list[PositionLogprobs | None] = [None] * len(self.token_ids)
-        for place, entry in zip(self.special.tolist(), self.sampled.logprobs, strict=True):
-            entries[place] = entry
-        return entries
-
-
 @dataclass(frozen=True, slots=True)
 class _Captured:
     """A step of the largest shape that is replayed for all that fit into it.
@@ -141,6 +84,26 @@ class _Captured:
     graph: Graph
     token_ids: torch.Tensor
     keeps: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step whose plain sampling is in the queue.
+
+    Attributes:
+        logits: [n or more, v].
+        input_ids: [t] int32 on the device.
+        token_ids: [n or more] int32 on the device.
+        slot: of a replayed step.
+    """
+
+    step_id: int
+    begin: Mark
+    host: HostBatch
+    logits: torch.Tensor
+    input_ids: torch.Tensor
+    token_ids: torch.Tensor
+    slot: Slot | None = None
 
 
 class QueuedSteps:
@@ -168,12 +131,17 @@ class QueuedSteps:
         self._staging = Staging(device)
         self._block_tables = torch.zeros(table.block_tables.shape, dtype=torch.int32, device=device)
         self._last_token = torch.zeros(len(table.num_tokens), dtype=torch.int32, device=device)
+        num_blocks = kv_caches[0].nbytes // backend.bytes_per_block(spec)
+        self._changer = ChangedLogits(
+            table, self._block_tables, num_blocks * spec.block_size, spec.block_size, self._staging
+        )
         self._graphs = GraphMaker(device)
         self._captured: dict[StepShape, _Captured] = {}
         # By the number of rows; the others rise.
         self._decodes: list[_Captured | None] = [None]
         self._mixed: list[_Captured] = []
         self._slots: deque[Slot] = deque()
+        self._deferred: DeferredStep | None = None
         if shapes:
             most_tokens = max(shape.num_tokens for shape in shapes)
             most_rows = max(shape.num_seqs for shape in shapes)
@@ -186,8 +154,11 @@ class QueuedSteps:
             self._token_ids = torch.zeros(most_rows, dtype=torch.int32, device=device)
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> DeviceStep | FinishedStep:
-        """See `Steps`."""
+    def launch(
+        self, plan: StepPlan, masks: Future[StepMasks] | None = None
+    ) -> DeviceStep | DeferredStep | FinishedStep:
+        """See `Steps`. Where masks are not set yet, whoever sets them has the step go on."""
+        assert self._deferred is None or self._deferred.is_queued
         updates = self._table.apply(plan)
         for init in plan.new_rows:
             self._sampler.set(init.row, init)
@@ -200,14 +171,41 @@ class QueuedSteps:
         )
         captured = self._find(host, shares=bool(shared))
         if captured is not None:
-            return self._replay(plan.step_id, captured, host, updates, shared, begin)
-        logits, sampling = self._run(host, updates, shared)
-        if not len(host.sampled_rows):
-            return DeviceStep(plan.step_id, begin, self._mark(), None)
-        on_device, special, sampled = self._choose(logits, host.sampled_rows, sampling)
-        self._table.append(host.sampled_rows)
-        token_ids = on_device.to("cpu", non_blocking=True).numpy()
-        return DeviceStep(plan.step_id, begin, self._mark(), token_ids, special, sampled)
+            launched = self._replay(plan.step_id, captured, host, updates, shared, begin)
+        else:
+            launched = self._run(plan.step_id, host, updates, shared, begin)
+        if masks is None:
+            return self._finish(launched, None)
+        if masks.done():
+            return self._finish(launched, masks.result())
+        if launched.slot is not None:
+            launched.slot.end = self._mark()  # if it does not go on
+        self._deferred = DeferredStep(masks, partial(self._finish, launched))
+        return self._deferred
+
+    @torch.inference_mode()
+    def _finish(self, launched: _Launched, masks: StepMasks | None) -> DeviceStep:
+        """Sample rows that ask for more than a temperature anew, and send tokens to the host."""
+        host, slot = launched.host, launched.slot
+        rows = host.sampled_rows
+        token_ids = reports = None
+        if len(rows):
+            reports = choose_special(
+                launched.logits, launched.token_ids, self._last_token, rows,
+                self._table.num_tokens[rows], self._sampler, self._staging, self._changer,
+                StepInputs(launched.input_ids, host.logit_indices),
+                read_masks(masks, rows, launched.logits.shape[1]),
+            )  # fmt: skip
+            self._table.append(rows)
+            if slot is None:
+                token_ids = launched.token_ids.to("cpu", non_blocking=True).numpy()
+            else:
+                slot.outputs[: len(launched.token_ids)].copy_(launched.token_ids, non_blocking=True)
+                token_ids = slot.outputs.numpy()[: len(rows)]
+        end = self._mark()
+        if slot is not None:
+            slot.end = end
+        return DeviceStep(launched.step_id, launched.begin, end, token_ids, reports)
 
     @torch.inference_mode()
     def capture(
@@ -314,7 +312,7 @@ class QueuedSteps:
         updates: Section,
         shared: Sequence[SharedPrefix],
         begin: Mark,
-    ) -> DeviceStep:
+    ) -> _Launched:
         shape = captured.shape
         if updates.shape[1] > NUM_UPDATES:
             self._update_tables(updates[:, NUM_UPDATES:])
@@ -326,15 +324,9 @@ class QueuedSteps:
         work = self._plan(host, shape, shared if shape.shares else ())
         self._send(slot, shape, captured.tables, host, updates, work)
         captured.graph.replay()
-        rows = host.sampled_rows
-        token_ids = special = sampled = None
-        if len(rows):
-            special, sampled = self._choose_special(captured.graph.output, captured.token_ids, rows)
-            self._table.append(rows)
-            slot.outputs[: shape.num_seqs].copy_(captured.token_ids, non_blocking=True)
-            token_ids = slot.outputs.numpy()[: len(rows)]
-        slot.end = self._mark()
-        return DeviceStep(step_id, begin, slot.end, token_ids, special, sampled)
+        return _Launched(
+            step_id, begin, host, captured.graph.output, self._input_ids, captured.token_ids, slot
+        )
 
     def _send(
         self,
@@ -381,9 +373,16 @@ class QueuedSteps:
         prepare(nothing, nothing, self._last_token, nothing, on_device, self._block_tables)
 
     def _run(
-        self, host: HostBatch, updates: Section, shared: Sequence[SharedPrefix]
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        self,
+        step_id: int,
+        host: HostBatch,
+        updates: Section,
+        shared: Sequence[SharedPrefix],
+        begin: Mark,
+    ) -> _Launched:
         from octavo.kernels.prepare import prepare
+        from octavo.kernels.sampling import sample_plain
+        from octavo.kernels.uniform import draw_uniform
 
         work = self._plan(host, None, shared)
         sections = [
@@ -409,7 +408,17 @@ class QueuedSteps:
             meta=work.bind(on_device[9:], step),
             kv_caches=self._kv_caches,
         )
-        return self._model(batch), sampling
+        logits: torch.Tensor = self._model(batch)
+        temperature, seeds, lengths, device_rows = sampling
+        sampled = torch.empty_like(lengths)
+        if len(sampled):
+            uniform = torch.empty_like(lengths, dtype=torch.float32)
+            draw_uniform(seeds, lengths, uniform)
+            sample_plain(
+                logits, temperature.view(torch.float32), uniform, device_rows, self._last_token,
+                sampled,
+            )  # fmt: skip
+        return _Launched(step_id, begin, host, logits, out_ids, sampled)
 
     def _sampling_sections(self, host: HostBatch) -> list[Section]:
         """Temperatures as bits, seeds, lengths, and rows."""
@@ -420,36 +429,6 @@ class QueuedSteps:
             self._table.num_tokens[rows].astype(np.int32),
             rows.astype(np.int32),
         ]
-
-    def _choose(
-        self, logits: torch.Tensor, rows: np.ndarray, sampling: list[torch.Tensor]
-    ) -> tuple[torch.Tensor, np.ndarray | None, Sampled | None]:
-        """[n] int32 tokens, and what `_choose_special` returns."""
-        from octavo.kernels.sampling import sample_plain
-        from octavo.kernels.uniform import draw_uniform
-
-        temperature, seeds, lengths, device_rows = sampling
-        token_ids = torch.empty_like(lengths)
-        uniform = torch.empty_like(lengths, dtype=torch.float32)
-        draw_uniform(seeds, lengths, uniform)
-        sample_plain(
-            logits, temperature.view(torch.float32), uniform, device_rows, self._last_token,
-            token_ids,
-        )  # fmt: skip
-        return token_ids, *self._choose_special(logits, token_ids, rows)
-
-    def _choose_special(
-        self, logits: torch.Tensor, token_ids: torch.Tensor, rows: np.ndarray
-    ) -> tuple[np.ndarray | None, Sampled | None]:
-        """Sample rows that ask for more than a temperature anew, in the place of their tokens.
-
-        Returns:
-            Which rows of the batch report log-probabilities, and these.
-        """
-        return choose_special(
-            logits, token_ids, self._last_token, rows, self._table.num_tokens[rows], self._sampler,
-            self._staging,
-        )  # fmt: skip
 
 
 def graph_shapes(max_num_seqs: int, token_budget: int) -> tuple[StepShape, ...]:

@@ -46,6 +46,7 @@ from octavo.types import EngineInfo, KVCacheLayout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from concurrent.futures import Future
 
     from octavo.attention.work import StepShape
     from octavo.config import EngineConfig
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from octavo.models.base import CausalModel, ModelShape
     from octavo.runner.queued_steps import QueuedSteps
     from octavo.runner.steps import LaunchedStep
-    from octavo.types import StepPlan, StepResult
+    from octavo.types import StepMasks, StepPlan, StepResult
     from octavo.weights.checkpoint import Checkpoint
 
 logger = logging.getLogger("octavo")
@@ -151,13 +152,13 @@ class ModelRunner:
         """Whether a launched step is still running when `launch` returns."""
         return not isinstance(self._steps, EagerSteps)
 
-    def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Begin a step. An exception leaves the plan's rows to be initialised anew."""
-        return self._steps.launch(plan)
+    def launch(self, plan: StepPlan, masks: Future[StepMasks] | None = None) -> LaunchedStep:
+        """Begin a step; see `steps.Steps`."""
+        return self._steps.launch(plan, masks)
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, masks: Future[StepMasks] | None = None) -> StepResult:
         """Run one step to its end."""
-        return self._steps.launch(plan).result()
+        return self._steps.launch(plan, masks).result()
 
     def _mark(self, part: str) -> None:
         """A part of start-up has ended now."""

@@ -3,12 +3,12 @@
 What a row gets depends on its own logits, parameters, seed and position alone, bit for bit, and
 never on the rest of the batch. Knows nothing of requests, models, text or when a request ends.
 
-Order for random rows: temperature, then min-p, top-k and top-p on the scaled distribution, as
-`transformers` composes its warpers; then the inverse of the cumulative distribution at one uniform
-number (`philox.uniform`). Rows without top-k and top-p need no order among tokens, so their
-distribution is accumulated in token order; the others are accumulated from the most probable token
-down, ties by lower token id. (Steps that are queued on a GPU sample by `special.py`'s kernels: the
-same distributions, accumulated in another order.)
+First come the changes of logits (`changes.py`). For random rows then temperature, and min-p, top-k
+and top-p on the scaled distribution, as `transformers` composes its warpers; then the inverse of
+the cumulative distribution at one uniform number (`philox.uniform`). Rows without top-k and top-p
+need no order among tokens, so their distribution is accumulated in token order; the others are
+accumulated from the most probable token down, ties by lower token id. (Steps that are queued on a
+GPU sample by `special.py`'s kernels: the same distributions, accumulated in another order.)
 
 Shapes: n rows, v vocabulary, c candidates (the c most probable tokens), m rows of a subset.
 """
@@ -16,14 +16,23 @@ Shapes: n rows, v vocabulary, c candidates (the c most probable tokens), m rows 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo.runner.changes import RowChanges, change_logits
+from octavo.runner.order import INT32_MAX, below_max, order_keys, smallest, token_ids_of
 from octavo.runner.philox import uniform
-from octavo.types import PositionLogprobs, RowInit, TokenLogprob
+from octavo.runner.reports import report
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from octavo.runner.masks import Words
+    from octavo.runner.reports import Reports
+    from octavo.types import PositionLogprobs, RowInit
 
 Rows = NDArray[np.int64]
 
@@ -33,7 +42,6 @@ NUM_CANDIDATES = 1024
 MAX_DEVICE_LOGITS = 2**24
 """How many logits are worked on at a time on a GPU: some 500 MB of keys and sorted keys."""
 
-_INT32_MAX = 2**31 - 1
 _FLOAT32 = np.finfo(np.float32)
 
 
@@ -46,8 +54,7 @@ class SamplerRows:
         top_p, min_p: float32.
         seed: uint64.
         num_logprobs: int32, -1 for none.
-        min_tokens, num_prompt_tokens: int64.
-        stop_token_ids: one int64 array per row.
+        changes: what rows change in their logits; rows that change nothing are not in it.
         truncates: bool, random and not from all tokens (of a vocabulary larger than `top_k`).
         is_plain: bool, nothing asked for but a temperature.
     """
@@ -59,9 +66,7 @@ class SamplerRows:
         self.min_p = np.zeros(max_num_seqs, np.float32)
         self.seed = np.zeros(max_num_seqs, np.uint64)
         self.num_logprobs = np.full(max_num_seqs, -1, np.int32)
-        self.min_tokens = np.zeros(max_num_seqs, np.int64)
-        self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
-        self.stop_token_ids: list[Rows] = [np.empty(0, np.int64) for _ in range(max_num_seqs)]
+        self.changes: dict[int, RowChanges] = {}
         self.truncates = np.zeros(max_num_seqs, np.bool_)
         self.is_plain = np.zeros(max_num_seqs, np.bool_)
 
@@ -77,26 +82,19 @@ class SamplerRows:
         if temperature > 0:  # a tiny one must not become greedy, a huge one not infinite
             temperature = min(max(temperature, float(_FLOAT32.tiny)), float(_FLOAT32.max))
         self.temperature[row] = temperature
-        self.top_k[row] = min(max(params.top_k, 0), _INT32_MAX)
+        self.top_k[row] = min(max(params.top_k, 0), INT32_MAX)
         self.top_p[row] = max(params.top_p, float(_FLOAT32.tiny))
         self.min_p[row] = params.min_p
         self.seed[row] = init.seed % 2**64  # two's complement of a signed seed
         self.num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
-        self.min_tokens[row] = params.min_tokens
-        self.num_prompt_tokens[row] = init.num_prompt_tokens
-        self.stop_token_ids[row] = np.array(init.stop_token_ids, np.int64)
+        changes = RowChanges(init)
+        self.changes.pop(row, None)
+        if changes.changes_any:
+            self.changes[row] = changes
         truncates = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
         self.truncates[row] = truncates and temperature > 0
-        alone = params.logprobs is None and not params.min_tokens
+        alone = params.logprobs is None and row not in self.changes
         self.is_plain[row] = alone and not self.truncates[row]
-
-
-class Reports(Protocol):
-    """Log-probabilities on their way to the host."""
-
-    def entries(self, num_rows: int) -> list[PositionLogprobs | None]:
-        """One for each row, None where it asked for none; the device must have come so far."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +123,8 @@ def sample(
     rows: Rows,
     positions: Rows,
     state: SamplerRows,
+    tokens: NDArray[np.int32] | None = None,
+    masks: Mapping[int, Words] | None = None,
 ) -> Sampled:
     """Choose the next token of each row, without waiting for the device.
 
@@ -132,13 +132,15 @@ def sample(
         logits: [n, v]; may be overwritten. -inf forbids a token; +inf is allowed.
         rows: [n], places in `state`.
         positions: [n], tokens that the row has before the sampled one, prompt included.
-        state: parameters; unchanged.
+        state: parameters.
+        tokens: [R, t] tokens of every row; may be None if no row has bad words or penalties.
+        masks: by place among the n rows, see `masks.py`.
     """
     logits = logits.float()
     asking = np.flatnonzero(state.num_logprobs[rows] >= 0)
-    raw = logits[_index(asking, logits)] if asking.size else None  # a copy: masks come later
+    raw = logits[_index(asking, logits)] if asking.size else None  # a copy: changes come later
 
-    _mask_stop_tokens(logits, rows, positions, state)
+    change_logits(logits, rows, positions, state.changes, tokens, masks or {})
     random = state.temperature[rows] > 0
     if random.all():
         token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
@@ -158,7 +160,7 @@ def sample(
     if raw is None:
         return Sampled(token_ids, None)
     picked = token_ids[_index(asking, logits)]
-    return Sampled(token_ids, _report(raw, picked, state.num_logprobs[rows[asking]], asking))
+    return Sampled(token_ids, report(raw, picked, state.num_logprobs[rows[asking]], asking))
 
 
 def _index(indices: Rows, like: torch.Tensor) -> torch.Tensor:
@@ -179,24 +181,6 @@ def _column(values: NDArray[np.floating | np.integer], like: torch.Tensor) -> to
     return torch.from_numpy(values).to(like.device, non_blocking=True)[:, None]
 
 
-def _mask_stop_tokens(
-    logits: torch.Tensor, rows: Rows, positions: Rows, state: SamplerRows
-) -> None:
-    """Forbid, in place, what would end a row that has fewer than `min_tokens` tokens."""
-    too_short = positions - state.num_prompt_tokens[rows] < state.min_tokens[rows]
-    for i in np.flatnonzero(too_short):
-        ids = state.stop_token_ids[rows[i]]
-        ids = ids[ids < logits.shape[-1]]
-        logits[int(i)].index_fill_(0, _index(ids, logits), -torch.inf)
-
-
-def _below_max(logits: torch.Tensor) -> torch.Tensor:
-    """[m, v] distance of each logit to its row's largest, >= 0; inf for a forbidden token."""
-    distance = logits.amax(dim=-1, keepdim=True) - logits
-    # inf - inf: the token is one of the largest (or all are forbidden; then all are alike).
-    return distance.nan_to_num_(nan=0.0, posinf=torch.inf)
-
-
 def _scale(
     logits: torch.Tensor, rows: Rows, state: SamplerRows
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -205,7 +189,7 @@ def _scale(
     A token less probable than the `min_p`-th part of the most probable one is one farther from it
     than -log(min_p).
     """
-    distance = _below_max(logits).div_(_column(state.temperature[rows], logits))
+    distance = below_max(logits).div_(_column(state.temperature[rows], logits))
     with np.errstate(divide="ignore"):
         farthest = -np.log(state.min_p[rows])
     # softmax, and not a sum: its reductions never depend on the number of rows.
@@ -237,10 +221,10 @@ def _draw_ordered(
     elif logits.device.type == "cpu":  # elsewhere, to look whether it was enough would be a wait
         num_candidates = min(max(NUM_CANDIDATES, int(top_k[limited].max(initial=1))), vocab_size)
 
-    keys = _order_keys(logits)
-    candidates = _smallest(keys, num_candidates)
+    keys = order_keys(logits)
+    candidates = smallest(keys, num_candidates)
     keep_k, top_p = _column(top_k, logits), _column(state.top_p[rows], logits)
-    order = _token_ids(candidates)
+    order = token_ids_of(candidates)
     cdf, keep, enough = _truncate(probs, distance, order, farthest, keep_k, top_p)
     token_ids = order.gather(1, _invert(cdf, cdf.gather(1, keep - 1), u))
     if num_candidates < vocab_size and not limited.all():
@@ -248,7 +232,7 @@ def _draw_ordered(
         again = np.flatnonzero(~enough.squeeze(1).numpy())
         if again.size:
             i = _index(again, logits)
-            order = _token_ids(_smallest(keys[i], vocab_size))
+            order = token_ids_of(smallest(keys[i], vocab_size))
             cdf, keep, _ = _truncate(probs[i], distance[i], order, farthest[i], keep_k[i], top_p[i])
             token_ids[i] = order.gather(1, _invert(cdf, cdf.gather(1, keep - 1), u[again]))
     return token_ids.squeeze(1)
@@ -299,93 +283,8 @@ def _invert(cdf: torch.Tensor, total: torch.Tensor, u: NDArray[np.float64]) -> t
     return torch.searchsorted(cdf, target, right=True).clamp_(max=cdf.shape[-1] - 1)
 
 
-def _order_keys(logits: torch.Tensor) -> torch.Tensor:
-    """[m, v] int64 keys, all different, that rise from the largest logit down, ties by token id.
-
-    Sorting floats leaves the order of ties to the algorithm, which changes with the number of
-    candidates. Bits of a float, read as an integer, order as the float does once those of negative
-    ones are flipped; the token id below them makes keys unique.
-    """
-    bits = (logits + 0.0).view(torch.int32)  # + 0.0: -0.0 is equal to 0.0
-    rising = bits ^ ((bits >> 31) & _INT32_MAX)
-    halves = torch.empty(*logits.shape, 2, dtype=torch.int32, device=logits.device)
-    halves[..., 0] = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device)
-    torch.bitwise_not(rising, out=halves[..., 1])
-    return halves.view(torch.int64).squeeze(-1)  # little-endian: the second half is the high one
-
-
 def _largest(logits: torch.Tensor) -> torch.Tensor:
     """[n] the token of the largest logit, the lowest id among ties."""
     if logits.device.type == "cpu":  # numpy's is vectorized and about a hundred times as fast
         return torch.from_numpy(logits.numpy().argmax(axis=-1))
     return logits.argmax(dim=-1)
-
-
-def _smallest(keys: torch.Tensor, num: int) -> torch.Tensor:
-    """[m, num] the smallest keys, rising."""
-    if keys.device.type == "cpu":  # numpy's sorts are vectorized, torch's are not
-        values = keys.numpy()
-        if num < values.shape[-1]:
-            values = np.partition(values, num - 1, axis=-1)[:, :num]
-        return torch.from_numpy(np.sort(values, axis=-1))
-    if num * 4 > keys.shape[-1]:
-        return torch.sort(keys, dim=-1).values[:, :num].contiguous()
-    return torch.topk(keys, num, dim=-1, largest=False, sorted=True).values
-
-
-def _token_ids(keys: torch.Tensor) -> torch.Tensor:
-    return keys & 0xFFFFFFFF
-
-
-@dataclass(frozen=True, slots=True)
-class _Reports:
-    """Log-probabilities of m rows, on the host or on their way there.
-
-    Attributes:
-        places: [m] which rows of the batch.
-        num_logprobs: [m].
-        columns: token ids, log-probabilities and ranks of the sampled tokens, each [m]; ids,
-            log-probabilities and logits of the most probable ones, each [m, most].
-    """
-
-    places: Rows
-    num_logprobs: NDArray[np.int32]
-    columns: tuple[torch.Tensor, ...]
-
-    def entries(self, num_rows: int) -> list[PositionLogprobs | None]:
-        table = zip(
-            self.places,
-            self.num_logprobs.tolist(),
-            *(column.tolist() for column in self.columns),
-            strict=True,
-        )
-        entries: list[PositionLogprobs | None] = [None] * num_rows
-        for place, num, token_id, logprob, rank, top_ids, top_logprobs, top_raw in table:
-            top: list[TokenLogprob] = []
-            for j in range(min(num, len(top_ids))):
-                tied = j > 0 and top_raw[j] == top_raw[j - 1]
-                top_rank = top[-1].rank if tied else j + 1
-                top.append(TokenLogprob(top_ids[j], top_logprobs[j], top_rank))
-            entries[place] = PositionLogprobs(TokenLogprob(token_id, logprob, rank), top)
-        return entries
-
-
-def _report(
-    raw: torch.Tensor, token_ids: torch.Tensor, num_logprobs: NDArray[np.int32], places: Rows
-) -> _Reports:
-    """Log-probabilities under the raw logits [m, v], for tokens [m]."""
-    logprobs = torch.log_softmax(-_below_max(raw), dim=-1)
-    picked = token_ids[:, None]
-    ranks = (raw > raw.gather(1, picked)).sum(dim=-1) + 1
-    most = min(int(num_logprobs.max()), raw.shape[-1])
-    tops = _token_ids(_smallest(_order_keys(raw), most)) if most else picked[:, :0]
-    columns = (
-        token_ids,
-        logprobs.gather(1, picked).squeeze(1),
-        ranks,
-        tops,
-        logprobs.gather(1, tops),
-        raw.gather(1, tops),
-    )
-    on_host = tuple(column.to("cpu", non_blocking=True) for column in columns)
-    return _Reports(places, num_logprobs, on_host)

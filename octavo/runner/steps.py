@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from octavo.runner.batch import build_batch, lay_out
+from octavo.runner.masks import read_masks
 from octavo.runner.sampler import sample
 from octavo.types import StepResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Future
 
     import numpy as np
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from octavo.models.base import CausalModel
     from octavo.runner.rows import RowTable
     from octavo.runner.sampler import SamplerRows
-    from octavo.types import StepPlan
+    from octavo.types import StepMasks, StepPlan
 
 
 class LaunchedStep(Protocol):
@@ -35,8 +37,12 @@ class LaunchedStep(Protocol):
 class Steps(Protocol):
     """Runs plans, one after the other."""
 
-    def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Begin a step. An exception leaves the plan's rows to be initialised anew."""
+    def launch(self, plan: StepPlan, masks: Future[StepMasks] | None = None) -> LaunchedStep:
+        """Begin a step. An exception leaves the plan's rows to be initialised anew.
+
+        `masks` is not needed before the model's logits are there. Whoever sets it later sets it
+        before the next step is launched.
+        """
         ...
 
 
@@ -52,7 +58,10 @@ class FinishedStep:
 
 
 class EagerSteps:
-    """A step is done when `launch` returns. Works with every backend on every device."""
+    """A step is done when `launch` returns. Works with every backend on every device.
+
+    `launch` waits for masks that are not set yet.
+    """
 
     def __init__(
         self,
@@ -67,7 +76,7 @@ class EagerSteps:
         self._kv_caches, self._table, self._sampler = kv_caches, table, sampler
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> FinishedStep:
+    def launch(self, plan: StepPlan, masks: Future[StepMasks] | None = None) -> FinishedStep:
         """See `Steps`."""
         begin = time.perf_counter_ns()
         token_ids: list[int] = []
@@ -80,7 +89,11 @@ class EagerSteps:
             logits = self._model(build_batch(host, self._backend, self._spec, self._kv_caches))
             rows = host.sampled_rows
             if len(rows):
-                sampled = sample(logits, rows, self._table.num_tokens[rows], self._sampler)
+                found = read_masks(None if masks is None else masks.result(), rows, logits.shape[1])
+                sampled = sample(
+                    logits, rows, self._table.num_tokens[rows], self._sampler,
+                    self._table.token_ids, found,
+                )  # fmt: skip
                 values: np.ndarray = sampled.token_ids.cpu().numpy()
                 self._table.append(rows, values)
                 token_ids, logprobs = values.tolist(), sampled.logprobs

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from octavo.runner.changed_logits import ChangedLogits, StepInputs
+from octavo.runner.rows import RowTable
 from octavo.runner.sampler import SamplerRows, sample
 from octavo.runner.staging import Staging
 from octavo.types import RowInit, SamplingParams
@@ -48,6 +50,12 @@ def state_of(params: list[SamplingParams]) -> SamplerRows:
     return state
 
 
+def changer_of(num_rows: int, staging: Staging) -> ChangedLogits:
+    table = RowTable(num_rows, 32, 4)
+    table.num_tokens[:] = NUM_PROMPT_TOKENS
+    return ChangedLogits(table, torch.from_numpy(table.block_tables), 64, 4, staging)
+
+
 def make_logits(num_rows: int, padding: int = 0) -> torch.Tensor:
     """The forbidden tokens are the likeliest."""
     generator = torch.Generator().manual_seed(num_rows)
@@ -78,9 +86,11 @@ def test_against_the_sampler_in_torch(num_generated: int) -> None:
     device_rows = torch.from_numpy(rows.astype(np.int32))
     sample_plain(logits[:n], temperature, uniform, device_rows, last_token, token_ids)
     at_first = token_ids.tolist()
-    special, sampled = choose_special(
-        logits, token_ids, last_token, rows, positions, state, Staging(torch.device("cpu"))
-    )
+    staging = Staging(torch.device("cpu"))
+    reports = choose_special(
+        logits, token_ids, last_token, rows, positions, state, staging, changer_of(n, staging),
+        StepInputs(token_ids, rows), {},
+    )  # fmt: skip
     assert torch.equal(logits, before)
     assert token_ids[n:].tolist() == [-5] * 3
     expected = sample(logits[:n].clone(), rows, positions, state)
@@ -103,11 +113,11 @@ def test_against_the_sampler_in_torch(num_generated: int) -> None:
                 x[[4, 7]] = -torch.inf
             assert token in x.argsort(descending=True)[: params.top_k]
 
-    assert special is not None
-    assert sampled is not None
-    asking = [i for i, params in enumerate(PARAMS) if params.logprobs is not None]
-    assert special.tolist() == asking
-    for i, entry in zip(asking, sampled.logprobs, strict=True):
+    assert reports is not None
+    for i, entry in enumerate(reports.entries(n)):
+        if PARAMS[i].logprobs is None:
+            assert entry is None
+            continue
         reference = expected.logprobs[i]
         assert entry is not None
         assert reference is not None
@@ -131,4 +141,6 @@ def test_plain_rows_launch_nothing() -> None:
     nothing = torch.empty(0, dtype=torch.int32)
     logits = make_logits(2)
     staging = Staging(torch.device("cpu"))
-    assert choose_special(logits, nothing, nothing, rows, rows, state, staging) == (None, None)
+    arguments = (logits, nothing, nothing, rows, rows, state, staging)
+    inputs = StepInputs(nothing, rows)
+    assert choose_special(*arguments, changer_of(2, staging), inputs, {}) is None
