@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from octavo.engine.client import AsyncEngine
     from octavo.engine.core import EngineCore
     from octavo.engine.executor import DeviceExecutor
+    from octavo.engine.pooling import PoolingCore
     from octavo.engine.spawn import EngineProcess
     from octavo.engine.supervisor import EngineSupervisor
+    from octavo.runner.pooling import PoolingExecutor
     from octavo.server.http_server import HTTPServer
     from octavo.server.lifecycle import Lifecycle
     from octavo.text.tokenizer import Tokenizer
@@ -95,9 +97,9 @@ def serve(
 
 @dataclass(frozen=True)
 class _BuiltEngine:
-    core: EngineCore
+    core: EngineCore | PoolingCore
     info: EngineInfo
-    executor: DeviceExecutor
+    executor: DeviceExecutor | PoolingExecutor
 
     def close(self) -> None:
         self.executor.close()
@@ -112,17 +114,26 @@ def build_engine(config: EngineConfig) -> _BuiltEngine:
     begin = time.perf_counter()
     default_thread_waiting()
     from octavo.engine.core import EngineCore
+    from octavo.engine.pooling import PoolingCore
     from octavo.runner.executor import make_executor
+    from octavo.runner.pooling import PoolingExecutor, PoolingRunner
+    from octavo.runner.tasks import is_pooled
     from octavo.weights.open import open_checkpoint
 
     imported = time.perf_counter()
     checkpoint = open_checkpoint(Path(config.model), load_format=config.load_format)
     try:
         opened = time.perf_counter()
-        executor = make_executor(config, checkpoint)
+        core: EngineCore | PoolingCore
+        executor: DeviceExecutor | PoolingExecutor
+        if is_pooled(config, checkpoint):
+            executor = PoolingExecutor(PoolingRunner(config, checkpoint))
+            core = PoolingCore.from_config(executor, config)
+        else:
+            executor = make_executor(config, checkpoint)
+            core = EngineCore.from_config(executor, config)
     finally:
         checkpoint.close()
-    core = EngineCore.from_config(executor, config)
     parts = {"imports": imported - begin, "open": opened - imported, **executor.info.startup_s}
     info = msgspec.structs.replace(
         executor.info, startup_s=parts, scheduling_policy=config.scheduling_policy
