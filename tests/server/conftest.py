@@ -72,9 +72,9 @@ class QuickServer(uvicorn.Server):
         self.loop.call_soon_threadsafe(self.ended.set)
 
 
-@pytest.fixture
-def serve() -> Iterator[Callable[..., RunningServer]]:
-    """Starts servers; all of them are stopped at the test's end."""
+@contextlib.contextmanager
+def running_servers() -> Iterator[Callable[..., RunningServer]]:
+    """Starts servers; all of them are stopped at the end."""
     with contextlib.ExitStack() as stack:
 
         def start(
@@ -132,6 +132,13 @@ def serve() -> Iterator[Callable[..., RunningServer]]:
             )
             return RunningServer(url, port, engine, tokenizer, metrics, client, app)
 
+        yield start
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., RunningServer]]:
+    """Starts servers; all of them are stopped at the test's end."""
+    with running_servers() as start:
         yield start
 
 
