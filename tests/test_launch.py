@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import ssl
+import stat
 import subprocess
 import sys
 import threading
@@ -186,9 +187,12 @@ def test_serves_and_ends_on_a_signal(model: str, tmp_path: Path) -> None:
         assert answer["usage"]["completion_tokens"] == 5
         assert answer["choices"][0]["text"] == "".join(chr(3 + i) for i in range(5))
         assert httpx.get(f"{url}/models").json()["data"][0]["id"] == "fake"
-        assert list(tmp_path.iterdir()) == []
+        [folder] = tmp_path.iterdir()  # the engine's address is gone, the state's folder is not
+        assert folder.name.startswith("octavo-run-")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         server.popen.send_signal(signal.SIGTERM)
         assert server.end() == 0
+    assert list(tmp_path.iterdir()) == []
     assert "model fake: FakeForCausalLM, float32 on cpu" in server.log
     assert "1024 blocks of 16 tokens, 16384 tokens, 4.0 MiB: 4.0 sequences of 4096" in server.log
     assert "load 0.25" in server.log
@@ -391,6 +395,11 @@ def test_the_engine_ends_with_a_killed_server(model: str, tmp_path: Path) -> Non
         while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
             assert time.monotonic() < deadline, "the engine lives on"
             time.sleep(0.01)
+    assert len(list(tmp_path.iterdir())) == 1  # nobody was left to remove it: the next one does
+    with serving(model, tmp_path) as server:
+        server.wait_for("ready at ")
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.end() == 0
     assert list(tmp_path.iterdir()) == []
 
 

@@ -27,6 +27,7 @@ examples:
   octavo serve smollm2 --pull
   octavo serve ./my-model --host 0.0.0.0 --api-key "$(openssl rand -hex 24)"
   octavo serve ./my-model --host 0.0.0.0 --api-key-file keys.txt --ssl-certfile cert.pem
+  octavo serve ./my-model --api-server-count 4
   octavo serve org/name --max-model-len 8192 --max-num-seqs 64 --served-model-name chat
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}]}'
@@ -83,6 +84,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     for name in ("uds", "ssl_certfile", "ssl_keyfile"):
         server.add_argument(f"--{name.replace('_', '-')}", metavar="FILE", help=_help(docs, name))
+    server.add_argument("--state-dir", metavar="FOLDER", help=_help(docs, "state_dir"))
     for name in ("allowed_origins", "allowed_methods", "allowed_headers"):
         default = getattr(defaults, name)
         server.add_argument(
@@ -130,6 +132,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=_help(docs, "trust_request_chat_template"),
     )
     numbers: tuple[tuple[str, type, str], ...] = (
+        ("api_server_count", int, "N"),
         ("sse_keep_alive", float, "SECONDS"),
         ("shutdown_timeout", float, "SECONDS"),
         ("max_num_queued_requests", int, "N"),
@@ -198,6 +201,8 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
         allowed_methods=args.allowed_methods,
         allowed_headers=args.allowed_headers,
         allow_credentials=args.allow_credentials,
+        api_server_count=args.api_server_count,
+        state_dir=args.state_dir,
         max_body_bytes=args.max_body_bytes,
         max_header_bytes=args.max_header_bytes,
         sse_keep_alive=args.sse_keep_alive,
