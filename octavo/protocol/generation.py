@@ -297,7 +297,7 @@ def sampling_params(
     for name in SAMPLING_FIELDS:
         value = getattr(request, name)
         if value is not None:
-            given[name] = value
+            given[name] = tuple(value) if isinstance(value, list) else value
     if request.logit_bias:
         given["logit_bias"] = _token_ids(request.logit_bias)
     given["structured_outputs"] = structured_outputs(request)

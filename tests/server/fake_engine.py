@@ -10,6 +10,8 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from octavo.engine.admission import check_options
 from octavo.errors import EngineUnavailableError, InvalidRequestError
 from octavo.types import (
@@ -181,6 +183,7 @@ class FakeEngine:
     async def _deltas(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Delta]:
         if self.pieces is not None:
             num_output = 0
+            told = self._prompt_logprobs(prompt, params)
             for index, piece in enumerate(self.pieces):
                 await asyncio.sleep(self.delay)
                 tokens = [byte + NUM_SPECIAL for byte in piece.encode()]
@@ -192,7 +195,9 @@ class FakeEngine:
                     finish_reason=self.pieces_end if index == len(self.pieces) - 1 else None,
                     num_prompt_tokens=len(prompt),
                     num_output_tokens=num_output,
+                    prompt_logprobs=told,
                 )
+                told = []
             return
         limit = params.max_tokens or 1
         tokens = (self.answer(prompt, params) * (1 + limit // 1024))[:limit]
@@ -208,7 +213,9 @@ class FakeEngine:
         data = bytes(t - NUM_SPECIAL for t in tokens)
         whole = data.decode(errors="ignore")
         if isinstance(stop, str):
-            whole = whole[: whole.index(stop)]
+            end = whole.index(stop)
+            whole = whole[: end + len(stop) * params.include_stop_str_in_output]
+        told = self._prompt_logprobs(prompt, params)
         num_sent = 0
         await asyncio.sleep(self.first_delay)
         for start in range(0, len(tokens), self.tokens_per_delta):
@@ -231,8 +238,21 @@ class FakeEngine:
                 num_prompt_tokens=len(prompt),
                 num_output_tokens=min(end, len(tokens)),
                 num_cached_tokens=len(prompt) // 2,
+                prompt_logprobs=told,
             )
+            told = []
             num_sent = max(num_sent, len(text))
+
+    @classmethod
+    def _prompt_logprobs(
+        cls, prompt: Sequence[int], params: SamplingParams
+    ) -> list[PositionLogprobs]:
+        """What comes with the first delta."""
+        if params.prompt_logprobs is None:
+            return []
+        return cls._logprobs(
+            prompt[1:], msgspec.structs.replace(params, logprobs=params.prompt_logprobs)
+        )
 
     @staticmethod
     def _logprobs(tokens: Sequence[int], params: SamplingParams) -> list[PositionLogprobs]:

@@ -161,8 +161,27 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"store": True}, "store"),
 ]
 
+BEAMS: dict[str, Any] = {"use_beam_search": True, "n": 2, "stream": False}
+
 COMPLETION: list[tuple[dict[str, Any], str]] = [
     *COMMON,
+    ({"logit_bias": {"5": 1, str(VOCAB_SIZE): 1}}, f"logit_bias.{VOCAB_SIZE}"),
+    ({"logit_bias": {"9" * 30: 1}}, "logit_bias." + "9" * 20),
+    ({"allowed_token_ids": [5, VOCAB_SIZE]}, "allowed_token_ids[1]"),
+    ({"echo": True, "max_tokens": 0, "min_tokens": 1}, "min_tokens"),
+    ({"echo": True, "max_tokens": -1}, "max_tokens"),
+    ({"prompt": ["a"] * 1000, "best_of": 3, "stream": False}, "best_of"),
+    ({**BEAMS, "n": 11}, "n"),
+    ({**BEAMS, "stream": True}, "use_beam_search"),
+    ({**BEAMS, "best_of": 3}, "best_of"),
+    ({**BEAMS, "temperature": 0.5}, "temperature"),
+    ({**BEAMS, "top_p": 0.5}, "top_p"),
+    ({**BEAMS, "stop": "a"}, "stop"),
+    ({**BEAMS, "logit_bias": {"5": 1}}, "logit_bias"),
+    ({**BEAMS, "repetition_penalty": 1.1}, "repetition_penalty"),
+    ({**BEAMS, "guided_regex": "a"}, "guided_regex"),
+    ({**BEAMS, "response_format": {"type": "json_object"}}, "response_format"),
+    ({**BEAMS, "echo": True, "max_tokens": 0}, "max_tokens"),
     ({"prompt": ""}, "prompt"),
     ({"prompt": []}, "prompt"),
     ({"prompt": [""]}, "prompt[0]"),
