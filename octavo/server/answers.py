@@ -120,18 +120,19 @@ class CompletionLogprobsMaker:
             text: the echo. Special tokens are where it has their names.
         """
         result = CompletionLogprobs()
-        known = (None, *positions)
-        for token_id, position in zip(token_ids, known, strict=True):
-            offset = self._offset
-            name = self._tokenizer.token_text(token_id)
-            if token_id not in self._tokenizer.special_token_ids:
+        tokenizer = self._tokenizer
+        special = tokenizer.special_token_ids
+        first = next((i for i in token_ids if i not in special), None)
+        if first is not None and tokenizer.token_bytes(first)[:1] == b" " and text[:1] != " ":
+            self._offset = -1  # the space before the first word is not in the text: SentencePiece
+        for token_id, position in zip(token_ids, (None, *positions), strict=True):
+            offset = max(0, self._offset)
+            name = tokenizer.token_text(token_id)
+            if token_id not in special:
                 self._advance(token_id)
             elif text.startswith(name, offset):
                 self._offset += len(name)
             self._add(result, token_id, position, offset)
-        # The tokens' first space may not be in the text, as with SentencePiece.
-        num_missing = max(0, self._offset - len(text))
-        result.text_offset = [max(0, offset - num_missing) for offset in result.text_offset]
         self._offset = len(text)
         return result
 
