@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 import msgspec
 
 from octavo.config import EngineConfig, default_thread_waiting
-from octavo.engine.admission import check_options, check_request
+from octavo.engine.admission import bad_words_token_ids, check_options, check_request
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
 from octavo.engine.output import DeltaSum, OutputProcessor
@@ -152,7 +152,7 @@ class LLM:
 
     def sampling_params(self, given: Mapping[str, Any] | None = None) -> SamplingParams:
         """Parameters with the model's own defaults (its generation_config) under `given`."""
-        names = ("temperature", "top_p", "top_k", "min_p")
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         own = {n: self._generation_config[n] for n in names if self._generation_config.get(n)}
         return SamplingParams(**(own | dict(given or {})))
 
@@ -289,6 +289,9 @@ class LLM:
         options: RequestOptions | None = None,
     ) -> str:
         request_id, options = str(next(self._ids)), options or RequestOptions()
+        banned: list[list[int]] = []
+        if params.bad_words and self.tokenizer is not None:  # refused without a tokenizer
+            banned = bad_words_token_ids(params.bad_words, self.tokenizer, self.info.vocab_size)
         self._core.add(
             AddRequest(
                 request_id,
@@ -298,6 +301,7 @@ class LLM:
                 options.cache_salt,
                 options.priority,
                 options.tenant,
+                banned,
             )
         )
         if options.timeout_s is not None:

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Self
 import zmq
 
 import octavo.errors
-from octavo.engine.admission import check_options, check_pooling, check_request
+from octavo.engine.admission import (
+    bad_words_token_ids,
+    check_options,
+    check_pooling,
+    check_request,
+)
 from octavo.engine.messages import (
     AbortRequests,
     AddPooling,
@@ -203,6 +208,7 @@ class AsyncEngine:
             options.cache_salt,
             options.priority,
             options.tenant,
+            self._bad_words(params),
         )
         timer = self._begin(stream, message, options.timeout_s)
         try:
@@ -272,6 +278,11 @@ class AsyncEngine:
         if timeout_s is None:
             return None
         return self._loop.call_later(timeout_s, self._end, message.request_id, "timeout")
+
+    def _bad_words(self, params: SamplingParams) -> list[list[int]]:
+        if not params.bad_words or self._tokenizer is None:  # refused without a tokenizer
+            return []
+        return bad_words_token_ids(params.bad_words, self._tokenizer, self.info.vocab_size)
 
     async def abort(self, request_id: str) -> None:
         """End a request: its last delta says `abort`. Unknown ids are ignored."""

@@ -48,11 +48,6 @@ NEUTRAL_CHAT_VALUES: Neutral = {
     "verbosity": (None,),
     "web_search_options": (None,),
     "echo": (None, False),
-    "use_beam_search": (None, False),
-    "truncate_prompt_tokens": (None,),
-    "prompt_logprobs": (None,),
-    "chat_template": (None,),
-    "reasoning_effort": (None,),
 }
 
 
@@ -96,12 +91,6 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
         """
         check_neutral(self, NEUTRAL_CHAT_VALUES)
         super().check()
-        if self.num_sampled != self.num_choices:
-            raise InvalidRequestError(
-                f"best_of is not supported in chats: leave it out, or set it to n, "
-                f"{self.num_choices}",
-                param="best_of",
-            )
         check_template_kwargs(self.chat_template_kwargs)
         check_tools(self.tools or (), self.tool_choice)
         if self.top_logprobs is not None and not self.logprobs:

@@ -17,7 +17,7 @@ from octavo.protocol.chat import (
     ChatCompletionRequest,
     ChatDelta,
 )
-from octavo.server.answers import chat_logprobs
+from octavo.server.answers import chat_logprobs, prompt_logprobs
 from octavo.server.auth import tenant_of
 from octavo.server.context import ServerContext, context_of
 from octavo.server.http import json_response, until_disconnect
@@ -72,6 +72,11 @@ class _Answer:
         )
         if self._body.return_token_ids:
             answer.prompt_token_ids = turn.prompt_token_ids
+        if self._body.prompt_logprobs is not None:
+            told = choices[0].output.prompt_logprobs
+            answer.prompt_logprobs = prompt_logprobs(
+                self._context.tokenizer, told, self._body.prompt_logprobs
+            )
         return answer
 
     def _choice(self, index: int, finished: Choice) -> ChatChoice:

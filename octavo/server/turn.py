@@ -14,11 +14,10 @@ from uuid import uuid4
 
 import msgspec
 
-from octavo.errors import InvalidRequestError
-from octavo.protocol.generation import nth_choice
+from octavo.errors import EngineUnavailableError, InvalidRequestError
 from octavo.protocol.tools import template_tools
-from octavo.server.answers import UsageCounter, collect
-from octavo.server.generation import Job, run_jobs
+from octavo.server.answers import collect
+from octavo.server.choices import Choices, PromptToRun
 from octavo.server.parsing import finish_reason, read_whole
 from octavo.text.tools.events import CallBegin, Content, merged
 
@@ -73,6 +72,8 @@ async def encode_messages(context: ServerContext, body: ChatCompletionRequest) -
         template_kwargs=body.chat_template_kwargs,
         add_special_tokens=bool(body.add_special_tokens),
         tools=template_tools(body.offered_tools) or None,
+        chat_template=body.chat_template,
+        reasoning_effort=body.reasoning_effort,
     )
 
 
@@ -92,7 +93,8 @@ class ChatTurn:
         self,
         context: ServerContext,
         answer_id: str,
-        jobs: list[Job],
+        prompt_token_ids: list[int],
+        choices: Choices,
         parsers: list[AnswerParser | None],
         *,
         is_clipped: bool = False,
@@ -100,13 +102,11 @@ class ChatTurn:
         self.id = answer_id
         self.created = int(time.time())
         self.model = context.model_name
-        self.prompt_token_ids = jobs[0].prompt_token_ids
-        self._context = context
-        self._jobs = jobs
-        self._usage = UsageCounter([len(self.prompt_token_ids)] * len(jobs), len(jobs))
+        self.prompt_token_ids = prompt_token_ids
         self.is_clipped = is_clipped
+        self._choices = choices
         self._parsers = parsers
-        self._has_calls = [False] * len(jobs)
+        self._has_calls = [False] * len(parsers)
 
     @classmethod
     async def start(
@@ -144,10 +144,11 @@ class ChatTurn:
         if not is_plain:
             params = context.reading.params(params, body)
         encoder = context.prompts
-        encoder.check_ids(params.stop_token_ids, param="stop_token_ids")
+        encoder.check_params(params)
         ids = prompt_token_ids
         if ids is None:
             ids = await encode_messages(context, body)
+        ids = encoder.truncate(ids, body.truncate_prompt_tokens, params)
         wanted = params.max_tokens
         if clips:
             params = msgspec.structs.replace(params, max_tokens=None)
@@ -161,30 +162,33 @@ class ChatTurn:
         if clips and wanted is not None:
             params, is_clipped = _bounded(params, wanted)
         answer_id = answer_id or f"chatcmpl-{uuid4().hex}"
-        jobs = [
-            Job(f"{answer_id}-{index}", ids, nth_choice(params, index), arrived, options)
-            for index in range(body.num_choices)
+        choices = Choices(
+            context,
+            body,
+            [PromptToRun(ids, params)],
+            answer_id=answer_id,
+            arrived=arrived,
+            options=options,
+        )
+        parsers = [
+            None if is_plain else context.reading.parser(body, ids)
+            for _ in range(choices.num_choices)
         ]
-        reading = context.reading
-        parsers = [None if is_plain else reading.parser(body, ids) for _ in jobs]
-        return cls(context, answer_id, jobs, parsers, is_clipped=is_clipped)
+        return cls(context, answer_id, ids, choices, parsers, is_clipped=is_clipped)
 
     @property
     def num_choices(self) -> int:
         """How many answers there will be."""
-        return len(self._jobs)
+        return self._choices.num_choices
 
     @property
     def usage(self) -> Usage:
         """Token counts so far."""
-        return self._usage.usage
+        return self._choices.usage.usage
 
     def has_parser(self, index: int) -> bool:
         """Whether a choice's text may be anything but content."""
         return self._parsers[index] is not None
-
-    def _run(self) -> AsyncGenerator[tuple[int, Delta], None]:
-        return run_jobs(self._context.engine, self._context.metrics, self._jobs)
 
     async def complete(self) -> list[Choice]:
         """All answers at their end.
@@ -193,8 +197,8 @@ class ChatTurn:
             RequestError: the engine refuses the request.
             EngineError: the engine failed.
         """
-        async with aclosing(self._run()) as deltas:
-            outputs = await collect(deltas, self._usage, len(self._jobs))
+        async with aclosing(self._choices.run()) as deltas:
+            outputs = await collect(deltas, None, self.num_choices)
         choices = []
         for parser, output in zip(self._parsers, outputs, strict=True):
             answer = read_whole(parser, output.text)
@@ -209,9 +213,8 @@ class ChatTurn:
             RequestError: before the first part: the engine refuses the request.
             EngineError: the engine failed.
         """
-        async with aclosing(self._run()) as deltas:
+        async with aclosing(self._choices.run()) as deltas:
             async for index, delta in deltas:
-                self._usage.add(index, delta)
                 events = self._read(index, delta)
                 reason = finish_reason(delta.finish_reason, has_calls=self._has_calls[index])
                 yield Part(index, events, delta, reason)
@@ -226,6 +229,13 @@ class ChatTurn:
         events = merged(events)
         self._has_calls[index] |= any(isinstance(event, CallBegin) for event in events)
         return events
+
+
+def unfinished(reason: str | None) -> EngineUnavailableError:
+    """For protocols that have no word for an answer which was ended from outside."""
+    return EngineUnavailableError(
+        f"the answer was ended before it was whole ({reason})", code="unfinished"
+    )
 
 
 def _bounded(params: SamplingParams, wanted: int) -> tuple[SamplingParams, bool]:

@@ -11,6 +11,7 @@ from tests.server.probes.messages import MESSAGES, message_probes
 if TYPE_CHECKING:
     from tests.server.conftest import RunningServer
 
+_BEAMS = {"use_beam_search": True, "n": 2}
 _TWO_CALLS = ['<tool_call>{"name": "f"}</tool_call>'] * 2
 
 
@@ -65,10 +66,11 @@ TABLE = Table(
             _named(function={"name": "g"}), _tools(), name="tool_choice"
         ),
         "parallel_tool_calls": changes({**_tools(), "parallel_tool_calls": False}, _tools()),
-        "best_of": refused({"n": 2, "best_of": 3}, {"n": 2}, neutral=({"n": 2, "best_of": 2},)),
-        "use_beam_search": refused({"use_beam_search": True}),
-        "prompt_logprobs": refused({"prompt_logprobs": 1}),
-        "truncate_prompt_tokens": refused({"truncate_prompt_tokens": 5}),
+        "best_of": changes({"n": 2, "best_of": 3}, {"n": 2}, neutral=({"n": 2, "best_of": 2},)),
+        "use_beam_search": changes(_BEAMS, {"n": 2}, neutral=({"n": 2, "use_beam_search": False},)),
+        "length_penalty": changes({**_BEAMS, "length_penalty": -3.0, "max_tokens": 64}, _BEAMS),
+        "prompt_logprobs": changes({"prompt_logprobs": 1}),
+        "truncate_prompt_tokens": changes({"truncate_prompt_tokens": 5}),
         "chat_template": refused({"chat_template": "{{ messages }}"}),
         "reasoning_effort": refused({"reasoning_effort": "low"}),
         "echo": refused({"echo": True}, neutral=({"echo": False},)),
