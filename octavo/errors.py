@@ -17,6 +17,7 @@ Every message is one line for a user, and says what to do next where that is kno
     │   ├── ModelNotServedError     404
     │   ├── NotFoundError           404 or 405, a route
     │   ├── RequestTooLargeError    413, a body
+    │   ├── DeadlineError           504, the request's own time limit passed without an answer
     │   ├── EngineUnavailableError  503, the engine is dead, stuck, restarting or draining
     │   └── QueueFullError          503, too many requests wait already
     └── EngineError             the engine failed while it computed: becomes a 500
@@ -117,6 +118,13 @@ class RequestTooLargeError(RequestError):
     """The body is larger than the server accepts."""
 
     status = 413
+
+
+class DeadlineError(RequestError):
+    """The request's own time limit passed, and there is no part of an answer to give."""
+
+    status = 504
+    type = "timeout_error"
 
 
 class EngineUnavailableError(RequestError):

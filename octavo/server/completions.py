@@ -54,6 +54,7 @@ async def create_completion(request: Request) -> ASGIApp:
     context = context_of(request)
     body = await context.read(request, CompletionRequest)
     context.check_model(body.model)
+    context.check_task("generate")
     body.check()
     options = body.options(tenant_of(request.scope))
     prompts = await _prompts(context, body)

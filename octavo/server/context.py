@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from octavo.engine.admission import check_task
 from octavo.errors import ModelNotServedError
 from octavo.protocol.decode import decode
 from octavo.server.http import read_body
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from octavo.observability.metrics import Metrics
     from octavo.server.parsing import AnswerReading
     from octavo.server.prompts import PromptEncoder, TokenizerLike
+    from octavo.types import Task
 
 _T = TypeVar("_T", bound="msgspec.Struct")
 
@@ -66,6 +68,14 @@ class ServerContext:
                 param="model",
                 code="model_not_found",
             )
+
+    def check_task(self, task: Task) -> None:
+        """Refuse what the engine was not started for.
+
+        Raises:
+            InvalidRequestError: it does something else; the message says what helps.
+        """
+        check_task(task, self.engine.info)
 
     async def read(self, request: Request, kind: type[_T]) -> _T:
         """The request's body as a `kind`.

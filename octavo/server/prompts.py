@@ -94,6 +94,17 @@ class TokenizerLike(Protocol):
         """The text's token ids."""
         ...
 
+    def encode_texts(
+        self,
+        first: str,
+        second: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+        max_len: int | None = None,
+    ) -> tuple[list[int], int | None]:
+        """Token ids of a text or a pair, cut to `max_len`; where a second token type begins."""
+        ...
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The ids' text."""
         ...

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from octavo.protocol.completions import Completion, CompletionRequest
+from octavo.protocol.embeddings import EmbeddingAnswer, EmbeddingRequest
 from octavo.protocol.models import ModelCard, ModelList
+from octavo.protocol.pooling import (
+    ClassificationAnswer,
+    ClassificationRequest,
+    PoolingAnswer,
+    PoolingRequest,
+)
+from octavo.protocol.score import RerankAnswer, RerankRequest, ScoreAnswer, ScoreRequest
 from octavo.protocol.status import Load, Status, Version
 from octavo.protocol.tokenize import (
     DetokenizeRequest,
@@ -21,8 +29,11 @@ from octavo.server import health
 from octavo.server.chat import create_chat_completion
 from octavo.server.completions import create_completion
 from octavo.server.dialect import OPENAI
+from octavo.server.embeddings import create_embeddings
 from octavo.server.models import list_models, retrieve_model
 from octavo.server.openapi import openapi
+from octavo.server.pooling import classify, create_pooling
+from octavo.server.score import rerank, score
 from octavo.server.tokenize import detokenize, tokenize
 
 if TYPE_CHECKING:
@@ -65,6 +76,9 @@ class Endpoint:
     is_operational: bool = False
 
 
+POOLING_STATUSES = (404, 500, 504)
+
+
 def _probe(path: str, handler: Callable[[Request], Awaitable[ASGIApp]], *methods: str) -> Endpoint:
     return Endpoint(
         path=path,
@@ -99,6 +113,52 @@ ENDPOINTS = (
         answer=ChatCompletion,
         event=ChatCompletionChunk,
         statuses=(404, 500),
+    ),
+    Endpoint(
+        path="/v1/embeddings",
+        handler=create_embeddings,
+        methods=("POST",),
+        request=EmbeddingRequest,
+        answer=EmbeddingAnswer,
+        statuses=POOLING_STATUSES,
+    ),
+    Endpoint(
+        path="/pooling",
+        handler=create_pooling,
+        methods=("POST",),
+        request=PoolingRequest,
+        answer=PoolingAnswer,
+        statuses=POOLING_STATUSES,
+    ),
+    Endpoint(
+        path="/classify",
+        handler=classify,
+        methods=("POST",),
+        request=ClassificationRequest,
+        answer=ClassificationAnswer,
+        statuses=POOLING_STATUSES,
+    ),
+    *(
+        Endpoint(
+            path=path,
+            handler=score,
+            methods=("POST",),
+            request=ScoreRequest,
+            answer=ScoreAnswer,
+            statuses=POOLING_STATUSES,
+        )
+        for path in ("/score", "/v1/score")
+    ),
+    *(
+        Endpoint(
+            path=path,
+            handler=rerank,
+            methods=("POST",),
+            request=RerankRequest,
+            answer=RerankAnswer,
+            statuses=POOLING_STATUSES,
+        )
+        for path in ("/rerank", "/v1/rerank", "/v2/rerank")
     ),
     Endpoint(
         path="/tokenize",

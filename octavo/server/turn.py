@@ -138,6 +138,7 @@ class ChatTurn:
             RequestError: the request cannot be served.
         """
         context.check_model(body.model)
+        context.check_task("generate")
         body.check()
         context.reading.check(body)
         params = body.sampling_params(context.defaults)

@@ -80,6 +80,61 @@ class Tokenizer:
                 raise InvalidRequestError("the text holds a lone surrogate") from None
             raise
 
+    def encode_texts(
+        self,
+        first: str,
+        second: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+        max_len: int | None = None,
+    ) -> tuple[list[int], int | None]:
+        """Token ids of a text or of a pair, and where the second text begins by its token types.
+
+        Args:
+            first: any text.
+            second: another one, for models that compare two.
+            add_special_tokens: around and between them.
+            max_len: cut the ends of the texts, the longer one first, so that all tokens together,
+                special ones included, are at most so many; None: cut nothing.
+
+        Returns:
+            The ids, and the index of the first token of type 1; None where all are of type 0.
+
+        Raises:
+            InvalidRequestError: a text is not Unicode, or `max_len` leaves no room for a text.
+        """
+        backend = self._backend
+        try:
+            if max_len is None:
+                encoding = backend.encode(first, second, add_special_tokens=add_special_tokens)
+            else:
+                parts = [
+                    backend.encode(text, add_special_tokens=False)
+                    for text in (first, second)
+                    if text is not None
+                ]
+                room = max_len
+                if add_special_tokens:
+                    room -= backend.num_special_tokens_to_add(second is not None)
+                if room < len(parts):
+                    raise InvalidRequestError(
+                        f"{max_len} tokens leave no room for a text beside the special tokens",
+                        param="truncate_prompt_tokens",
+                    )
+                for part, kept in zip(
+                    parts, cut_lengths([len(p) for p in parts], room), strict=True
+                ):
+                    part.truncate(kept)
+                encoding = backend.post_process(
+                    parts[0], parts[1] if len(parts) > 1 else None, add_special_tokens
+                )
+        except TypeError:
+            if all(isinstance(text, str | None) for text in (first, second)):
+                raise InvalidRequestError("the text holds a lone surrogate") from None
+            raise
+        types = encoding.type_ids
+        return encoding.ids, types.index(1) if second is not None and 1 in types else None
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD, unknown ids nothing.
 
@@ -142,6 +197,21 @@ class Tokenizer:
                 param="messages",
             )
         return self.chat_template
+
+
+def cut_lengths(lengths: Sequence[int], room: int) -> list[int]:
+    """What is kept of one text or of two, so that at most `room` tokens stay.
+
+    Tokens are taken from the longer one until both are equal, then from both (transformers'
+    `longest_first`).
+    """
+    if sum(lengths) <= room:
+        return list(lengths)
+    if len(lengths) == 1:
+        return [room]
+    short = min(lengths)
+    kept = [short, room - short] if 2 * short <= room else [room // 2, room - room // 2]
+    return kept if lengths[0] <= lengths[1] else kept[::-1]
 
 
 def load_folder(path: Path) -> Tokenizer:

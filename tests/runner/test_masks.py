@@ -54,6 +54,7 @@ def done(masks: StepMasks) -> Future[StepMasks]:
     return future
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 99), min_size=1), st.integers(1, 100))
 def test_bits_are_tokens(allowed: set[int], vocab_size: int) -> None:
     inside = sorted(token for token in allowed if token < vocab_size)

@@ -60,12 +60,18 @@ KINDS = [
     SamplingParams(temperature=0.0), SamplingParams(temperature=1.0),
     SamplingParams(temperature=1.0, top_p=0.9), SamplingParams(temperature=1.0, top_k=5),
     SamplingParams(temperature=1.0, min_p=0.1, logprobs=2),
+    SamplingParams(temperature=0.0, min_tokens=2, prompt_logprobs=3),
+    SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, logit_bias={3: 1.0}),
+    SamplingParams(temperature=0.0, allowed_token_ids=[4, 5], presence_penalty=1.0, logprobs=1),
 ]
+
+WORDS = [[1, 1], [2]]
 
 def run(steps, lengths, params):
     rows = list(range(len(lengths)))
     steps.launch(StepPlan(
-        0, [RowInit(row, [1] * n, n, params, row, []) for row, n in enumerate(lengths)], rows,
+        0, [RowInit(row, [1] * n, n, params, row, [7], WORDS if params.presence_penalty else [])
+            for row, n in enumerate(lengths)], rows,
         [0] * len(rows), lengths, [True] * len(rows), [[0] * (-(-n // PAGE)) for n in lengths],
     )).result()
     steps.launch(StepPlan(
@@ -129,7 +135,8 @@ MODELS = {
 
 KERNELS = {
     "norm_kernel", "gated_kernel", "rotate_kernel", "attend_kernel", "merge_kernel", "gemv_kernel",
-    "dot_kernel", "prepare_kernel", "split_kernel", "choose_kernel",
+    "dot_kernel", "prepare_kernel", "split_kernel", "choose_kernel", "copy_kernel", "add_kernel",
+    "remember_kernel", "ban_kernel", "count_kernel", "penalise_kernel",
 }  # fmt: skip
 
 

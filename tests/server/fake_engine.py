@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import math
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from octavo.engine.admission import check_options
+from octavo.engine.admission import check_options, check_pooling
 from octavo.errors import EngineUnavailableError, InvalidRequestError
 from octavo.types import (
     Delta,
     EngineInfo,
     EngineStats,
     KVCacheLayout,
+    Pooled,
+    PoolingInfo,
+    PoolingParams,
     PositionLogprobs,
     RequestOptions,
     SamplingParams,
@@ -85,6 +89,19 @@ class FakeTokenizer:
         ids = [byte + NUM_SPECIAL for byte in text.encode()]
         return [1, *ids] if add_special_tokens else ids
 
+    def encode_texts(
+        self,
+        first: str,
+        second: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+        max_len: int | None = None,
+    ) -> tuple[list[int], int | None]:
+        ids = self.encode(first, add_special_tokens=add_special_tokens)
+        if second is None:
+            return ids[:max_len], None
+        return (ids + self.encode(second))[:max_len], len(ids)
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         kept = [i for i in ids if i >= NUM_SPECIAL or not skip_special_tokens]
         return b"".join(self.token_bytes(i) for i in kept).decode(errors="replace")
@@ -99,6 +116,20 @@ class FakeTokenizer:
 
 
 _NO_OPTIONS = RequestOptions()
+NUM_DIMENSIONS = 4
+
+
+def fake_vector(token_ids: Sequence[int], params: PoolingParams) -> bytes:
+    """What `FakeEngine.pool` makes of tokens: counts of their residues, of length 1 or cut."""
+    if params.task == "score":
+        return array("f", [len(token_ids) / 1024]).tobytes()
+    if params.task == "classify":
+        high = sum(token_ids) % 101 / 100
+        return array("f", [1 - high, high]).tobytes()
+    counts = [1.0 + sum(i % NUM_DIMENSIONS == k for i in token_ids) for k in range(NUM_DIMENSIONS)]
+    counts = counts[: params.dimensions]
+    norm = 1.0 if params.is_activated is False else math.hypot(*counts)
+    return array("f", [count / norm for count in counts]).tobytes()
 
 
 class FakeEngine:
@@ -126,6 +157,14 @@ class FakeEngine:
             kv_cache=KVCacheLayout(num_blocks=1, block_size=1, bytes_per_block=1),
             startup_s={},
             scheduling_policy="priority",
+            tasks=("generate", "embed", "classify", "score"),
+            pooling=PoolingInfo(
+                pooling_type="mean",
+                num_dimensions=NUM_DIMENSIONS,
+                is_normalized=True,
+                is_matryoshka=True,
+                labels=["low", "high"],
+            ),
         )
         self.stats = EngineStats()
         self.is_alive = True
@@ -142,6 +181,7 @@ class FakeEngine:
         self.options: dict[str, RequestOptions] = {}
         self.aborted: list[str] = []
         self.finished: list[str] = []
+        self.pooled: dict[str, tuple[list[int], PoolingParams, RequestOptions]] = {}
 
     def check_health(self) -> None:
         if not self.is_alive:
@@ -268,6 +308,39 @@ class FakeEngine:
             )
             for t in tokens
         ]
+
+    async def pool(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: PoolingParams,
+        *,
+        request_id: str,
+        options: RequestOptions = _NO_OPTIONS,
+    ) -> Pooled:
+        """A vector that depends on the tokens; `delay` seconds late."""
+        self.check_health()
+        check_options(options, self.info)
+        check_pooling(list(prompt_token_ids), params, self.info)
+        assert request_id not in self.pooled
+        self.pooled[request_id] = (list(prompt_token_ids), params, options)
+        self.num_open += 1
+        self.most_open = max(self.most_open, self.num_open)
+        try:
+            timeout = math.inf if options.timeout_s is None else options.timeout_s
+            await asyncio.sleep(min(self.delay, timeout))
+            if timeout < self.delay:
+                self.finished.append(request_id)
+                return Pooled(finish_reason="timeout")
+            if self.fail_at is not None:
+                if isinstance(self.failure, Exception):
+                    raise type(self.failure)(*self.failure.args)
+                return Pooled(finish_reason="error", error=self.failure)
+            self.finished.append(request_id)
+            return Pooled(vector=fake_vector(prompt_token_ids, params))
+        finally:
+            self.num_open -= 1
+            if request_id not in self.finished:
+                self.aborted.append(request_id)
 
     async def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)

@@ -49,6 +49,26 @@ GOOD_BODIES: dict[str, list[dict[str, Any]]] = {
         {"model": "fake", "messages": MESSAGES, "max_tokens": 4, "stream": stream, "logprobs": True}
         for stream in (False, True)
     ],
+    "/v1/embeddings": [
+        {"model": "fake", "input": ["hello", "world"], "encoding_format": kind, "dimensions": 3}
+        for kind in ("float", "base64")
+    ],
+    "/pooling": [
+        {"model": "fake", "input": [[5, 6], [7]]},
+        {"model": "fake", "input": "hello", "task": "classify", "encoding_format": "base64"},
+    ],
+    "/classify": [{"model": "fake", "input": ["hello", "world"]}],
+    **{
+        path: [{"model": "fake", "text_1": "hello", "text_2": ["hello", "world"]}]
+        for path in ("/score", "/v1/score")
+    },
+    **{
+        path: [
+            {"model": "fake", "query": "a", "documents": ["b", {"text": "a"}], "top_n": 1},
+            {"model": "fake", "query": "a", "documents": ["b"], "return_documents": False},
+        ]
+        for path in ("/rerank", "/v1/rerank", "/v2/rerank")
+    },
     "/tokenize": [{"prompt": "hello", "return_token_strs": True}, {"messages": MESSAGES}],
     "/detokenize": [{"tokens": [5, 6]}],
 }

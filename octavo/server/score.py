@@ -1,0 +1,146 @@
+"""`POST /score` and `POST /rerank`: pairs of texts, by a cross-encoder or by embeddings' cosine."""
+
+from __future__ import annotations
+
+import time
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from octavo.errors import InvalidRequestError
+from octavo.protocol.pooling import InputUsage, PoolingFields, answer_id
+from octavo.protocol.score import (
+    RerankAnswer,
+    RerankDocument,
+    RerankRequest,
+    RerankResult,
+    RerankUsage,
+    Score,
+    ScoreAnswer,
+    ScoreRequest,
+)
+from octavo.server.auth import tenant_of
+from octavo.server.context import ServerContext, context_of
+from octavo.server.http import json_response, until_disconnect
+from octavo.server.vectors import embed, encode, pool, to_floats
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+
+async def score(request: Request) -> Response:
+    """How well each pair of texts goes together.
+
+    Raises:
+        RequestError: the request cannot be served.
+    """
+    arrived = time.perf_counter()
+    context = context_of(request)
+    body = await context.read(request, ScoreRequest)
+    context.check_model(body.model)
+    name = answer_id("score")
+    pairs = body.pairs()
+    scores, num_tokens = await _scores(request, context, body, pairs, "text_2", name, arrived)
+    return json_response(
+        ScoreAnswer(
+            id=name,
+            model=context.model_name,
+            data=[Score(index=index, score=value) for index, value in enumerate(scores)],
+            usage=InputUsage(num_tokens, num_tokens),
+        )
+    )
+
+
+async def rerank(request: Request) -> Response:
+    """Documents in the order of how well they go with a query.
+
+    Raises:
+        RequestError: the request cannot be served.
+    """
+    arrived = time.perf_counter()
+    context = context_of(request)
+    body = await context.read(request, RerankRequest)
+    context.check_model(body.model)
+    name = answer_id("rerank")
+    texts = body.texts()
+    pairs = [(body.query, text) for text in texts]
+    scores, num_tokens = await _scores(request, context, body, pairs, "documents", name, arrived)
+    order = sorted(range(len(texts)), key=lambda index: -scores[index])
+    results = [
+        RerankResult(
+            index=index,
+            relevance_score=scores[index],
+            document=None if body.return_documents is False else RerankDocument(texts[index]),
+        )
+        for index in order[: body.top_n or None]
+    ]
+    usage = RerankUsage(num_tokens)
+    return json_response(
+        RerankAnswer(id=name, model=context.model_name, usage=usage, results=results)
+    )
+
+
+async def _scores(
+    request: Request,
+    context: ServerContext,
+    body: PoolingFields,
+    pairs: Sequence[tuple[str, str]],
+    param: str,
+    name: str,
+    arrived: float,
+) -> tuple[list[float], int]:
+    """The pairs' scores, and the number of tokens computed for them."""
+    info = context.engine.info
+    max_len = body.max_len(info.max_model_len)
+    options = body.options(tenant_of(request.scope))
+    if "embed" in info.tasks:
+        if body.use_activation is False:
+            raise InvalidRequestError(
+                "use_activation must not be false where embeddings are compared: their cosine "
+                "needs them normalized",
+                param="use_activation",
+            )
+        # Each text once, however many pairs it is in.
+        texts = dict.fromkeys(chain.from_iterable(pairs))
+        places = {text: place for place, text in enumerate(texts)}
+        vectors = await until_disconnect(
+            request.receive,
+            embed(
+                context,
+                list(places),
+                request_id=name,
+                arrived=arrived,
+                options=options,
+                max_len=max_len,
+                is_normalized=True,
+                param=param,
+            ),
+        )
+        return _cosines(vectors.data, [(places[a], places[b]) for a, b in pairs]), (
+            vectors.num_tokens
+        )
+    context.check_task("score")
+    encoded = await encode(context, pairs, max_len=max_len, param=param)
+    work = pool(
+        context,
+        encoded,
+        "score",
+        request_id=name,
+        arrived=arrived,
+        options=options,
+        is_activated=body.use_activation,
+    )
+    vectors = await until_disconnect(request.receive, work)
+    return [to_floats(vector)[0] for vector in vectors.data], vectors.num_tokens
+
+
+def _cosines(vectors: Sequence[bytes], pairs: Sequence[tuple[int, int]]) -> list[float]:
+    """Products of vectors of length 1."""
+    import numpy as np  # the other routes do without it
+
+    matrix = np.frombuffer(b"".join(vectors), "<f4").reshape(len(vectors), -1)
+    first, second = (matrix[[pair[side] for pair in pairs]] for side in (0, 1))
+    cosines: list[float] = np.einsum("nd,nd->n", first, second).tolist()
+    return cosines
