@@ -172,7 +172,10 @@ class CausalModel(LoadableModel):
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Logits [n, vocab] at the batch's `logit_indices`, in the model's dtype."""
-        hidden = self.model(batch)
+        return self.compute_logits(self.model(batch))
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [m, vocab] of hidden states [m, hidden], in the model's dtype."""
         if self.lm_head is not None:
             logits: torch.Tensor = self.lm_head(hidden)
         else:

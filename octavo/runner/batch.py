@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +45,11 @@ class HostBatch:
     def is_decode(self) -> bool:
         """Whether each row has one token, and each token wants logits: what graphs are made for."""
         return len(self.token_ids) == len(self.rows) == len(self.logit_indices)
+
+
+def with_more_logits(host: HostBatch, indices: IntArray) -> HostBatch:
+    """The same batch, and hidden states of more tokens behind those of the sampled rows."""
+    return replace(host, logit_indices=np.concatenate((host.logit_indices, indices)))
 
 
 def lay_out(plan: StepPlan, table: RowTable, block_size: int, *, with_tables: bool) -> HostBatch:

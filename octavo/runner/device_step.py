@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from octavo.runner.prompt_logprobs import PromptReports
     from octavo.runner.reports import Reports
     from octavo.types import StepMasks
 
@@ -52,6 +53,8 @@ class DeviceStep:
         token_ids: [n] int32 in pinned memory, valid after `end` and until the memory is used again
             by the step that comes `NUM_SLOTS` later; None where no row samples.
         reports: log-probabilities of the sampled tokens, if any row asked for some.
+        prompt: of prompts' tokens.
+        num_seqs: scheduled rows.
     """
 
     step_id: int
@@ -59,6 +62,8 @@ class DeviceStep:
     end: Mark
     token_ids: np.ndarray | None = None
     reports: Reports | None = None
+    prompt: PromptReports | None = None
+    num_seqs: int = 0
 
     def result(self) -> StepResult:
         """See `LaunchedStep`."""
@@ -66,7 +71,8 @@ class DeviceStep:
         device_ns = round(self.begin.elapsed_time(self.end) * 1e6)
         token_ids: list[int] = [] if self.token_ids is None else self.token_ids.tolist()
         logprobs = [] if self.reports is None else self.reports.entries(len(token_ids))
-        return StepResult(self.step_id, token_ids, logprobs, device_ns)
+        prompt = [] if self.prompt is None else self.prompt.entries(self.num_seqs)
+        return StepResult(self.step_id, token_ids, logprobs, device_ns, prompt)
 
 
 class DeferredStep:

@@ -19,7 +19,7 @@ import torch
 from octavo.attention.interface import BatchLayout, StepTensors
 from octavo.attention.work import StepShape
 from octavo.layers.batch import ForwardBatch
-from octavo.runner.batch import HostBatch, lay_out
+from octavo.runner.batch import HostBatch, lay_out, with_more_logits
 from octavo.runner.changed_logits import ChangedLogits, StepInputs
 from octavo.runner.device_step import DeferredStep, DeviceStep, HostMark
 from octavo.runner.graphs import Graph, GraphMaker
@@ -31,6 +31,7 @@ from octavo.runner.places import (
     num_integers,
     place_on_device,
 )
+from octavo.runner.prompt_logprobs import find_prompt_tokens, report_prompt
 from octavo.runner.special import choose_special
 from octavo.runner.staging import Staging
 from octavo.runner.steps import FinishedStep
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from octavo.attention.triton_paged import PlannedWork, TritonAttention
     from octavo.models.base import CausalModel
     from octavo.runner.device_step import Mark
+    from octavo.runner.prompt_logprobs import PromptReports, PromptTokens
     from octavo.runner.rows import RowTable
     from octavo.runner.sampler import SamplerRows
     from octavo.types import StepMasks, StepPlan
@@ -95,6 +97,7 @@ class _Launched:
         input_ids: [t] int32 on the device.
         token_ids: [n or more] int32 on the device.
         slot: of a replayed step.
+        prompt: log-probabilities of prompts' tokens; such a step is not replayed.
     """
 
     step_id: int
@@ -104,6 +107,7 @@ class _Launched:
     input_ids: torch.Tensor
     token_ids: torch.Tensor
     slot: Slot | None = None
+    prompt: PromptReports | None = None
 
 
 class QueuedSteps:
@@ -169,11 +173,12 @@ class QueuedSteps:
         shared = self._backend.find_shared(
             self._spec, host.layout, host.rows, self._table.block_tables
         )
-        captured = self._find(host, shares=bool(shared))
+        prompt = find_prompt_tokens(host, self._table, self._sampler)
+        captured = None if prompt is not None else self._find(host, shares=bool(shared))
         if captured is not None:
             launched = self._replay(plan.step_id, captured, host, updates, shared, begin)
         else:
-            launched = self._run(plan.step_id, host, updates, shared, begin)
+            launched = self._run(plan.step_id, host, updates, shared, begin, prompt)
         if masks is None:
             return self._finish(launched, None)
         if masks.done():
@@ -205,7 +210,10 @@ class QueuedSteps:
         end = self._mark()
         if slot is not None:
             slot.end = end
-        return DeviceStep(launched.step_id, launched.begin, end, token_ids, reports)
+        return DeviceStep(
+            launched.step_id, launched.begin, end, token_ids, reports, launched.prompt,
+            len(host.rows),
+        )  # fmt: skip
 
     @torch.inference_mode()
     def capture(
@@ -379,17 +387,19 @@ class QueuedSteps:
         updates: Section,
         shared: Sequence[SharedPrefix],
         begin: Mark,
+        prompt: PromptTokens | None,
     ) -> _Launched:
         from octavo.kernels.prepare import prepare
         from octavo.kernels.sampling import sample_plain
         from octavo.kernels.uniform import draw_uniform
 
         work = self._plan(host, None, shared)
+        asked = host if prompt is None else with_more_logits(host, prompt.indices)
         sections = [
             host.token_ids,
             host.rows_of_token.astype(np.int32),
             host.positions.astype(np.int32),
-            host.logit_indices.astype(np.int32),
+            asked.logit_indices.astype(np.int32),
             *self._sampling_sections(host),
             updates,
             *work.sections,
@@ -408,8 +418,15 @@ class QueuedSteps:
             meta=work.bind(on_device[9:], step),
             kv_caches=self._kv_caches,
         )
-        logits: torch.Tensor = self._model(batch)
         temperature, seeds, lengths, device_rows = sampling
+        reports: PromptReports | None = None
+        logits: torch.Tensor
+        if prompt is None:
+            logits = self._model(batch)
+        else:
+            hidden = self._model.model(batch)
+            logits = self._model.compute_logits(hidden[: len(lengths)])
+            reports = report_prompt(self._model, hidden[len(lengths) :], prompt, self._staging)
         sampled = torch.empty_like(lengths)
         if len(sampled):
             uniform = torch.empty_like(lengths, dtype=torch.float32)
@@ -418,7 +435,7 @@ class QueuedSteps:
                 logits, temperature.view(torch.float32), uniform, device_rows, self._last_token,
                 sampled,
             )  # fmt: skip
-        return _Launched(step_id, begin, host, logits, out_ids, sampled)
+        return _Launched(step_id, begin, host, logits, out_ids, sampled, prompt=reports)
 
     def _sampling_sections(self, host: HostBatch) -> list[Section]:
         """Temperatures as bits, seeds, lengths, and rows."""

@@ -73,11 +73,20 @@ def rehearse_steps(
         )
         logits = model(batch)
     if backend.fuses_rotary:
-        _rehearse_around_the_model(logits)
+        _rehearse_around_the_model(logits, spec.block_size)
 
 
-def _rehearse_around_the_model(logits: torch.Tensor) -> None:
+def _rehearse_around_the_model(logits: torch.Tensor, block_size: int) -> None:
     """What `QueuedSteps` launches before the model and after it."""
+    from octavo.kernels.logit_changes import (
+        Changed,
+        History,
+        add_values,
+        ban_words,
+        copy_rows,
+        penalise,
+        remember,
+    )
     from octavo.kernels.logprobs import report_logprobs
     from octavo.kernels.prepare import prepare
     from octavo.kernels.sampling import sample_plain
@@ -89,6 +98,16 @@ def _rehearse_around_the_model(logits: torch.Tensor) -> None:
     floats = torch.zeros(num_rows, device=logits.device)
     prepare(ids, ids, ids, ids, None, ids.view(1, -1))
     draw_uniform(ids.expand(2, -1), ids, floats)
-    sample_plain(logits, floats, floats, ids, ids, ids)
-    sample_truncated(logits, floats, ids, floats, floats, floats, ids, ids, ids)
     report_logprobs(logits, ids, ids)
+    # Rows whose logits are changed are sampled from a copy in float32.
+    copy = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+    counts = torch.empty(logits.shape, dtype=torch.int32, device=logits.device)
+    changed, history = Changed(ids, ids, ids, ids, ids), History(ids, ids.view(1, -1), block_size)
+    copy_rows(logits, ids, ids, ids.view(1, -1), copy)
+    remember(ids, ids, ids, ids, ids)
+    add_values(ids, ids, floats, copy, 0)
+    ban_words(ids.expand(3, -1), ids, changed, history, copy, 0)
+    penalise(ids, floats.expand(3, -1), 1, changed, history, counts, copy, 0)
+    for each in (logits, copy):
+        sample_plain(each, floats, floats, ids, ids, ids)
+        sample_truncated(each, floats, ids, floats, floats, floats, ids, ids, ids)

@@ -53,7 +53,8 @@ class SamplerRows:
         top_k: int32, 0 keeps all.
         top_p, min_p: float32.
         seed: uint64.
-        num_logprobs: int32, -1 for none.
+        num_logprobs, num_prompt_logprobs: int32, -1 for none.
+        num_prompt_tokens: int64.
         changes: what rows change in their logits; rows that change nothing are not in it.
         truncates: bool, random and not from all tokens (of a vocabulary larger than `top_k`).
         is_plain: bool, nothing asked for but a temperature.
@@ -66,6 +67,8 @@ class SamplerRows:
         self.min_p = np.zeros(max_num_seqs, np.float32)
         self.seed = np.zeros(max_num_seqs, np.uint64)
         self.num_logprobs = np.full(max_num_seqs, -1, np.int32)
+        self.num_prompt_logprobs = np.full(max_num_seqs, -1, np.int32)
+        self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
         self.changes: dict[int, RowChanges] = {}
         self.truncates = np.zeros(max_num_seqs, np.bool_)
         self.is_plain = np.zeros(max_num_seqs, np.bool_)
@@ -87,6 +90,9 @@ class SamplerRows:
         self.min_p[row] = params.min_p
         self.seed[row] = init.seed % 2**64  # two's complement of a signed seed
         self.num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
+        asked = params.prompt_logprobs
+        self.num_prompt_logprobs[row] = -1 if asked is None else asked
+        self.num_prompt_tokens[row] = init.num_prompt_tokens
         changes = RowChanges(init)
         self.changes.pop(row, None)
         if changes.changes_any:

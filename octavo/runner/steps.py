@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from octavo.runner.batch import build_batch, lay_out
+from octavo.runner.batch import build_batch, lay_out, with_more_logits
 from octavo.runner.masks import read_masks
+from octavo.runner.prompt_logprobs import find_prompt_tokens, report_prompt
 from octavo.runner.sampler import sample
 from octavo.types import StepResult
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from octavo.attention.interface import AttentionBackend, AttentionSpec
+    from octavo.layers.batch import ForwardBatch
     from octavo.models.base import CausalModel
+    from octavo.runner.batch import HostBatch
     from octavo.runner.rows import RowTable
     from octavo.runner.sampler import SamplerRows
-    from octavo.types import StepMasks, StepPlan
+    from octavo.types import PositionLogprobs, StepMasks, StepPlan
 
 
 class LaunchedStep(Protocol):
@@ -81,13 +84,21 @@ class EagerSteps:
         begin = time.perf_counter_ns()
         token_ids: list[int] = []
         logprobs = []
+        prompt_logprobs: list[list[PositionLogprobs] | None] = []
         self._table.apply(plan)
         for init in plan.new_rows:
             self._sampler.set(init.row, init)
         if not plan.is_empty:
             host = lay_out(plan, self._table, self._spec.block_size, with_tables=True)
-            logits = self._model(build_batch(host, self._backend, self._spec, self._kv_caches))
             rows = host.sampled_rows
+            prompt = find_prompt_tokens(host, self._table, self._sampler)
+            if prompt is None:
+                logits = self._model(self._batch(host))
+            else:
+                hidden = self._model.model(self._batch(with_more_logits(host, prompt.indices)))
+                logits = self._model.compute_logits(hidden[: len(rows)])
+                reports = report_prompt(self._model, hidden[len(rows) :], prompt)
+                prompt_logprobs = reports.entries(len(plan.rows))
             if len(rows):
                 found = read_masks(None if masks is None else masks.result(), rows, logits.shape[1])
                 sampled = sample(
@@ -98,4 +109,7 @@ class EagerSteps:
                 self._table.append(rows, values)
                 token_ids, logprobs = values.tolist(), sampled.logprobs
         took = time.perf_counter_ns() - begin
-        return FinishedStep(StepResult(plan.step_id, token_ids, logprobs, took))
+        return FinishedStep(StepResult(plan.step_id, token_ids, logprobs, took, prompt_logprobs))
+
+    def _batch(self, host: HostBatch) -> ForwardBatch:
+        return build_batch(host, self._backend, self._spec, self._kv_caches)

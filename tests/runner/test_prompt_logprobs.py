@@ -94,15 +94,17 @@ def test_all_chunkings(
     monkeypatch.setattr(prompt_logprobs, "MOST_POSITIONS", data.draw(st.sampled_from([1, 3, 256])))
     planner, collected = Planner(BLOCK_SIZE, BLOCKS_EACH), Collected()
     left = {row: len(prompt) for row, prompt in enumerate(PROMPTS)}
-    new = set(left)
+    new, step = set(left), 0
+    delays = data.draw(st.tuples(*[st.integers(0, 2)] * len(PROMPTS)))
     while any(left.values()):
         counts = {}
         for row, num in left.items():
             if num == 0:
                 counts[row] = 1  # a decode
-            elif take := data.draw(st.integers(0, num)):
-                counts[row] = take
-                left[row] -= take
+            elif step >= delays[row]:
+                left[row] = data.draw(st.integers(0, num - 1))
+                counts[row] = num - left[row]
+        step += 1
         if not counts:
             continue
         plan = planner.plan(counts, [init_of(row) for row in sorted(new & counts.keys())])
