@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -298,14 +299,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return cert, key
 
 
-@pytest.mark.parametrize("is_one_file", [False, True])
-def test_tls(model: str, tmp_path: Path, certificate: tuple[Path, Path], is_one_file: bool) -> None:
+@pytest.mark.parametrize("has_several", [False, True])
+def test_tls(model: str, tmp_path: Path, certificate: tuple[Path, Path], has_several: bool) -> None:
     cert, key = certificate
-    options = {"ssl_certfile": str(cert), "ssl_keyfile": str(key)}
-    if is_one_file:
+    options: dict[str, Any] = {"ssl_certfile": str(cert), "ssl_keyfile": str(key)}
+    if has_several:
         both = cert.with_name("both.pem")
         both.write_text(cert.read_text() + key.read_text())
-        options = {"ssl_certfile": str(both)}
+        options = {"ssl_certfile": str(both), "api_server_count": 2}
     with serving(model, tmp_path, options=options) as server:
         url = server.wait_for("ready at ")
         assert url.startswith("https://127.0.0.1:")

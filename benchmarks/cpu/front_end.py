@@ -1,6 +1,7 @@
 """What a streamed token costs the API server: HTTP, SSE, JSON, detokenizing, messages; no model.
 
     PYTHONPATH=. python benchmarks/cpu/front_end.py
+    PYTHONPATH=. python benchmarks/cpu/front_end.py --front-ends 1 2 --only flooded
     PYTHONPATH=. python benchmarks/cpu/front_end.py --profile front_end.prof --only paced
 
 The real server (`launch.serve`) runs in a process of its own over an engine process that makes up a
@@ -12,7 +13,9 @@ token per request and step. The client reads raw sockets and counts. Two rounds:
   one. What counts is how many tokens and events get through.
 
 The client and the engine need cores too: on a machine with fewer than three, the wall clock tells
-little, and CPU seconds still tell what the server costs.
+little, and CPU seconds still tell what the server costs. `--front-ends` says how many API servers
+share the engine; their CPU seconds are added up, with the parent's. `busiest_share` is how much of
+them the busiest one took: what decides when there are cores for all.
 """
 
 from __future__ import annotations
@@ -136,7 +139,7 @@ def write_model(folder: Path) -> None:
     save_file({"x": np.zeros(2, np.float32)}, folder / "model.safetensors")
 
 
-def serve(folder: str, profile: str) -> int:
+def serve(folder: str, profile: str, num_front_ends: int) -> int:
     """The server's process; with a profile of its event loop's thread if there is a name for it."""
     from octavo.config import EngineConfig, ServerConfig
     from octavo.launch import serve as launch
@@ -148,7 +151,7 @@ def serve(folder: str, profile: str) -> int:
         profiler.enable()
     code = launch(
         EngineConfig(model=folder),
-        ServerConfig(port=0, served_model_names=("bench",)),
+        ServerConfig(port=0, served_model_names=("bench",), api_server_count=num_front_ends),
         builder="benchmarks.cpu.front_end:build",
     )
     if profiler is not None:
@@ -214,6 +217,15 @@ class Reading:
     user_s: float
     system_s: float
     wall_s: float
+    each_s: dict[int, float]
+    engine_s: float
+
+
+def processes_of(pid: int) -> tuple[list[psutil.Process], psutil.Process]:
+    """The processes of the server's front ends, its parent included; and its engine's."""
+    parent = psutil.Process(pid)
+    [engine] = [child for child in parent.children() if "octavo-engine" in child.cmdline()]
+    return [parent, *(child for child in parent.children() if child != engine)], engine
 
 
 async def load(
@@ -225,13 +237,20 @@ async def load(
     the middle ones there is nothing but tokens.
     """
     loop = asyncio.get_running_loop()
-    process = psutil.Process(pid)
+    processes, engine = processes_of(pid)
     counts, done = Counts(num_open=num_streams), asyncio.Event()
     request = request_of(route, num_tokens)
 
     def read() -> Reading:
-        times = process.cpu_times()
-        return Reading(counts.num_events, times.user, times.system, time.perf_counter())
+        times = {process.pid: process.cpu_times() for process in processes}
+        return Reading(
+            counts.num_events,
+            sum(each.user for each in times.values()),
+            sum(each.system for each in times.values()),
+            time.perf_counter(),
+            {each_pid: each.user + each.system for each_pid, each in times.items()},
+            sum(engine.cpu_times()[:2]),
+        )
 
     readings = [read()]
     for _ in range(num_streams):
@@ -244,11 +263,14 @@ async def load(
     return counts, [*readings, read()]
 
 
-def measure(args: argparse.Namespace, route: str, step_s: float, num_tokens: int) -> dict[str, Any]:
+def measure(
+    args: argparse.Namespace, route: str, step_s: float, num_tokens: int, num_front_ends: int
+) -> dict[str, Any]:
     """One round on a server of its own."""
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))
         command = [sys.executable, __file__, "--serve", folder, "--profile", args.profile]
+        command += ["--front-ends", str(num_front_ends)]
         environment = os.environ | {STEP_S: str(step_s), "PYTHONPATH": str(ROOT)}
         popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         assert popen.stderr is not None
@@ -275,13 +297,20 @@ def measure(args: argparse.Namespace, route: str, step_s: float, num_tokens: int
     around = cpu - per_event * counts.num_events  # what requests cost beside their events
     return {
         "route": route,
+        "front_ends": num_front_ends,
         "step_ms": step_s * 1000,
         "streams": args.streams,
         "tokens": total,
         "events": counts.num_events,
         "wall_s": round(end.wall_s - begin.wall_s, 2),
         "cpu_s": round(cpu, 2),
+        "tokens_per_s": round(total / (end.wall_s - begin.wall_s)),
         "tokens_per_core_s": round(total / cpu),
+        "us_per_token": round(1e6 * cpu / total, 1),
+        "busiest_share": round(
+            max(seconds - begin.each_s[pid] for pid, seconds in end.each_s.items()) / cpu, 2
+        ),
+        "engine_cpu_s": round(end.engine_s - begin.engine_s, 2),
         **(
             {}
             if not per_event
@@ -302,16 +331,19 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, default=50.0, help="of the paced round")
     parser.add_argument("--only", choices=("paced", "flooded"))
     parser.add_argument("--route", choices=("chat", "completions"))
+    parser.add_argument("--front-ends", type=int, nargs="+", default=[1], metavar="N")
     parser.add_argument("--profile", default="", metavar="FILE", help="write a profile, slower")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        sys.exit(serve(args.serve, args.profile))
+        sys.exit(serve(args.serve, args.profile, args.front_ends[0]))
     for route in (args.route,) if args.route else ("chat", "completions"):
-        if args.only != "flooded":
-            print(json.dumps(measure(args, route, args.step_ms / 1000, args.tokens)), flush=True)
-        if args.only != "paced":
-            print(json.dumps(measure(args, route, 0.0, 4 * args.tokens)), flush=True)
+        for num in args.front_ends:
+            if args.only != "flooded":
+                paced = measure(args, route, args.step_ms / 1000, args.tokens, num)
+                print(json.dumps(paced), flush=True)
+            if args.only != "paced":
+                print(json.dumps(measure(args, route, 0.0, 4 * args.tokens, num)), flush=True)
     if args.profile:
         pstats.Stats(args.profile).sort_stats("tottime").print_stats(35)
 
