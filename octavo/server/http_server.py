@@ -93,10 +93,14 @@ class HTTPServer(uvicorn.Server):
             self._acceptor.publish()
         return await super().on_tick(counter)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let no more connections in, and wait for the end of those that there are."""
+    def stop_accepting(self) -> None:
+        """Leave new connections to the other servers of the listener, if there are any."""
         if self._acceptor is not None:
             self._acceptor.stop()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let no more connections in, and wait for the end of those that there are."""
+        self.stop_accepting()
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:

@@ -160,6 +160,10 @@ class FrontEnd:
         self._serving = asyncio.ensure_future(self._http.run_until_exit())
         return self._serving
 
+    def close_door(self) -> None:
+        """Take no more connections, where there are others who do."""
+        self._http.stop_accepting()
+
     async def drain(self, patience_s: float, at_once: asyncio.Future[Any]) -> None:
         """End in good order: the door stays open, so that readiness can be asked and newcomers are
         told to go elsewhere, until the last request has its answer.

@@ -90,6 +90,7 @@ class _Worker:
         self._times = StartTimes()
         self._signals = Signals((signal.SIGTERM,))
         self._patience_s = self._config.shutdown_timeout
+        self._is_ended_by_parent = False
         self._listener = socket.socket(fileno=start.listener_fd)
         self._tls = tls_context(self._config)
         self._board: Board = Board.attached(start.board_fd, start.num_workers, start.index)
@@ -111,6 +112,7 @@ class _Worker:
                 self._on_engine_down(message)
             elif isinstance(message, Drain):
                 self._patience_s = message.patience_s
+                self._is_ended_by_parent = True
                 self._signals.begin(signal.SIGTERM)
             elif isinstance(message, EndAtOnce):
                 self._signals.end_at_once(signal.SIGTERM)
@@ -134,6 +136,8 @@ class _Worker:
             for task in (serving, following):
                 if task.done():
                     task.result()  # not asked to end: only a failure can be the reason
+            if not self._is_ended_by_parent:
+                front_end.close_door()  # the others take who comes now
             await front_end.drain(self._patience_s, self._signals.second)
             return 0
         finally:

@@ -156,6 +156,21 @@ def test_a_killed_engine_is_replaced_for_all(model: str, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_last_end_of_the_engine_ends_all(model: str, tmp_path: Path) -> None:
+    options = {**TWO, "max_engine_restarts": 0}
+    with serving(model, tmp_path, options=options, step_s=0.01) as server:
+        url = server.wait_for("ready at ")
+        streams = [Stream(url, 4000) for _ in range(4)]
+        wait_until_running(url, 4)
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        for stream in streams:
+            stream.join(2.0)
+            assert any('"error"' in line for line in stream.lines[-2:])
+        assert server.end() == 70
+    assert "is not started again after 0 restarts" in server.log
+    assert "Traceback" not in server.log
+
+
 def test_the_watchdog_sees_to_an_engine_that_hangs(model: str, tmp_path: Path) -> None:
     once = tmp_path / "once"
     once.touch()
@@ -261,6 +276,9 @@ def test_a_worker_that_is_told_to_end_drains_and_is_replaced(model: str, tmp_pat
         wait_until_running(url, 4)
         workers = server.worker_pids()
         os.kill(workers[0], signal.SIGTERM)
+        for _ in range(20):
+            answer = httpx.post(f"{url}/completions", json=completion(1))
+            assert answer.status_code == 200  # by the other one
         for stream in streams:
             stream.join()
             assert stream.error is None
