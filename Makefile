@@ -50,7 +50,7 @@ format: $(DEV)  ## let ruff format the code
 	$(BIN)/ruff check --fix
 
 models: $(DEV)  ## pull the small models that tests use
-	@$(BIN)/octavo pull smollm2 gemma3-270m >/dev/null
+	@$(BIN)/octavo pull smollm2 gemma3-270m all-minilm >/dev/null
 
 docs: $(DEV)  ## write the generated part of docs/
 	$(BIN)/python scripts/cli_docs.py

@@ -52,6 +52,12 @@ def gemma_path() -> Path:
     return _pulled("gemma3-270m")
 
 
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """all-MiniLM-L6-v2, a model for embeddings, as a Hugging Face folder."""
+    return _pulled("all-minilm")
+
+
 class TinyLlama(Protocol):
     """Makes a folder with a random Llama, as transformers writes it; the same call, the same one.
 

