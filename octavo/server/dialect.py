@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from octavo.protocol import sse
+from octavo.protocol.anthropic_answers import AnthropicError, Ping
+from octavo.protocol.anthropic_answers import event as anthropic_event
 from octavo.protocol.errors import ErrorBody
 
 if TYPE_CHECKING:
@@ -47,3 +49,11 @@ OPENAI = Dialect(
     end=sse.DONE,
 )
 """OpenAI's, and of every route that has no other."""
+
+ANTHROPIC = Dialect(
+    error_body=AnthropicError.of,
+    error_event=lambda exc: anthropic_event(AnthropicError.of(exc)),
+    keep_alive=anthropic_event(Ping()),
+    error_type=AnthropicError,
+)
+"""Of `/v1/messages`. Its streams end with an event of their own, errors with nothing after them."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from octavo.protocol.anthropic import CountTokensRequest, MessagesRequest
+from octavo.protocol.anthropic_answers import AnthropicAnswer, AnthropicEvent, TokenCount
 from octavo.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from octavo.protocol.completions import Completion, CompletionRequest
 from octavo.protocol.embeddings import EmbeddingAnswer, EmbeddingRequest
@@ -28,7 +30,8 @@ from octavo.protocol.tokenize import (
 from octavo.server import health
 from octavo.server.chat import create_chat_completion
 from octavo.server.completions import create_completion
-from octavo.server.dialect import OPENAI
+from octavo.server.dialect import ANTHROPIC, OPENAI
+from octavo.server.messages import count_tokens, create_message
 from octavo.server.embeddings import create_embeddings
 from octavo.server.models import list_models, retrieve_model
 from octavo.server.openapi import openapi
@@ -56,7 +59,7 @@ class Endpoint:
         request: type of the JSON body; None: there is none.
         answer: type of the JSON answer; None: plain text, or JSON of no fixed shape.
         media_type: of the answer.
-        event: type of the events of a streamed answer; None: it is never streamed.
+        event: type of the events of a streamed answer, or a union; None: it is never streamed.
         statuses: of errors, beyond those that the other fields tell of.
         dialect: how its errors and streams are framed.
         is_open: needs no API key.
@@ -69,7 +72,7 @@ class Endpoint:
     request: type[Any] | None = None
     answer: type[Any] | None = None
     media_type: str = "application/json"
-    event: type[Any] | None = None
+    event: Any = None
     statuses: tuple[int, ...] = ()
     dialect: Dialect = OPENAI
     is_open: bool = False
@@ -159,6 +162,25 @@ ENDPOINTS = (
             statuses=POOLING_STATUSES,
         )
         for path in ("/rerank", "/v1/rerank", "/v2/rerank")
+    ),
+    Endpoint(
+        path="/v1/messages",
+        handler=create_message,
+        methods=("POST",),
+        request=MessagesRequest,
+        answer=AnthropicAnswer,
+        event=AnthropicEvent,
+        statuses=(404, 500),
+        dialect=ANTHROPIC,
+    ),
+    Endpoint(
+        path="/v1/messages/count_tokens",
+        handler=count_tokens,
+        methods=("POST",),
+        request=CountTokensRequest,
+        answer=TokenCount,
+        statuses=(404,),
+        dialect=ANTHROPIC,
     ),
     Endpoint(
         path="/tokenize",
