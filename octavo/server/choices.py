@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octavo.engine.output import merge_deltas
+from octavo.errors import InvalidRequestError
 from octavo.protocol.generation import nth_choice
 from octavo.server.answers import UsageCounter
 from octavo.server.beam import BeamSearch, run_beam_search
@@ -90,7 +91,8 @@ class Choices:
         Exactly the last delta of each choice has a `finish_reason`.
 
         Raises:
-            RequestError: the engine refuses a prompt, before the first delta.
+            RequestError: the engine refuses a prompt, before the first delta; the error names the
+                request's own field.
             EngineError: the engine failed.
         """
         if self._body.use_beam_search:
@@ -101,9 +103,12 @@ class Choices:
             source = self._prompts_only()
         else:
             source = self._counted()
-        async with aclosing(source) as deltas:
-            async for item in deltas:
-                yield item
+        try:
+            async with aclosing(source) as deltas:
+                async for item in deltas:
+                    yield item
+        except InvalidRequestError as exc:
+            raise self._body.in_own_names(exc) from None
 
     async def _counted(self) -> AsyncGenerator[tuple[int, Delta], None]:
         """Every job's deltas."""

@@ -10,7 +10,6 @@ from uuid import uuid4
 
 from msgspec import UNSET
 
-from octavo.errors import InvalidRequestError
 from octavo.protocol import sse
 from octavo.protocol.completions import Completion, CompletionChoice, CompletionRequest
 from octavo.server.answers import (
@@ -135,14 +134,6 @@ class _Answer:
         self._is_new = [True] * choices.num_choices
         self._known: list[list[PositionLogprobs]] = [[] for _ in range(choices.num_choices)]
 
-    async def _run(self) -> AsyncGenerator[tuple[int, Delta], None]:
-        try:
-            async with aclosing(self._choices.run()) as deltas:
-                async for item in deltas:
-                    yield item
-        except InvalidRequestError as exc:
-            raise self._body.in_own_names(exc) from None
-
     def _prompt_of(self, index: int) -> _Prompt:
         return self._prompts[index // self._body.num_choices]
 
@@ -157,7 +148,7 @@ class _Answer:
 
     async def complete(self) -> Completion:
         """The whole answer."""
-        async with aclosing(self._run()) as deltas:
+        async with aclosing(self._choices.run()) as deltas:
             outputs = await collect(deltas, None, self._choices.num_choices)
         choices = [self._choice(index, output) for index, output in enumerate(outputs)]
         return self._wrap(choices, self._choices.usage.usage)
@@ -204,7 +195,7 @@ class _Answer:
         usage: UnsetType | None = None if body.include_usage else UNSET
         texts = [self._text_events(index, usage) for index in range(self._choices.num_choices)]
         has_more = body.logprobs is not None or body.return_token_ids or body.continuous_usage
-        async with aclosing(self._run()) as deltas:
+        async with aclosing(self._choices.run()) as deltas:
             async for index, delta in deltas:
                 if has_more or self._is_new[index] or delta.finish_reason is not None:
                     yield self._event(index, delta)

@@ -411,7 +411,7 @@ def test_an_announced_body_too_large_is_refused_unread(
         ("GET", "/", 404, "unknown_url"),
         ("GET", "/v1", 404, "unknown_url"),
         ("POST", "/v1/chat/completions/", 404, "unknown_url"),
-        ("POST", "/v1/embeddings", 404, "unknown_url"),
+        ("POST", "/v1/audio/speech", 404, "unknown_url"),
         ("GET", "/v1/../etc/passwd", 404, "unknown_url"),
         ("GET", "/v1/models/none/such", 404, "model_not_found"),
         ("GET", "/v1/completions", 405, "method_not_allowed"),
