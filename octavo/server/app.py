@@ -17,12 +17,13 @@ from octavo.protocol.generation import DEFAULTED_FIELDS
 from octavo.server.auth import Authentication
 from octavo.server.context import ServerContext
 from octavo.server.errors import ErrorAnswers
-from octavo.server.lifecycle import Admission
+from octavo.server.lifecycle import Admission, Lifecycle
 from octavo.server.openapi import document
 from octavo.server.parsing import answer_reading
 from octavo.server.prompts import PromptEncoder
 from octavo.server.routes import ENDPOINTS
 from octavo.server.scope import RequestScope
+from octavo.server.server_state import ServerState
 from octavo.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def create_app(
         max_model_len=engine.info.max_model_len,
         trusts_chat_templates=config.trust_request_chat_template,
     )
+    lifecycle = Lifecycle()
     context = ServerContext(
         engine,
         tokenizer,
@@ -129,6 +131,8 @@ def create_app(
         metrics,
         _checked_defaults(defaults or {}),
         answer_reading(config, tokenizer),
+        ServerState(config.state_dir, lifecycle),
+        lifecycle,
     )
     return Application(context, config)
 

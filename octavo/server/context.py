@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from octavo.observability.metrics import Metrics
     from octavo.server.parsing import AnswerReading
     from octavo.server.prompts import PromptEncoder, TokenizerLike
+    from octavo.server.server_state import ServerState
     from octavo.types import Task
 
 _T = TypeVar("_T", bound="msgspec.Struct")
@@ -37,6 +38,7 @@ class ServerContext:
         config: without API keys' digests: those are `Authentication`'s alone.
         reading: how the model's answers are read.
         lifecycle: whether requests are taken, and how many there are.
+        state: what outlives a request.
         started: when the server was made, seconds since the epoch.
     """
 
@@ -47,6 +49,7 @@ class ServerContext:
     metrics: Metrics
     defaults: Mapping[str, Any]
     reading: AnswerReading
+    state: ServerState
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     started: int = field(default_factory=lambda: int(time.time()))
 

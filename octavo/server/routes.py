@@ -19,6 +19,13 @@ from octavo.protocol.pooling import (
     PoolingAnswer,
     PoolingRequest,
 )
+from octavo.protocol.responses import (
+    ItemList,
+    Response,
+    ResponseDeleted,
+    ResponseEvent,
+    ResponseRequest,
+)
 from octavo.protocol.score import RerankAnswer, RerankRequest, ScoreAnswer, ScoreRequest
 from octavo.protocol.status import Load, Status, Version
 from octavo.protocol.tokenize import (
@@ -31,11 +38,19 @@ from octavo.server import health
 from octavo.server.chat import create_chat_completion
 from octavo.server.completions import create_completion
 from octavo.server.dialect import ANTHROPIC, OPENAI
-from octavo.server.messages import count_tokens, create_message
 from octavo.server.embeddings import create_embeddings
+from octavo.server.messages import count_tokens, create_message
 from octavo.server.models import list_models, retrieve_model
 from octavo.server.openapi import openapi
 from octavo.server.pooling import classify, create_pooling
+from octavo.server.responses import (
+    RESPONSES,
+    cancel_response,
+    create_response,
+    delete_response,
+    list_input_items,
+    retrieve_response,
+)
 from octavo.server.score import rerank, score
 from octavo.server.tokenize import detokenize, tokenize
 
@@ -118,6 +133,63 @@ ENDPOINTS = (
         statuses=(404, 500),
     ),
     Endpoint(
+        path="/v1/messages",
+        handler=create_message,
+        methods=("POST",),
+        request=MessagesRequest,
+        answer=AnthropicAnswer,
+        event=AnthropicEvent,
+        statuses=(404, 500),
+        dialect=ANTHROPIC,
+    ),
+    Endpoint(
+        path="/v1/messages/count_tokens",
+        handler=count_tokens,
+        methods=("POST",),
+        request=CountTokensRequest,
+        answer=TokenCount,
+        statuses=(404,),
+        dialect=ANTHROPIC,
+    ),
+    Endpoint(
+        path="/v1/responses",
+        handler=create_response,
+        methods=("POST",),
+        request=ResponseRequest,
+        answer=Response,
+        event=ResponseEvent,
+        statuses=(404, 500),
+        dialect=RESPONSES,
+    ),
+    Endpoint(
+        path="/v1/responses/{response_id}",
+        handler=retrieve_response,
+        answer=Response,
+        event=ResponseEvent,
+        statuses=(400, 404),
+        dialect=RESPONSES,
+    ),
+    Endpoint(
+        path="/v1/responses/{response_id}",
+        handler=delete_response,
+        methods=("DELETE",),
+        answer=ResponseDeleted,
+        statuses=(400, 404),
+    ),
+    Endpoint(
+        path="/v1/responses/{response_id}/cancel",
+        handler=cancel_response,
+        methods=("POST",),
+        answer=Response,
+        statuses=(400, 404),
+    ),
+    Endpoint(
+        path="/v1/responses/{response_id}/input_items",
+        handler=list_input_items,
+        answer=ItemList,
+        statuses=(400, 404),
+    ),
+    Endpoint(
         path="/v1/embeddings",
         handler=create_embeddings,
         methods=("POST",),
@@ -162,25 +234,6 @@ ENDPOINTS = (
             statuses=POOLING_STATUSES,
         )
         for path in ("/rerank", "/v1/rerank", "/v2/rerank")
-    ),
-    Endpoint(
-        path="/v1/messages",
-        handler=create_message,
-        methods=("POST",),
-        request=MessagesRequest,
-        answer=AnthropicAnswer,
-        event=AnthropicEvent,
-        statuses=(404, 500),
-        dialect=ANTHROPIC,
-    ),
-    Endpoint(
-        path="/v1/messages/count_tokens",
-        handler=count_tokens,
-        methods=("POST",),
-        request=CountTokensRequest,
-        answer=TokenCount,
-        statuses=(404,),
-        dialect=ANTHROPIC,
     ),
     Endpoint(
         path="/tokenize",

@@ -74,6 +74,10 @@ GOOD_BODIES: dict[str, list[dict[str, Any]]] = {
         ]
         for path in ("/rerank", "/v1/rerank", "/v2/rerank")
     },
+    "/v1/responses": [
+        {"model": "fake", "input": "hello", "max_output_tokens": 4, **fields}
+        for fields in ({}, {"stream": True}, {"background": True}, {"input": MESSAGES})
+    ],
     "/tokenize": [{"prompt": "hello", "return_token_strs": True}, {"messages": MESSAGES}],
     "/detokenize": [{"tokens": [5, 6]}],
 }
@@ -121,7 +125,7 @@ def test_requests_as_documented(
     """No 5xx, documented statuses, types and headers only; and good requests come through."""
     _, schema = fired
     fields = msgspec.structs.fields(endpoint.request) if endpoint.request else ()
-    always = {f.encode_name for f in fields if f.required} | {"prompt", "messages"}
+    always = {f.encode_name for f in fields if f.required} | {"prompt", "messages", "input"}
 
     @FIRE
     @given(case=schema[documented_path(endpoint)][method].as_strategy(), data=st.data())

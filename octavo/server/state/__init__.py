@@ -1,0 +1,1 @@
+"""What outlives a request: responses, files and batches, in a folder that API servers share."""
