@@ -57,6 +57,7 @@ class Asker:
 
     def response(self, fields: dict[str, Any]) -> httpx.Response:
         self._server.engine.requests.clear()
+        self._server.engine.pooled.clear()
         self._server.tokenizer.chat_template.calls.clear()
         response = self._server.client.post(self._table.path, json={**self._table.body, **fields})
         self._server.wait_until_idle()
@@ -71,7 +72,8 @@ class Asker:
             (msgspec.to_builtins(job), engine.options[request_id])
             for request_id, job in engine.requests.items()
         ]
-        return asked, list(self._server.tokenizer.chat_template.calls), content_of(response)
+        pooled = [msgspec.to_builtins(one) for one in engine.pooled.values()]
+        return asked, pooled, list(self._server.tokenizer.chat_template.calls), content_of(response)
 
     def baseline(self, fields: dict[str, Any]) -> Any:
         """The effect of a request that others are held against: the same each time."""
