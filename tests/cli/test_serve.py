@@ -69,6 +69,9 @@ def test_flags_of_answers(
     assert main(["serve", model, *formats]) == 3
     ((_, server),) = launched
     assert (server.tool_call_parser, server.reasoning_parser) == ("hermes", "none")
+    assert not server.trust_request_chat_template
+    assert main(["serve", model, "--trust-request-chat-template"]) == 3
+    assert launched[-1][1].trust_request_chat_template
     with pytest.raises(SystemExit):
         main(["serve", model, "--reasoning-parser", "hermes"])
     assert "invalid choice: 'hermes'" in capsys.readouterr().err
