@@ -48,6 +48,17 @@ class JSONObjectFormat(
     """Any JSON object."""
 
 
+class JSONObjectBySchemaFormat(
+    msgspec.Struct, tag_field="type", tag="json_object", forbid_unknown_fields=True
+):
+    """Any JSON object, or JSON by a schema in `value`, as Hugging Face's client spells one.
+
+    Source: `HFInferenceConversational` in `huggingface_hub`, for Text Generation Inference.
+    """
+
+    value: dict[str, Any] | bool | None = None
+
+
 class JSONSchemaFormat(
     msgspec.Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True
 ):
@@ -56,7 +67,7 @@ class JSONSchemaFormat(
     json_schema: JSONSchemaSpec
 
 
-ResponseFormat = TextFormat | JSONObjectFormat | JSONSchemaFormat
+ResponseFormat = TextFormat | JSONObjectBySchemaFormat | JSONSchemaFormat
 
 
 class StructuredOutputsSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -73,8 +84,10 @@ def _asked(request: GenerationRequest) -> dict[str, dict[str, Any]]:
     """By field of the request: what it asks for, as `StructuredOutputs` spells it."""
     asked: dict[str, dict[str, Any]] = {}
     match request.response_format:
-        case JSONObjectFormat():
+        case JSONObjectBySchemaFormat(value=None):
             asked["response_format"] = {"json_object": True}
+        case JSONObjectBySchemaFormat(value=schema):
+            asked["response_format"] = {"json": schema}
         case JSONSchemaFormat(json_schema=spec):
             asked["response_format"] = {"json": spec.schema}
     if request.structured_outputs is not None:

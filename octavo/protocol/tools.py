@@ -43,10 +43,10 @@ class FunctionName(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NamedToolChoice(msgspec.Struct, forbid_unknown_fields=True):
-    """A function that the model must call."""
+    """A function that the model must call. Hugging Face's client leaves `type` out."""
 
     function: FunctionName
-    type: Literal["function"]
+    type: Literal["function"] = "function"
 
 
 ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice

@@ -15,7 +15,12 @@ from octavo.protocol.chat import ChatCompletionRequest
 from octavo.protocol.messages import SystemMessage
 from octavo.protocol.response_items import InputItem, kind_of, to_messages
 from octavo.protocol.responses import NamedFunction, ResponseSchemaFormat
-from octavo.protocol.structured import JSONSchemaFormat, JSONSchemaSpec
+from octavo.protocol.structured import (
+    JSONObjectBySchemaFormat,
+    JSONObjectFormat,
+    JSONSchemaFormat,
+    JSONSchemaSpec,
+)
 from octavo.protocol.tools import (
     FunctionDefinition,
     FunctionName,
@@ -201,6 +206,8 @@ def _chat_request(body: ResponseRequest, items: Sequence[InputItem]) -> ChatComp
         case ResponseSchemaFormat(name, schema, strict, description):
             spec = JSONSchemaSpec(name=name, schema=schema, strict=strict, description=description)
             chat.response_format = JSONSchemaFormat(spec)
+        case JSONObjectFormat():
+            chat.response_format = JSONObjectBySchemaFormat()
         case other:
             chat.response_format = other
     return chat

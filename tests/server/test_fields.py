@@ -73,6 +73,10 @@ SCHEMA = {"type": "object"}
         ({"response_format": {"type": "text"}}, None),
         ({"response_format": {"type": "json_object"}}, StructuredOutputs(json_object=True)),
         (
+            {"response_format": {"type": "json_object", "value": SCHEMA}},
+            StructuredOutputs(json=SCHEMA),
+        ),
+        (
             {
                 "response_format": {
                     "type": "json_schema",

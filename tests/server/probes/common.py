@@ -86,6 +86,10 @@ COMMON: dict[str, Probe] = {
         {"response_format": {"type": "json_object"}},
         neutral=({"response_format": {"type": "text"}},),
     ),
+    "response_format[json_object].value": changes(
+        {"response_format": {"type": "json_object", "value": _SCHEMA}},
+        {"response_format": {"type": "json_object"}},
+    ),
     "response_format[json_schema].json_schema": changes(_schema_format()),
     "response_format[json_schema].json_schema.schema": changes(
         _schema_format(schema={"type": "array"}), _schema_format()
