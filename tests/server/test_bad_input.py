@@ -408,7 +408,7 @@ def test_an_announced_body_too_large_is_refused_unread(
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "unknown_url"),
+        ("GET", "/nothing", 404, "unknown_url"),
         ("GET", "/v1", 404, "unknown_url"),
         ("POST", "/v1/chat/completions/", 404, "unknown_url"),
         ("POST", "/v1/audio/speech", 404, "unknown_url"),
