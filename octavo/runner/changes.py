@@ -34,6 +34,23 @@ if TYPE_CHECKING:
 _NO_IDS = np.empty(0, np.int64)
 
 
+def changes_of(init: RowInit) -> RowChanges | None:
+    """What a request changes in its logits; None if there never is anything."""
+    params = init.params
+    if not (
+        params.min_tokens
+        or params.logit_bias
+        or params.allowed_token_ids is not None
+        or init.bad_words_token_ids
+        or params.repetition_penalty != 1
+        or params.frequency_penalty
+        or params.presence_penalty
+    ):
+        return None
+    changes = RowChanges(init)
+    return changes if changes.is_active(init.num_prompt_tokens) else None
+
+
 class RowChanges:
     """What one request changes in its row of logits.
 
@@ -68,11 +85,6 @@ class RowChanges:
             self.allowed is not None or self.penalises or self.bad_words or self._bias.size
         )
         self._counts = _Counts()
-
-    @property
-    def changes_any(self) -> bool:
-        """Whether there will ever be something to change."""
-        return self._lasts or self.forbids_stop(self.num_prompt_tokens)
 
     @property
     def reads_tokens(self) -> bool:

@@ -83,9 +83,9 @@ class PromptReports:
 
 def find_prompt_tokens(host: HostBatch, table: RowTable, state: SamplerRows) -> PromptTokens | None:
     """What the step has to report; None if there is nothing."""
-    asked = state.num_prompt_logprobs[host.rows]
-    if (asked < 0).all():
+    if not state.asking_prompts:
         return None
+    asked = state.num_prompt_logprobs[host.rows]
     starts, context_lens = host.layout.query_starts, host.layout.context_lens
     parts: list[tuple[NDArray[np.int64], ...]] = []
     for seq in np.flatnonzero(asked >= 0).tolist():

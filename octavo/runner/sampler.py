@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from octavo.runner.changes import RowChanges, change_logits
+from octavo.runner.changes import RowChanges, change_logits, changes_of
 from octavo.runner.order import INT32_MAX, below_max, order_keys, smallest, token_ids_of
 from octavo.runner.philox import uniform
 from octavo.runner.reports import report
@@ -55,6 +55,7 @@ class SamplerRows:
         seed: uint64.
         num_logprobs, num_prompt_logprobs: int32, -1 for none.
         num_prompt_tokens: int64.
+        asking_prompts: rows whose prompts are to be reported.
         changes: what rows change in their logits; rows that change nothing are not in it.
         truncates: bool, random and not from all tokens (of a vocabulary larger than `top_k`).
         is_plain: bool, nothing asked for but a temperature.
@@ -69,6 +70,7 @@ class SamplerRows:
         self.num_logprobs = np.full(max_num_seqs, -1, np.int32)
         self.num_prompt_logprobs = np.full(max_num_seqs, -1, np.int32)
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
+        self.asking_prompts: set[int] = set()
         self.changes: dict[int, RowChanges] = {}
         self.truncates = np.zeros(max_num_seqs, np.bool_)
         self.is_plain = np.zeros(max_num_seqs, np.bool_)
@@ -93,9 +95,12 @@ class SamplerRows:
         asked = params.prompt_logprobs
         self.num_prompt_logprobs[row] = -1 if asked is None else asked
         self.num_prompt_tokens[row] = init.num_prompt_tokens
-        changes = RowChanges(init)
+        self.asking_prompts.discard(row)
+        if asked is not None:
+            self.asking_prompts.add(row)
         self.changes.pop(row, None)
-        if changes.changes_any:
+        changes = changes_of(init)
+        if changes is not None:
             self.changes[row] = changes
         truncates = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
         self.truncates[row] = truncates and temperature > 0

@@ -59,17 +59,18 @@ def choose_special(
     logits, token_ids = logits[:num_rows], token_ids[:num_rows]
     asking = np.flatnonzero(state.num_logprobs[rows] >= 0)
     changed = find_changed(rows, positions, state, masks)
+    places: torch.Tensor | None = None
     truncates = state.truncates[rows]
     truncates[changed] = False
     if truncates.any():
         places = _sample_truncated(
             logits, token_ids, last_token, rows, positions, state, staging, truncates, asking
         )
-    else:
+    elif asking.size:
         (places,) = staging.send([asking.astype(np.int32)])
     if changed.size:
         changer.sample(logits, token_ids, last_token, rows, changed, state, masks, inputs)
-    if not asking.size:
+    if places is None or not asking.size:
         return None
     from octavo.kernels.logprobs import report_logprobs
 

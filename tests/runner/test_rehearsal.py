@@ -164,6 +164,10 @@ for num in (1, 3, 70, 100):
     prompts = [{"prompt_token_ids": [draw.randrange(300) for _ in range(draw.randint(1, 150))]}
                for _ in range(num)]
     params = [SamplingParams(temperature=draw.choice([0.0, 1.0]), top_p=draw.choice([1.0, 0.9]),
+                             repetition_penalty=draw.choice([1.0, 1.3]),
+                             logit_bias=draw.choice([{}, {5: 1.0}]),
+                             allowed_token_ids=draw.choice([None, None, list(range(9, 99))]),
+                             prompt_logprobs=draw.choice([None, None, None, 2]),
                              max_tokens=draw.randint(1, 20)) for _ in prompts]
     llm.generate(prompts, params)
 print(json.dumps([llm.info.compilation, llm.info.memory, llm.info.startup_s]))
