@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from octavo.errors import InvalidRequestError
@@ -42,7 +41,8 @@ async def score(request: Request) -> Response:
     context.check_model(body.model)
     name = answer_id("score")
     pairs = body.pairs()
-    scores, num_tokens = await _scores(request, context, body, pairs, "text_2", name, arrived)
+    work = _scores(request, context, body, pairs, ("text_1", "text_2"), name, arrived)
+    scores, num_tokens = await work
     return json_response(
         ScoreAnswer(
             id=name,
@@ -66,7 +66,8 @@ async def rerank(request: Request) -> Response:
     name = answer_id("rerank")
     texts = body.texts()
     pairs = [(body.query, text) for text in texts]
-    scores, num_tokens = await _scores(request, context, body, pairs, "documents", name, arrived)
+    work = _scores(request, context, body, pairs, ("query", "documents"), name, arrived)
+    scores, num_tokens = await work
     order = sorted(range(len(texts)), key=lambda index: -scores[index])
     results = [
         RerankResult(
@@ -87,11 +88,14 @@ async def _scores(
     context: ServerContext,
     body: PoolingFields,
     pairs: Sequence[tuple[str, str]],
-    param: str,
+    params: tuple[str, str],
     name: str,
     arrived: float,
 ) -> tuple[list[float], int]:
-    """The pairs' scores, and the number of tokens computed for them."""
+    """The pairs' scores, and the number of tokens computed for them.
+
+    `params` are the fields that the pairs' first and second texts come from.
+    """
     info = context.engine.info
     max_len = body.max_len(info.max_model_len)
     options = body.options(tenant_of(request.scope))
@@ -103,8 +107,12 @@ async def _scores(
                 param="use_activation",
             )
         # Each text once, however many pairs it is in.
-        texts = dict.fromkeys(chain.from_iterable(pairs))
-        places = {text: place for place, text in enumerate(texts)}
+        has_one_first = len({first for first, _ in pairs}) == 1
+        names: dict[str, str] = {}
+        for index, (first, second) in enumerate(pairs):
+            names.setdefault(first, params[0] if has_one_first else f"{params[0]}[{index}]")
+            names.setdefault(second, f"{params[1]}[{index}]")
+        places = {text: place for place, text in enumerate(names)}
         vectors = await until_disconnect(
             request.receive,
             embed(
@@ -115,14 +123,15 @@ async def _scores(
                 options=options,
                 max_len=max_len,
                 is_normalized=True,
-                param=param,
+                names=list(names.values()),
             ),
         )
         return _cosines(vectors.data, [(places[a], places[b]) for a, b in pairs]), (
             vectors.num_tokens
         )
     context.check_task("score")
-    encoded = await encode(context, pairs, max_len=max_len, param=param)
+    fields = [f"{params[1]}[{index}]" for index in range(len(pairs))]
+    encoded = await encode(context, pairs, max_len=max_len, names=fields)
     work = pool(
         context,
         encoded,

@@ -70,6 +70,7 @@ async def embed(
     is_normalized: bool | None = None,
     add_special_tokens: bool = True,
     param: str = "input",
+    names: Sequence[str] | None = None,
 ) -> Vectors:
     """Embed texts or lists of token ids.
 
@@ -84,6 +85,7 @@ async def embed(
         is_normalized: whether vectors get length 1; None: as the model does it.
         add_special_tokens: around texts.
         param: the inputs' field, as the caller spells it.
+        names: each input's field, where they come from several; None: `param`, or its items.
 
     Raises:
         RequestError: the server does not embed, an input does not fit, or there is no engine now.
@@ -93,7 +95,12 @@ async def embed(
     context.check_task("embed")
     check_dimensions(dimensions, context.engine.info)
     encoded = await encode(
-        context, inputs, max_len=max_len, add_special_tokens=add_special_tokens, param=param
+        context,
+        inputs,
+        max_len=max_len,
+        add_special_tokens=add_special_tokens,
+        param=param,
+        names=names,
     )
     return await pool(
         context,
@@ -114,6 +121,7 @@ async def encode(
     max_len: int | None,
     add_special_tokens: bool = True,
     param: str = "input",
+    names: Sequence[str] | None = None,
 ) -> list[Encoded]:
     """Texts, token ids or pairs of texts as the model reads them.
 
@@ -123,6 +131,7 @@ async def encode(
         max_len: cut longer ones to so many tokens, special ones included; None: refuse them.
         add_special_tokens: around texts.
         param: the inputs' field, as the caller spells it.
+        names: each input's field, where they come from several; None: `param`, or its items.
 
     Raises:
         InvalidRequestError: an input is empty, too long, or holds unknown ids.
@@ -134,6 +143,8 @@ async def encode(
     tokenizer = context.tokenizer
 
     def name(index: int) -> str:
+        if names is not None:
+            return names[index]
         return param if len(inputs) == 1 else f"{param}[{index}]"
 
     def encode_one(index: int, item: str | list[int] | tuple[str, str]) -> Encoded:
