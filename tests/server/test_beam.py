@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from octavo.server.beam import BeamSearch
-from octavo.types import PositionLogprobs, TokenLogprob
+from octavo.types import Delta, PositionLogprobs, TokenLogprob
 from tests.models.reference import load_reference
 from tests.server.conftest import running_servers
-from tests.server.fake_engine import EOS, VOCAB_SIZE, WORDS
+from tests.server.fake_engine import EOS, VOCAB_SIZE, WORDS, FakeEngine
 from tests.server.local_engine import LocalEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
+    from octavo.types import SamplingParams
     from tests.conftest import TinyLlama
     from tests.server.conftest import RunningServer
 
@@ -178,6 +180,48 @@ def test_a_failure_or_a_deadline_ends_the_search(server: RunningServer) -> None:
     assert server.completion(**beams).status_code == 503
     server.engine.is_alive = True
     server.assert_serves()
+
+
+def test_a_client_that_goes_ends_the_search(server: RunningServer) -> None:
+    server.engine.delay = 0.02
+    beams: dict[str, Any] = {"use_beam_search": True, "n": 3, "max_tokens": 1000}
+    with pytest.raises(httpx.ReadTimeout):
+        server.client.post(
+            "/v1/completions", json={"model": "fake", "prompt": ["a", "b"], **beams}, timeout=0.3
+        )
+    server.wait_until_idle()
+    num_asked = len(server.engine.requests)
+    assert server.engine.most_open == 6
+    assert server.metrics.finished["abort"] == 2
+    server.engine.delay = 0.0
+    server.assert_serves()
+    assert len(server.engine.requests) == num_asked + 2
+
+
+class Hurried(FakeEngine):
+    """Every request's deadline passes when three steps of two beams were made."""
+
+    async def _deltas(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Delta]:
+        if len(self.requests) > 5:
+            yield Delta(finish_reason="timeout", num_prompt_tokens=len(prompt))
+            return
+        async for delta in super()._deltas(prompt, params):
+            yield delta
+
+
+def test_a_deadline_ends_the_search_with_what_there_is(
+    serve: Callable[..., RunningServer],
+) -> None:
+    server = serve(engine=Hurried())
+    response = server.completion(
+        use_beam_search=True, n=2, max_tokens=1000, timeout=9.0, return_token_ids=True, echo=True
+    )
+    choices = response.json()["choices"]
+    assert [choice["finish_reason"] for choice in choices] == ["timeout"] * 2
+    assert [len(choice["token_ids"]) for choice in choices] == [3, 3]
+    assert all(0 < options.timeout_s < 9 for options in server.engine.options.values())  # type: ignore[operator]
+    assert response.json()["usage"]["completion_tokens"] == 6
+    assert server.metrics.finished["timeout"] == 1
 
 
 def test_text_and_counts(server: RunningServer) -> None:
