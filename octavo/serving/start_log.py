@@ -32,15 +32,25 @@ def log_start(engine: AsyncEngine, config: ServerConfig, url: str, times: StartT
         info.dtype,
         info.device,
     )
-    logger.info(
-        "KV cache: %d blocks of %d tokens, %d tokens, %s: %.1f sequences of %d tokens",
-        cache.num_blocks,
-        cache.block_size,
-        cache.num_tokens,
-        format_bytes(cache.num_blocks * cache.bytes_per_block),
-        cache.num_tokens / info.max_model_len,
-        info.max_model_len,
-    )
+    if info.pooling is not None:
+        logger.info(
+            "%s: vectors of %d numbers from up to %d tokens, by %s%s",
+            " and ".join(info.tasks),
+            info.pooling.num_dimensions,
+            info.max_model_len,
+            info.pooling.pooling_type,
+            ", normalized" if info.pooling.is_normalized else "",
+        )
+    else:
+        logger.info(
+            "KV cache: %d blocks of %d tokens, %d tokens, %s: %.1f sequences of %d tokens",
+            cache.num_blocks,
+            cache.block_size,
+            cache.num_tokens,
+            format_bytes(cache.num_blocks * cache.bytes_per_block),
+            cache.num_tokens / info.max_model_len,
+            info.max_model_len,
+        )
     logger.info(
         "start-up took %.2f s: %s; beside them: tokenizer %.2f, server imports %.2f",
         total,
