@@ -34,6 +34,7 @@ COMMANDS: dict[str, str] = {
     "serve": "serve",
     "chat": "chat",
     "run": "run",
+    "run-batch": "run_batch",
     "pull": "pull",
     "models": "models",
     "rm": "models",
