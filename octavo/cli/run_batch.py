@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import time
 from contextlib import asynccontextmanager
@@ -93,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("give either MODEL, to run it in this process, or --url")
     if args.concurrency < 1:
         raise ConfigError(f"--concurrency must be at least 1, got {args.concurrency}")
+    import asyncio
+
     from octavo.server.batch_file import OutputFile, Summary, count_requests, has_work
 
     source, target = args.input_file, args.output_file

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from octavo.server import batch_file
 from octavo.cli.main import main
+from octavo.server import batch_file
 from tests.cli.test_main import ROOT
 from tests.server.conftest import RunningServer, running_servers
 
