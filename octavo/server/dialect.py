@@ -13,6 +13,7 @@ from octavo.protocol import sse
 from octavo.protocol.anthropic_answers import AnthropicError, Ping
 from octavo.protocol.anthropic_answers import event as anthropic_event
 from octavo.protocol.errors import ErrorBody
+from octavo.protocol.ollama_answers import OllamaError, line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,3 +58,12 @@ ANTHROPIC = Dialect(
     error_type=AnthropicError,
 )
 """Of `/v1/messages`. Its streams end with an event of their own, errors with nothing after them."""
+
+OLLAMA = Dialect(
+    error_body=OllamaError.of,
+    error_event=lambda exc: line(OllamaError.of(exc)),
+    media_type="application/x-ndjson",
+    keep_alive=b"",
+    error_type=OllamaError,
+)
+"""Of `/api/...`: lines of JSON, where there is nothing that a reader would skip."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from octavo.protocol import ollama as ollama_requests
+from octavo.protocol import ollama_answers
 from octavo.protocol.anthropic import CountTokensRequest, MessagesRequest
 from octavo.protocol.anthropic_answers import AnthropicAnswer, AnthropicEvent, TokenCount
 from octavo.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
@@ -34,13 +36,15 @@ from octavo.protocol.tokenize import (
     TokenizeRequest,
     TokenizeResponse,
 )
-from octavo.server import health
+from octavo.server import health, ollama_models
 from octavo.server.chat import create_chat_completion
 from octavo.server.completions import create_completion
-from octavo.server.dialect import ANTHROPIC, OPENAI
+from octavo.server.dialect import ANTHROPIC, OLLAMA, OPENAI
 from octavo.server.embeddings import create_embeddings
 from octavo.server.messages import count_tokens, create_message
 from octavo.server.models import list_models, retrieve_model
+from octavo.server.ollama import ollama_chat, ollama_generate
+from octavo.server.ollama_embed import ollama_embed, ollama_embeddings
 from octavo.server.openapi import openapi
 from octavo.server.pooling import classify, create_pooling
 from octavo.server.responses import (
@@ -108,6 +112,81 @@ def _probe(path: str, handler: Callable[[Request], Awaitable[ASGIApp]], *methods
         is_operational=True,
     )
 
+
+def _ollama(
+    path: str,
+    handler: Callable[[Request], Awaitable[ASGIApp]],
+    answer: type[Any],
+    request: type[Any] | None = None,
+    *,
+    event: Any = None,
+) -> Endpoint:
+    return Endpoint(
+        path=path,
+        handler=handler,
+        methods=("GET",) if request is None else ("POST",),
+        request=request,
+        answer=answer,
+        event=event,
+        statuses=() if request is None else POOLING_STATUSES,
+        dialect=OLLAMA,
+    )
+
+
+def _refusal(path: str, method: str = "POST") -> Endpoint:
+    handler = ollama_models.ollama_refusal
+    return Endpoint(path=path, handler=handler, methods=(method,), statuses=(400,), dialect=OLLAMA)
+
+
+OLLAMA_ENDPOINTS = (
+    Endpoint(
+        path="/",
+        handler=ollama_models.ollama_root,
+        media_type="text/plain",
+        is_open=True,
+        is_operational=True,
+    ),
+    _ollama(
+        "/api/chat",
+        ollama_chat,
+        ollama_answers.OllamaChatAnswer,
+        ollama_requests.OllamaChatRequest,
+        event=ollama_answers.OllamaChatAnswer,
+    ),
+    _ollama(
+        "/api/generate",
+        ollama_generate,
+        ollama_answers.OllamaGenerateAnswer,
+        ollama_requests.OllamaGenerateRequest,
+        event=ollama_answers.OllamaGenerateAnswer,
+    ),
+    _ollama(
+        "/api/embed",
+        ollama_embed,
+        ollama_answers.OllamaEmbedAnswer,
+        ollama_requests.OllamaEmbedRequest,
+    ),
+    _ollama(
+        "/api/embeddings",
+        ollama_embeddings,
+        ollama_answers.OllamaEmbeddingsAnswer,
+        ollama_requests.OllamaEmbeddingsRequest,
+    ),
+    _ollama(
+        "/api/show",
+        ollama_models.ollama_show,
+        ollama_answers.OllamaShow,
+        ollama_requests.OllamaShowRequest,
+    ),
+    _ollama("/api/tags", ollama_models.ollama_tags, ollama_answers.OllamaModels),
+    _ollama("/api/ps", ollama_models.ollama_ps, ollama_answers.OllamaRunningModels),
+    _ollama("/api/version", ollama_models.ollama_version, ollama_answers.OllamaVersion),
+    _refusal("/api/pull"),
+    _refusal("/api/push"),
+    _refusal("/api/create"),
+    _refusal("/api/copy"),
+    _refusal("/api/delete", "DELETE"),
+)
 
 ENDPOINTS = (
     Endpoint(path="/v1/models", handler=list_models, answer=ModelList),
@@ -264,4 +343,5 @@ ENDPOINTS = (
         is_operational=True,
     ),
     Endpoint(path="/openapi.json", handler=openapi, is_operational=True),
+    *OLLAMA_ENDPOINTS,
 )

@@ -78,6 +78,17 @@ GOOD_BODIES: dict[str, list[dict[str, Any]]] = {
         {"model": "fake", "input": "hello", "max_output_tokens": 4, **fields}
         for fields in ({}, {"stream": True}, {"background": True}, {"input": MESSAGES})
     ],
+    "/api/chat": [
+        {"model": "fake", "messages": MESSAGES, "options": {"num_predict": 4}, "stream": stream}
+        for stream in (False, True)
+    ],
+    "/api/generate": [
+        {"model": "fake", "prompt": "hello", "options": {"num_predict": 4}, "stream": stream}
+        for stream in (False, True)
+    ],
+    "/api/embed": [{"model": "fake", "input": ["hello", "you"]}],
+    "/api/embeddings": [{"model": "fake", "prompt": "hello"}],
+    "/api/show": [{"model": "fake"}],
     "/tokenize": [{"prompt": "hello", "return_token_strs": True}, {"messages": MESSAGES}],
     "/detokenize": [{"tokens": [5, 6]}],
 }
@@ -271,7 +282,7 @@ def test_keys_are_in_it_where_they_are_needed() -> None:
         app = create_app(FakeEngine(), FakeTokenizer(), config)
         document = msgspec.json.decode(app.openapi_body)
         paths = document["paths"]
-        return document, {path: item.get("get", item.get("post")) for path, item in paths.items()}
+        return document, {path: next(iter(item.values())) for path, item in paths.items()}
 
     document, free = operations()
     assert "security" not in document
@@ -287,6 +298,6 @@ def test_keys_are_in_it_where_they_are_needed() -> None:
         {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
     ]
     open_paths = {path for path, operation in guarded.items() if operation.get("security") == []}
-    assert open_paths == {"/health", "/health/live", "/health/ready", "/ping"}
+    assert open_paths == {"/", "/health", "/health/live", "/health/ready", "/ping"}
     for path, operation in guarded.items():
         assert ("401" in operation["responses"]) == (path not in open_paths)
