@@ -85,7 +85,7 @@ class Choices:
             return msgspec.structs.replace(params, logprobs=0)
         return params
 
-    async def run(self) -> AsyncGenerator[tuple[int, Delta], None]:
+    def run(self) -> AsyncGenerator[tuple[int, Delta], None]:
         """The deltas of all choices, each with its choice's index, as they come; counts the usage.
 
         Exactly the last delta of each choice has a `finish_reason`.
@@ -96,27 +96,24 @@ class Choices:
             EngineError: the engine failed.
         """
         if self._body.use_beam_search:
-            source = self._beams()
-        elif self._picks:
-            source = self._best()
-        elif self._body.has_no_output:
-            source = self._prompts_only()
-        else:
-            source = self._counted()
+            return self._beams()
+        if self._picks:
+            return self._best()
+        return self._prompts_only() if self._body.has_no_output else self._sampled_deltas()
+
+    async def _sampled_deltas(
+        self, *, counts: bool = True
+    ) -> AsyncGenerator[tuple[int, Delta], None]:
+        """Every job's deltas."""
+        run = run_jobs(self._context.engine, self._context.metrics, self._jobs)
         try:
-            async with aclosing(source) as deltas:
+            async with aclosing(run) as deltas:
                 async for item in deltas:
+                    if counts:
+                        self.usage.add(*item)
                     yield item
         except InvalidRequestError as exc:
             raise self._body.in_own_names(exc) from None
-
-    async def _counted(self) -> AsyncGenerator[tuple[int, Delta], None]:
-        """Every job's deltas."""
-        run = run_jobs(self._context.engine, self._context.metrics, self._jobs)
-        async with aclosing(run) as deltas:
-            async for index, delta in deltas:
-                self.usage.add(index, delta)
-                yield index, delta
 
     async def _best(self) -> AsyncGenerator[tuple[int, Delta], None]:
         """Per prompt, the choices with the highest mean log-probability, when all have ended."""
@@ -135,16 +132,15 @@ class Choices:
     async def _wholes(self) -> list[Delta]:
         """Each job's deltas as one."""
         parts: list[list[Delta]] = [[] for _ in self._jobs]
-        async with aclosing(self._counted()) as deltas:
+        async with aclosing(self._sampled_deltas()) as deltas:
             async for index, delta in deltas:
                 parts[index].append(delta)
         return [merge_deltas(deltas) for deltas in parts]
 
     async def _prompts_only(self) -> AsyncGenerator[tuple[int, Delta], None]:
         """One delta per job without the token that the engine had to sample."""
-        run = run_jobs(self._context.engine, self._context.metrics, self._jobs)
         parts: list[list[Delta]] = [[] for _ in self._jobs]
-        async with aclosing(run) as deltas:
+        async with aclosing(self._sampled_deltas(counts=False)) as deltas:
             async for index, delta in deltas:
                 parts[index].append(delta)
                 if delta.finish_reason is not None:

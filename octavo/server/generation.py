@@ -86,7 +86,7 @@ def with_time_left(options: RequestOptions, arrived: float) -> RequestOptions:
     return msgspec.structs.replace(options, timeout_s=max(left, 1e-6))
 
 
-async def run_jobs(
+def run_jobs(
     engine: EngineClient, metrics: Metrics, jobs: Sequence[Job]
 ) -> AsyncGenerator[tuple[int, Delta], None]:
     """The deltas of all jobs, run at the same time, each with its job's index, as they come.
@@ -95,10 +95,7 @@ async def run_jobs(
         RequestError: the engine refuses one of them; the others are aborted.
         EngineError: the engine failed.
     """
-    streams = [run_job(engine, metrics, job) for job in jobs]
-    async with aclosing(side_by_side(streams)) as deltas:
-        async for item in deltas:
-            yield item
+    return side_by_side([run_job(engine, metrics, job) for job in jobs])
 
 
 async def side_by_side(
