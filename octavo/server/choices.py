@@ -122,17 +122,15 @@ class Choices:
         for first in range(0, len(wholes), per_prompt):
             ranked = sorted(wholes[first : first + per_prompt], key=_mean_logprob, reverse=True)
             for rank, whole in enumerate(ranked[:num]):
-                yield first // per_prompt * num + rank, self._shown(whole)
-
-    def _shown(self, whole: Delta) -> Delta:
-        if self._body.has_no_output:
-            return _prompt_only(whole)
-        return whole if self._shows_logprobs else msgspec.structs.replace(whole, logprobs=[])
+                if not self._shows_logprobs:
+                    whole = msgspec.structs.replace(whole, logprobs=[])
+                yield first // per_prompt * num + rank, whole
 
     async def _wholes(self) -> list[Delta]:
         """Each job's deltas as one."""
+        source = self._prompts_only() if self._body.has_no_output else self._sampled_deltas()
         parts: list[list[Delta]] = [[] for _ in self._jobs]
-        async with aclosing(self._sampled_deltas()) as deltas:
+        async with aclosing(source) as deltas:
             async for index, delta in deltas:
                 parts[index].append(delta)
         return [merge_deltas(deltas) for deltas in parts]
