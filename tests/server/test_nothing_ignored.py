@@ -90,6 +90,7 @@ class Asker:
             response = self.response(probe.asks)
             assert response.status_code == probe.status, (path, response.text)
             error = response.json()["error"]
+            error = {"message": error} if isinstance(error, str) else error
             name = probe.name or path
             if isinstance(error, dict) and "param" in error:
                 assert error["param"] == name, path
