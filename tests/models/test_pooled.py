@@ -270,6 +270,10 @@ def test_files_that_ask_for_what_there_is_not(
         ("BertForSequenceClassification", {"task": "embed"}, "can only classify"),
         ("BertForSequenceClassification", {"task": "score"}, "with 2 labels can only classify"),
         ("BertForSequenceClassification", {"pooling_type": "mean"}, "reads its first token"),
+        ("BertModel", {"kv_cache_memory": 2**30}, "--kv-cache-memory 1073741824 has no effect"),
+        ("BertModel", {"block_size": 32}, "--block-size 32 has no effect"),
+        ("BertModel", {"seed": 0}, "nothing is sampled"),
+        ("BertModel", {"async_scheduling": True}, "--async-scheduling True"),
     ],
 )
 def test_flags_that_the_model_cannot_follow(
@@ -277,6 +281,14 @@ def test_flags_that_the_model_cannot_follow(
 ) -> None:
     with pytest.raises(StartupError, match=match):
         runner_of(save(kind), **options)
+
+
+def test_a_pooling_type_is_for_embeddings(tiny_llama: TinyLlama) -> None:
+    path = tiny_llama()
+    with closing(open_checkpoint(path)) as checkpoint:
+        assert not is_pooled(EngineConfig(model=str(path)), checkpoint)
+        with pytest.raises(ConfigError, match="give --task embed too"):
+            is_pooled(EngineConfig(model=str(path), pooling_type="mean"), checkpoint)
 
 
 def test_random_weights_stand_in(save: Callable[..., Path]) -> None:
