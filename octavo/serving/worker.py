@@ -52,9 +52,10 @@ def worker_process(parent_pid: int) -> int:
 
 
 async def _run() -> int:
-    reader, writer = await asyncio.open_unix_connection(
-        sock=socket.socket(fileno=os.dup(0)), limit=MAX_LINE_BYTES
-    )
+    to_parent = socket.socket(fileno=os.dup(0))
+    with open(os.devnull, "rb") as nothing:  # noqa: ASYNC230, PTH123
+        os.dup2(nothing.fileno(), 0)  # a child of ours must not hold what tells of our end
+    reader, writer = await asyncio.open_unix_connection(sock=to_parent, limit=MAX_LINE_BYTES)
     messages: Messages[ToWorker] = Messages(reader, ToWorker)
     async for message in messages:
         assert isinstance(message, WorkerStart)
@@ -84,6 +85,8 @@ class _Worker:
         from octavo.server.listen import tls_context
 
         configure_logs(start.server.log_level)
+        for fd in (start.listener_fd, start.board_fd):
+            os.set_inheritable(fd, False)
         self._start = start
         self._config = start.server
         self._writer = writer
