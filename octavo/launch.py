@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from octavo.engine.pooling import PoolingCore
     from octavo.engine.spawn import EngineProcess
     from octavo.runner.pooling import PoolingExecutor
+    from octavo.text.grammar.compiler import GrammarCompiler
     from octavo.types import EngineInfo
 
 ENGINE_BUILDER = "octavo.launch:build_engine"
@@ -97,6 +98,20 @@ class _BuiltEngine:
         self.executor.close()
 
 
+def _grammars(config: EngineConfig, vocab_size: int) -> GrammarCompiler:
+    """What outputs may be bound to; it takes the tokenizer, which the engine does without."""
+    from octavo.text.grammar.compiler import compiler_for
+    from octavo.text.tokenizer import load_tokenizer
+    from octavo.weights.open import open_checkpoint
+
+    checkpoint = open_checkpoint(Path(config.model), load_format=config.load_format)
+    try:
+        metadata = checkpoint.config if checkpoint.format == "gguf" else None
+        return compiler_for(load_tokenizer(checkpoint.path, metadata), vocab_size)
+    finally:
+        checkpoint.close()
+
+
 def build_engine(config: EngineConfig) -> _BuiltEngine:
     """Load the model and make the engine; for the engine process.
 
@@ -123,7 +138,8 @@ def build_engine(config: EngineConfig) -> _BuiltEngine:
             core = PoolingCore.from_config(executor, config)
         else:
             executor = make_executor(config, checkpoint)
-            core = EngineCore.from_config(executor, config)
+            vocab_size = executor.info.vocab_size
+            core = EngineCore.from_config(executor, config, lambda: _grammars(config, vocab_size))
     finally:
         checkpoint.close()
     parts = {"imports": imported - begin, "open": opened - imported, **executor.info.startup_s}

@@ -28,8 +28,10 @@ from octavo.weights.store import resolve
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from octavo.text.grammar.check import GrammarChecker
+    from octavo.text.grammar.compiler import GrammarCompiler
     from octavo.text.tokenizer import Tokenizer
-    from octavo.types import FinishReason, PositionLogprobs
+    from octavo.types import FinishReason, PositionLogprobs, StructuredOutputs
 
 Message = dict[str, Any]
 
@@ -131,7 +133,10 @@ class LLM:
         self.info: EngineInfo = msgspec.structs.replace(
             self._executor.info, scheduling_policy=config.scheduling_policy
         )
-        self._core = EngineCore.from_config(self._executor, config)
+        self._core = EngineCore.from_config(
+            self._executor, config, None if self.tokenizer is None else self._grammars
+        )
+        self._checker: GrammarChecker | None = None
         eos = self.tokenizer.eos_token_ids if self.tokenizer is not None else ()
         self._eos_token_ids = [i for i in eos if i < self.info.vocab_size]
         self._running: dict[str, _Running] = {}
@@ -250,6 +255,9 @@ class LLM:
 
     def close(self) -> None:
         """Free the model's memory. The object is of no use afterwards."""
+        if self._checker is not None:
+            self._checker.close()
+        self._core.close()
         self._executor.close()
 
     def _encode_chat(self, messages: Sequence[Message], options: Mapping[str, Any]) -> list[int]:
@@ -258,6 +266,26 @@ class LLM:
         template = self.tokenizer.require_chat_template()
         text = template.render(list(messages), **options)
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _grammars(self) -> GrammarCompiler:
+        from octavo.text.grammar.compiler import compiler_for
+
+        assert self.tokenizer is not None
+        return compiler_for(self.tokenizer, self.info.vocab_size)
+
+    def _check_grammar(self, spec: StructuredOutputs) -> None:
+        if self.tokenizer is None:
+            raise InvalidRequestError(
+                "structured_outputs need a tokenizer", param="structured_outputs"
+            )
+        if self._checker is None:
+            from octavo.text.grammar.check import GrammarChecker
+            from octavo.text.grammar.check_process import Start
+
+            tokenizer, vocab_size = self.tokenizer, self.info.vocab_size
+            eos = self._eos_token_ids
+            self._checker = GrammarChecker(lambda: Start(tokenizer.to_json(), vocab_size, eos))
+        self._checker.check(spec)
 
     def _check(
         self, prompt: Prompt, params: SamplingParams
@@ -275,6 +303,8 @@ class LLM:
         else:
             token_ids = self.tokenizer.encode(text)
         has_tokenizer = self.tokenizer is not None
+        if params.structured_outputs is not None:
+            self._check_grammar(params.structured_outputs)
         return (
             text,
             token_ids,

@@ -52,6 +52,10 @@ class Matcher(Protocol):
         """Take the next token; False if it was not allowed."""
         ...
 
+    def fill(self, bits: NDArray[np.uint32]) -> None:
+        """Write which tokens are allowed next into [words], as in `StepMasks`; all of it."""
+        ...
+
 
 class Grammars(Protocol):
     """Makes matchers; may be called from several threads at once."""
@@ -61,15 +65,6 @@ class Grammars(Protocol):
 
         Raises:
             InvalidRequestError: there is no such grammar, or it is too large.
-        """
-        ...
-
-    def fill(self, matchers: Sequence[Matcher], bits: NDArray[np.uint32]) -> None:
-        """Write which tokens each matcher allows next.
-
-        Args:
-            matchers: m of them; one that fails says so, and its row is of no use.
-            bits: [m, words] as in `StepMasks`; all of it is written.
         """
         ...
 
@@ -211,15 +206,13 @@ class Constraints:
                 names.append(request.request_id)
         if not rows:
             return StepMasks([], b""), []
-        assert self._grammars is not None
         bounds = [self._bound[name] for name in names]
-        matchers = [bound.matcher for bound in bounds]
         bits = np.zeros((len(rows), self._num_words), np.uint32)
-        self._grammars.result().fill(matchers, bits)
         for bound, words in zip(bounds, bits, strict=True):
+            bound.matcher.fill(words)
             for token_id in bound.starts:
                 words[token_id // 32] |= np.uint32(1 << token_id % 32)
-        failures = [matcher.failure for matcher in matchers]
+        failures = [bound.matcher.failure for bound in bounds]
         ends = [
             self._end(name, failure)
             for name, failure in zip(names, failures, strict=True)

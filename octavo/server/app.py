@@ -15,6 +15,7 @@ from octavo.errors import ConfigError, InvalidRequestError
 from octavo.observability.metrics import Metrics
 from octavo.protocol.generation import DEFAULTED_FIELDS
 from octavo.server.auth import Authentication
+from octavo.server.batch_runs import BatchRuns
 from octavo.server.context import ServerContext
 from octavo.server.errors import ErrorAnswers
 from octavo.server.lifecycle import Admission, Lifecycle
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from octavo.config import ServerConfig
     from octavo.engine.interface import EngineClient
+    from octavo.server.context import GrammarCheck
     from octavo.server.prompts import TokenizerLike
     from octavo.server.routes import Endpoint
 
@@ -63,10 +65,15 @@ class Application:
         routes = [Route(e.path, e.handler, methods=list(e.methods)) for e in self.endpoints]
         layer: ASGIApp = Router(routes, redirect_slashes=False)
         layer = Admission(layer, lifecycle, operational)
+        dialects = {e.path: e.dialect for e in self.endpoints}
+        self._within: ASGIApp = RequestScope(
+            ErrorAnswers(layer, dialects), lambda: lifecycle.is_draining, operational
+        )
+        self.batch_runs = BatchRuns(context, self._within_for)
         layer = Authentication(
             layer, config.api_key_digests, [e.path for e in self.endpoints if e.is_open]
         )
-        layer = ErrorAnswers(layer, {e.path: e.dialect for e in self.endpoints})
+        layer = ErrorAnswers(layer, dialects)
         if config.allowed_origins:
             from starlette.middleware.cors import CORSMiddleware  # few need it
 
@@ -85,6 +92,21 @@ class Application:
         scope["app"] = self
         await self._stack(scope, receive, send)
 
+    def start(self) -> None:
+        """Begin what runs without a request: batches that were left. Call it in the event loop."""
+        self.batch_runs.start()
+
+    def _within_for(self, tenant: str) -> ASGIApp:
+        """The application for requests that we make ourselves, in the name of a tenant: all of its
+        layers but the one that asks for a key.
+        """
+
+        async def call(scope: Scope, receive: Receive, send: Send) -> None:
+            own = {**scope, "app": self, "state": {"tenant": tenant}}
+            await self._within(own, receive, send)
+
+        return call
+
     @cached_property
     def openapi_body(self) -> bytes:
         """The answer of `/openapi.json`."""
@@ -98,6 +120,7 @@ def create_app(
     *,
     metrics: Metrics | None = None,
     defaults: Mapping[str, Any] | None = None,
+    grammars: GrammarCheck | None = None,
 ) -> Application:
     """The OpenAI application over an engine.
 
@@ -108,6 +131,8 @@ def create_app(
         metrics: where requests are counted; None: a registry of its own.
         defaults: the model's generation_config; those of `DEFAULTED_FIELDS` hold for requests that
             leave them out.
+        grammars: tries out what outputs shall follow, before the engine sees it; the caller closes
+            it.
 
     Raises:
         ConfigError: no served name, a default out of range, no such format of answers.
@@ -133,6 +158,7 @@ def create_app(
         answer_reading(config, tokenizer),
         ServerState(config.state_dir, lifecycle),
         lifecycle,
+        grammars,
     )
     return Application(context, config)
 

@@ -69,6 +69,7 @@ async def _prompts(context: ServerContext, body: CompletionRequest) -> list[_Pro
     """The prompts encoded, checked, and with their parameters."""
     params = body.sampling_params(context.defaults)
     context.prompts.check_params(params)
+    await context.check_grammar(params, body)
     given = body.prompts()
     return [
         await _prompt(

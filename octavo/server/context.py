@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from octavo.engine.admission import check_task
-from octavo.errors import ModelNotServedError
+from octavo.errors import InvalidRequestError, ModelNotServedError
 from octavo.protocol.decode import decode
 from octavo.server.http import read_body
 from octavo.server.lifecycle import Lifecycle
@@ -21,12 +21,25 @@ if TYPE_CHECKING:
     from octavo.config import ServerConfig
     from octavo.engine.interface import EngineClient
     from octavo.observability.metrics import Metrics
+    from octavo.protocol.generation import GenerationRequest
     from octavo.server.parsing import AnswerReading
     from octavo.server.prompts import PromptEncoder, TokenizerLike
     from octavo.server.server_state import ServerState
-    from octavo.types import Task
+    from octavo.types import SamplingParams, StructuredOutputs, Task
 
 _T = TypeVar("_T", bound="msgspec.Struct")
+
+
+class GrammarCheck(Protocol):
+    """Tries grammars out; see `text.grammar.check.GrammarChecker`."""
+
+    async def check_beside(self, spec: StructuredOutputs, /) -> None:
+        """Return if the grammar can be used.
+
+        Raises:
+            InvalidRequestError: it cannot; `param` is `structured_outputs`.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,7 @@ class ServerContext:
         reading: how the model's answers are read.
         lifecycle: whether requests are taken, and how many there are.
         state: what outlives a request.
+        grammars: tries out what outputs shall follow; None: the engine's word is enough.
         started: when the server was made, seconds since the epoch.
     """
 
@@ -51,6 +65,7 @@ class ServerContext:
     reading: AnswerReading
     state: ServerState
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    grammars: GrammarCheck | None = None
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -79,6 +94,20 @@ class ServerContext:
             InvalidRequestError: it does something else; the message says what helps.
         """
         check_task(task, self.engine.info)
+
+    async def check_grammar(self, params: SamplingParams, body: GenerationRequest) -> None:
+        """Refuse what no output can follow, or only at too high a cost.
+
+        Raises:
+            InvalidRequestError: in the request's own words.
+        """
+        spec = params.structured_outputs
+        if spec is None or self.grammars is None:
+            return
+        try:
+            await self.grammars.check_beside(spec)
+        except InvalidRequestError as exc:
+            raise body.in_own_names(exc) from None
 
     async def read(self, request: Request, kind: type[_T]) -> _T:
         """The request's body as a `kind`.

@@ -146,6 +146,7 @@ class ChatTurn:
             params = context.reading.params(params, body)
         encoder = context.prompts
         encoder.check_params(params)
+        await context.check_grammar(params, body)
         ids = prompt_token_ids
         if ids is None:
             ids = await encode_messages(context, body)

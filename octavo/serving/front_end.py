@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from octavo.observability.board import Board
     from octavo.server.http_server import HTTPServer
     from octavo.server.lifecycle import Lifecycle
+    from octavo.text.grammar.check import GrammarChecker
     from octavo.text.tokenizer import Tokenizer
 
 GC_THRESHOLDS = (50_000, 20, 50)
@@ -71,6 +72,15 @@ class Text:
     def eos_token_ids(self) -> list[int]:
         """Ids that end requests."""
         return sorted(self.tokenizer.eos_token_ids)
+
+    def grammar_checker(self, vocab_size: int) -> GrammarChecker:
+        """What tries out grammars for the model; the caller closes it."""
+        from octavo.text.grammar.check import GrammarChecker
+        from octavo.text.grammar.check_process import Start
+
+        tokenizer = self.tokenizer
+        known = [token_id for token_id in self.eos_token_ids if token_id < vocab_size]
+        return GrammarChecker(lambda: Start(tokenizer.to_json(), vocab_size, known))
 
 
 async def load_front_end(config: EngineConfig, times: StartTimes) -> Text:
@@ -138,8 +148,16 @@ class FrontEnd:
         from octavo.server.app import create_app
         from octavo.server.http_server import HTTPServer
 
+        self._grammars = text.grammar_checker(engine.info.vocab_size)
         metrics = Metrics(config.served_model_names[0], lambda: engine.stats, board)
-        app = create_app(engine, text.tokenizer, config, metrics=metrics, defaults=text.defaults)
+        app = create_app(
+            engine,
+            text.tokenizer,
+            config,
+            metrics=metrics,
+            defaults=text.defaults,
+            grammars=self._grammars,
+        )
         self._engine = engine
         self.lifecycle: Lifecycle = app.context.lifecycle
         if board is not None:
@@ -157,6 +175,7 @@ class FrontEnd:
         """Serve from now on; the task ends when the server does."""
         gc.freeze()  # what start-up left lives for good: collections need not walk it
         gc.set_threshold(*GC_THRESHOLDS)
+        self._app.start()
         self._serving = asyncio.ensure_future(self._http.run_until_exit())
         return self._serving
 
@@ -183,9 +202,11 @@ class FrontEnd:
         await first_of(self._serving, at_once, timeout_s=left_s)  # last bytes leave
         await self._engine.close()  # what still runs ends with `abort`
         await asyncio.wait({self._serving}, timeout=LAST_ANSWERS_S)
+        self._grammars.close()
 
     async def stop(self) -> None:
         """Serve no longer, whatever runs."""
+        self._grammars.close()
         if self._serving is not None:
             self._serving.cancel()
             await asyncio.wait({self._serving})

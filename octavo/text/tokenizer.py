@@ -185,6 +185,10 @@ class Tokenizer:
             )
         return template
 
+    def to_json(self) -> str:
+        """The vocabulary and its rules as the library `tokenizers` writes them."""
+        return self._backend.to_str()
+
     def require_chat_template(self) -> ChatTemplate:
         """The chat template.
 

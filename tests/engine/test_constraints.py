@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,9 +16,6 @@ from octavo.engine.messages import AddRequest, TokenOutput
 from octavo.errors import InvalidRequestError
 from octavo.types import SamplingParams, StructuredOutputs
 from tests.engine.fake_executor import FakeExecutor, expected_tokens
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 VOCAB = 1000
 EOS = 999
@@ -49,9 +45,12 @@ class CountingMatcher:
         self.tokens.append(token_id)
         return True
 
-    def check(self) -> None:
+    def fill(self, bits: np.ndarray) -> None:
         if self._fails_at is not None and len(self.tokens) >= self._fails_at:
             self.failure = "planted"
+        flat = np.zeros(len(bits) * 32, np.uint8)
+        flat[self.allowed()] = 1
+        bits[:] = np.packbits(flat, bitorder="little").view(np.uint32)
 
 
 class CountingGrammars:
@@ -68,13 +67,6 @@ class CountingGrammars:
         assert spec.choice is not None
         numbers = [int(text) for text in spec.choice]
         return CountingMatcher(numbers[0], numbers[1] if len(numbers) > 1 else None)
-
-    def fill(self, matchers: Sequence[CountingMatcher], bits: np.ndarray) -> None:
-        for matcher, row in zip(matchers, bits, strict=True):
-            matcher.check()
-            flat = np.zeros(len(row) * 32, np.uint8)
-            flat[matcher.allowed()] = 1
-            row[:] = np.packbits(flat, bitorder="little").view(np.uint32)
 
 
 def make_core(ahead: int, grammars: CountingGrammars | None = None, **kwargs) -> EngineCore:

@@ -17,11 +17,12 @@ from octavo.errors import InvalidRequestError
 from octavo.text.grammar.source import PARAM, grammar_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection
 
     from llguidance import LLMatcher
     from numpy.typing import NDArray
 
+    from octavo.text.tokenizer import Tokenizer
     from octavo.types import StructuredOutputs
 
 MAX_CACHED = 256
@@ -121,16 +122,6 @@ class GrammarCompiler:
                     self._cache.popitem(last=False)
         return GrammarMatcher(compiled.deep_copy())
 
-    def fill(self, matchers: Sequence[GrammarMatcher], bits: NDArray[np.uint32]) -> None:
-        """Write what each matcher allows next.
-
-        Args:
-            matchers: m of them; one that fails says so.
-            bits: [m, words], overwritten; bit i % 32 of word i // 32 is token i's.
-        """
-        for matcher, row in zip(matchers, bits, strict=True):
-            matcher.fill(row)
-
     def _compile(self, spec: StructuredOutputs) -> LLMatcher:
         from llguidance import LLMatcher
 
@@ -140,6 +131,12 @@ class GrammarCompiler:
         if compiled.is_error():
             raise refused(_reason(compiled.get_error()))
         return compiled
+
+
+def compiler_for(tokenizer: Tokenizer, vocab_size: int) -> GrammarCompiler:
+    """The compiler for a model's tokenizer."""
+    known = [token_id for token_id in tokenizer.eos_token_ids if token_id < vocab_size]
+    return GrammarCompiler(tokenizer.to_json(), vocab_size=vocab_size, eos_token_ids=known)
 
 
 def spec_key(spec: StructuredOutputs) -> bytes:
