@@ -158,6 +158,7 @@ class FrontEnd:
             defaults=text.defaults,
             grammars=self._grammars,
         )
+        self._app = app
         self._engine = engine
         self.lifecycle: Lifecycle = app.context.lifecycle
         if board is not None:
