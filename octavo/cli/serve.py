@@ -28,6 +28,7 @@ examples:
   octavo serve ./my-model --host 0.0.0.0 --api-key "$(openssl rand -hex 24)"
   octavo serve ./my-model --host 0.0.0.0 --api-key-file keys.txt --ssl-certfile cert.pem
   octavo serve ./my-model --api-server-count 4
+  octavo serve all-minilm --pull                 # /v1/embeddings, /score, /rerank
   octavo serve org/name --max-model-len 8192 --max-num-seqs 64 --served-model-name chat
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}]}'

@@ -13,10 +13,14 @@ import pytest
 
 from octavo.config import EngineConfig
 from octavo.engine.client import AsyncEngine
+from octavo.engine.messages import AddPooling, PoolingOutput, StepOutputs
+from octavo.engine.pooling import PoolingCore
 from octavo.engine.spawn import EngineProcess
 from octavo.errors import EngineUnavailableError, InvalidRequestError, QueueFullError
 from octavo.types import Pooled, PoolingParams, RequestOptions, SamplingParams
-from tests.engine.fake_pooling import MAX_LEN, VOCAB_SIZE, vector_of
+from tests.engine.fake_pooling import MAX_LEN, VOCAB_SIZE, FakePoolingExecutor, vector_of
+from tests.engine.test_clients import loop_with_clients
+from tests.engine.test_process import next_message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -110,6 +114,25 @@ async def test_what_the_engine_cannot_do_is_refused(monkeypatch: pytest.MonkeyPa
         with pytest.raises(InvalidRequestError, match="use /v1/embeddings") as caught:
             await anext(engine.generate([1], SamplingParams(), request_id="r"))
         assert caught.value.code == "task_not_supported"
+
+
+def test_several_api_servers_get_their_own_vectors() -> None:
+    core = PoolingCore(FakePoolingExecutor())
+    with loop_with_clients(core) as (_, clients):  # type: ignore[arg-type]
+        for index, client in enumerate(clients):
+            client.send(AddPooling(f"{index}", [20 + index], EMBED))
+            client.send(AddPooling(f"{index}-long", [1] * 100, EMBED))
+        for index, client in enumerate(clients):
+            found: dict[str, PoolingOutput] = {}
+            while len(found) < 2:
+                message = next_message(client)
+                assert isinstance(message, StepOutputs)
+                assert message.outputs == []
+                found |= {output.request_id: output for output in message.pooled}
+            assert found[f"{index}"].vector == vector_of([20 + index])
+            refused = found[f"{index}-long"]
+            assert refused.finish_reason == "error"
+            assert "100 tokens" in (refused.error or "")
 
 
 async def test_a_death_ends_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
