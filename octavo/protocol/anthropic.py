@@ -18,9 +18,16 @@ from octavo.protocol.generation import Neutral, check_neutral
 MIN_THINKING_BUDGET = 1024
 """Least `budget_tokens` (the API's bound)."""
 
+NO_THREADS = "thread_unsupported_request"
+"""Code of the error by which clients know to send the whole conversation each time."""
+
 NEUTRAL_VALUES: Neutral = {
+    "billing_policy": (None,),
+    "compaction": (None,),
     "container": (None,),
     "diagnostics": (None,),
+    "fallback_credit_token": (None,),
+    "fallbacks": (None, []),
     "inference_geo": (None,),
     "mcp_servers": (None, []),
     "speed": (None, "standard"),
@@ -238,6 +245,7 @@ class CountTokensRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
 
     # Not served: only neutral values pass.
     mcp_servers: list[Any] | None = None
+    thread: dict[str, Any] | None = None
     speed: str | None = None
 
     def check(self) -> None:
@@ -248,6 +256,12 @@ class CountTokensRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
         """
         neutral = {name: NEUTRAL_VALUES[name] for name in NEUTRAL_VALUES if hasattr(self, name)}
         check_neutral(self, neutral)
+        if self.thread is not None:
+            raise InvalidRequestError(
+                "thread is not supported by this server: send the whole conversation without it",
+                param="thread",
+                code=NO_THREADS,
+            )
         for index, tool in enumerate(self.tools or ()):
             _check_tool(tool, f"tools[{index}]")
         thinking = self.thinking
@@ -277,8 +291,12 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
     service_tier: Literal["auto", "standard_only"] | None = None
 
     # Not served: only neutral values pass.
+    billing_policy: dict[str, Any] | None = None
+    compaction: dict[str, Any] | None = None
     container: Any = None
     diagnostics: dict[str, Any] | None = None
+    fallback_credit_token: Any = None
+    fallbacks: Any = None
     inference_geo: str | None = None
 
 

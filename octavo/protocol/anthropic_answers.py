@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from octavo.protocol import sse
+from octavo.protocol.anthropic import NO_THREADS
 
 if TYPE_CHECKING:
     from octavo.errors import RequestError
@@ -185,11 +187,18 @@ ERROR_TYPES = {
 """By HTTP status; others are `api_error`."""
 
 
+class AnthropicErrorDetails(msgspec.Struct):
+    """A more exact word for programs."""
+
+    error_code: str
+
+
 class AnthropicErrorDetail(msgspec.Struct):
     """What went wrong: a word for programs, a line for a person."""
 
     type: str
     message: str
+    details: AnthropicErrorDetails | UnsetType = UNSET
 
 
 class AnthropicError(msgspec.Struct, tag_field="type", tag="error"):
@@ -202,4 +211,7 @@ class AnthropicError(msgspec.Struct, tag_field="type", tag="error"):
     def of(cls, exc: RequestError) -> AnthropicError:
         """The body that tells of this exception."""
         kind = ERROR_TYPES.get(exc.status, "api_error")
-        return cls(AnthropicErrorDetail(kind, exc.message), exc.request_id)
+        detail = AnthropicErrorDetail(kind, exc.message)
+        if exc.code == NO_THREADS:
+            detail.details = AnthropicErrorDetails(exc.code)
+        return cls(detail, exc.request_id)

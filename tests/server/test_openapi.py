@@ -9,10 +9,11 @@ import jsonschema_rs
 import msgspec
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.errors import InvalidSchema
 from schemathesis.specs.openapi import checks
 from starlette.routing import Route, Router
 
@@ -89,6 +90,7 @@ GOOD_BODIES: dict[str, list[dict[str, Any]]] = {
     "/api/embed": [{"model": "fake", "input": ["hello", "you"]}],
     "/api/embeddings": [{"model": "fake", "prompt": "hello"}],
     "/api/show": [{"model": "fake"}],
+    "/v1/batches": [],  # needs a file: see test_batches.py
     "/tokenize": [{"prompt": "hello", "return_token_strs": True}, {"messages": MESSAGES}],
     "/detokenize": [{"tokens": [5, 6]}],
 }
@@ -166,9 +168,15 @@ def test_requests_that_break_the_document_are_refused(
 ) -> None:
     operation = fired[1][documented_path(endpoint)][method]
 
+    broken = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+
     @FIRE
-    @given(case=operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
-    def fire(case: Case) -> None:
+    @given(data=st.data())
+    def fire(data: st.DataObject) -> None:
+        try:
+            case = data.draw(broken)
+        except InvalidSchema:  # schemathesis knows no way to break the part that it chose
+            reject()
         case.call_and_validate(checks=CHECKS)
 
     fire()

@@ -251,6 +251,7 @@ _COMMON: dict[str, Probe] = {
     "context_management.edits[clear_thinking_20251015].keep": refused(
         _DROPS, name="context_management.edits[0].keep"
     ),
+    "thread": refused({"thread": {"type": "create"}}),
     "mcp_servers": refused({"mcp_servers": [{}]}, neutral=({"mcp_servers": []},)),
     "speed": refused({"speed": "fast"}, neutral=({"speed": "standard"},)),
 }
@@ -271,7 +272,11 @@ MESSAGES = Table(
         "metadata": harmless({"metadata": {"user_id": "u"}}, "it says who asks"),
         "metadata.user_id": harmless({"metadata": {"user_id": "u"}}, "it says who asks"),
         "service_tier": harmless({"service_tier": "standard_only"}, "there is one tier"),
+        "billing_policy": refused({"billing_policy": {"type": "billing_policy"}}),
+        "compaction": refused({"compaction": {"type": "summarize"}}),
         "container": refused({"container": "c"}),
+        "fallback_credit_token": refused({"fallback_credit_token": "t"}),
+        "fallbacks": refused({"fallbacks": "default"}, neutral=({"fallbacks": []},)),
         "diagnostics": refused({"diagnostics": {"previous_message_id": "m"}}),
         "inference_geo": refused({"inference_geo": "eu"}),
         "thinking[enabled].display": changes(_HIDDEN, _thinks()),
