@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -17,12 +18,11 @@ import openai
 import pytest
 
 from tests.test_readme import BASE_URL, ROOT, _wait_until_ready, blocks, environment
+from tests.text.test_encode_texts import write_bert_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-pytestmark = pytest.mark.model
 
 DOCS = (ROOT / "docs" / "embeddings.md").read_text()
 TEXTS = [
@@ -37,11 +37,10 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def base_url(minilm_path: Path) -> Iterator[str]:
-    """`octavo serve all-minilm` on a free port."""
-    assert minilm_path.is_dir()
-    command = [sys.executable, "-m", "octavo.cli.main", "serve", "all-minilm", "--port", "0"]
+@contextmanager
+def served(model: str, said: str) -> Iterator[str]:
+    """`octavo serve` on a free port; its log must have said something."""
+    command = [sys.executable, "-m", "octavo.cli.main", "serve", model, "--port", "0"]
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(
             command, env=environment(), stdout=log, stderr=subprocess.STDOUT, text=True
@@ -54,7 +53,16 @@ def base_url(minilm_path: Path) -> Iterator[str]:
             log.seek(0)
             text = log.read()
         assert code == 0
-        assert "embed: vectors of 384 numbers from up to 256 tokens, by mean, normalized" in text
+        assert said in text
+
+
+@pytest.fixture(scope="module")
+def base_url(minilm_path: Path) -> Iterator[str]:
+    """A server of `all-minilm`."""
+    assert minilm_path.is_dir()
+    said = "embed: vectors of 384 numbers from up to 256 tokens, by mean, normalized"
+    with served("all-minilm", said) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +87,7 @@ def client(base_url: str) -> Iterator[openai.OpenAI]:
         yield made
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("encoding_format", ["float", "base64", None])
 def test_vectors_are_those_of_transformers(
     client: openai.OpenAI, expected: np.ndarray, encoding_format: Any
@@ -92,6 +101,7 @@ def test_vectors_are_those_of_transformers(
     assert answer.usage.prompt_tokens == answer.usage.total_tokens > len(TEXTS)
 
 
+@pytest.mark.model
 def test_many_at_a_time(client: openai.OpenAI, expected: np.ndarray) -> None:
     def one(text: str) -> list[float]:
         return client.embeddings.create(model="all-minilm", input=text).data[0].embedding
@@ -101,6 +111,7 @@ def test_many_at_a_time(client: openai.OpenAI, expected: np.ndarray) -> None:
     np.testing.assert_allclose(np.array(vectors), np.tile(expected, (3, 1)), atol=1e-5)
 
 
+@pytest.mark.model
 def test_long_texts_are_refused_or_cut(client: openai.OpenAI, minilm_path: Path) -> None:
     text = "word " * 300
     with pytest.raises(openai.BadRequestError, match="302 tokens"):
@@ -113,6 +124,7 @@ def test_long_texts_are_refused_or_cut(client: openai.OpenAI, minilm_path: Path)
     np.testing.assert_allclose(cut.data[0].embedding, whole.data[0].embedding, atol=1e-5)
 
 
+@pytest.mark.model
 def test_scores_are_cosines(base_url: str, expected: np.ndarray) -> None:
     body = {"model": "all-minilm", "text_1": TEXTS[0], "text_2": TEXTS[1:5]}
     answer = httpx.post(f"{base_url}/score", json=body, timeout=60).json()
@@ -120,6 +132,7 @@ def test_scores_are_cosines(base_url: str, expected: np.ndarray) -> None:
     np.testing.assert_allclose(scores, expected[1:5] @ expected[0], atol=1e-5)
 
 
+@pytest.mark.model
 def test_requests_are_counted_and_chats_refused(base_url: str, client: openai.OpenAI) -> None:
     client.embeddings.create(model="all-minilm", input=["a", "b"])
     metrics = httpx.get(f"{base_url}/metrics").text
@@ -133,6 +146,7 @@ def test_requests_are_counted_and_chats_refused(base_url: str, client: openai.Op
         )
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("block", blocks(DOCS, "python", "bash"), ids=lambda b: b.language)
 def test_the_examples_of_the_docs_run(block: Any, base_url: str, tmp_path: Path) -> None:
     programs = {"python": [sys.executable, "-c"], "bash": ["bash", "-euo", "pipefail", "-c"]}
@@ -150,3 +164,56 @@ def test_the_examples_of_the_docs_run(block: Any, base_url: str, tmp_path: Path)
         assert "Stocks" not in done.stdout
     else:
         assert float(done.stdout.split()[1]) > 0.5
+
+
+def test_a_cross_encoder_reranks_as_transformers_does(tmp_path: Path) -> None:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    write_bert_tokenizer(tmp_path)
+    config = BertConfig(
+        vocab_size=16,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=24,
+        initializer_range=0.5,
+        num_labels=1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = BertTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    query, documents = "The cat sat", ["dog", "cat cat", "unbelievable!", "the " * 60, "世界 CAFÉ"]
+    inputs = tokenizer(
+        [query] * len(documents),
+        documents,
+        padding=True,
+        truncation="longest_first",
+        max_length=24,
+        return_tensors="pt",
+    )
+    with torch.inference_mode():
+        scores = model(**inputs).logits[:, 0].sigmoid()
+    order = scores.argsort(descending=True).tolist()
+    body: dict[str, Any] = {
+        "model": str(tmp_path),
+        "query": query,
+        "documents": documents,
+        "truncate_prompt_tokens": -1,
+    }
+    with served(str(tmp_path), "classify and score: vectors of 1 numbers") as url:
+        answer = httpx.post(f"{url}/rerank", json=body, timeout=60).json()
+        assert [result["index"] for result in answer["results"]] == order
+        for result in answer["results"]:
+            expected = scores[result["index"]].item()
+            assert result["relevance_score"] == pytest.approx(expected, abs=1e-5)
+        del body["truncate_prompt_tokens"]
+        refused = httpx.post(f"{url}/rerank", json=body, timeout=60)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "documents[3]"
+        fields = {"model": str(tmp_path), "input": "The cat"}
+        answer = httpx.post(f"{url}/classify", json=fields, timeout=60).json()
+        assert answer["data"][0]["label"] == "LABEL_0"

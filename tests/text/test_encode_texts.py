@@ -21,8 +21,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["the", "cat", "dog", "sat", "un", "##believ", "##able", "cafe", "!", "世", "界"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_bert_tokenizer(path: Path) -> None:
     """A BERT tokenizer with a small vocabulary, saved by the library alone."""
     vocab = {token: index for index, token in enumerate(SPECIAL + WORDS)}
     backend = Backend(models.WordPiece(vocab, unk_token="[UNK]"))  # type: ignore[call-arg]
@@ -30,8 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))  # type: ignore[assignment]
     backend.enable_truncation(4)  # what sentence-transformers leaves in the file
-    path = tmp_path_factory.mktemp("bert-tokenizer")
     backend.save(str(path / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bert-tokenizer")
+    write_bert_tokenizer(path)
     return path
 
 
