@@ -10,7 +10,7 @@ import fcntl
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
@@ -19,7 +19,7 @@ from octavo.protocol.batch_lines import ResultLine, WrittenLine, read_line
 from octavo.server.batch_line import refused_line, run_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping
     from pathlib import Path
 
     import httpx
@@ -74,6 +74,28 @@ class Summary:
         if usage is not None:
             self.input_tokens += usage.prompt_tokens + usage.input_tokens
             self.output_tokens += usage.completion_tokens + usage.output_tokens
+
+
+class Results(Protocol):
+    """Where results go, and which are there; see `OutputFile`."""
+
+    @property
+    def custom_ids(self) -> Container[str]:
+        """Of the results that are there."""
+        ...
+
+    @property
+    def lines(self) -> Container[int]:
+        """Numbers of the lines that were no requests, of those."""
+        ...
+
+    def write(self, result: ResultLine) -> None:
+        """Append a result.
+
+        Raises:
+            ConfigError: the disk is full, or gone.
+        """
+        ...
 
 
 @dataclass
@@ -186,11 +208,14 @@ def has_work(source: Path, output: OutputFile) -> bool:
 async def run_file(
     client: httpx.AsyncClient,
     source: Path,
-    output: OutputFile,
+    output: Results,
     summary: Summary,
     *,
     concurrency: int,
-    progress: Callable[[], None],
+    progress: Callable[[], None] = lambda: None,
+    patience_s: float | None = None,
+    extra: Mapping[str, Any] | None = None,
+    gate: Callable[[], Awaitable[bool]] | None = None,
 ) -> None:
     """Run every request of a file that has no result yet, and append the results.
 
@@ -201,11 +226,15 @@ async def run_file(
         summary: counts; it is right whenever this ends.
         concurrency: most requests at a time.
         progress: called when `summary` has changed.
+        patience_s: how long the server may take no requests; None: `PATIENCE_S`.
+        extra: fields of every body that does not have them.
+        gate: waited for before each request; False: no more of them.
 
     Raises:
-        ServerAwayError: the server took no requests for `PATIENCE_S`.
+        ServerAwayError: the server took no requests for so long.
         ConfigError: the output cannot be written.
     """
+    patience_s = PATIENCE_S if patience_s is None else patience_s
     with source.open("rb") as file:
         lines = _open_lines(file, output, summary)
 
@@ -230,7 +259,9 @@ async def run_file(
                     summary.skipped += 1
                     progress()
                     continue
-                end(await run_line(client, line, patience_s=PATIENCE_S))
+                if gate is not None and not await gate():
+                    return
+                end(await run_line(client, line, patience_s=patience_s, extra=extra))
 
         seen: set[str] = set()
         tasks = [asyncio.create_task(work()) for _ in range(concurrency)]
@@ -243,7 +274,7 @@ async def run_file(
 
 
 def _open_lines(
-    file: Iterable[bytes], output: OutputFile, summary: Summary
+    file: Iterable[bytes], output: Results, summary: Summary
 ) -> Iterator[tuple[int, bytes]]:
     """The lines that are not known to be no requests, with their numbers."""
     for number, data in enumerate(file, 1):

@@ -36,7 +36,7 @@ class ServerAwayError(OctavoError):
 
 def refused_line(line: int, message: str, code: str = "invalid_request") -> ResultLine:
     """The result of a line that is no request; its number is all that it is known by."""
-    return ResultLine(id=_new_id(), custom_id=None, error=LineError(code, message, line))
+    return ResultLine(id=new_result_id(), custom_id=None, error=LineError(code, message, line))
 
 
 async def run_line(
@@ -92,11 +92,12 @@ def _result(line: BatchLine, response: httpx.Response) -> ResultLine:
         body = {"error": {"message": response.text[:1000], "type": "server_error"}}
     request_id = response.headers.get("x-request-id", "")
     return ResultLine(
-        id=_new_id(),
+        id=new_result_id(),
         custom_id=line.custom_id,
         response=LineAnswer(response.status_code, request_id, body),
     )
 
 
-def _new_id() -> str:
+def new_result_id() -> str:
+    """A new id of a result."""
     return f"batch_req_{uuid4().hex}"

@@ -13,7 +13,7 @@ from octavo.errors import RequestTooLargeError
 from octavo.server.errors import SlowRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 
     from starlette.requests import Request
     from starlette.types import Receive
@@ -38,10 +38,24 @@ async def read_body(request: Request, limit: int) -> bytes:
         SlowRequestError: nothing more of it came for `BODY_SILENCE_S`.
         ClientDisconnect: the client went away before its end.
     """
+    body = bytearray()
+    async for chunk in body_chunks(request, limit):
+        body += chunk
+    return bytes(body)
+
+
+async def body_chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """The request's body as it comes, `limit` bytes of it at most.
+
+    Raises:
+        RequestTooLargeError: it is longer, by its announcement or as it turns out.
+        SlowRequestError: nothing more of it came for `BODY_SILENCE_S`.
+        ClientDisconnect: the client went away before its end.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise _too_large(limit)
-    body = bytearray()
+    num_bytes = 0
     while True:
         try:
             async with asyncio.timeout(BODY_SILENCE_S):
@@ -53,11 +67,13 @@ async def read_body(request: Request, limit: int) -> bytes:
             ) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        body += message.get("body", b"")
-        if len(body) > limit:
+        chunk: bytes = message.get("body", b"")
+        num_bytes += len(chunk)
+        if num_bytes > limit:
             raise _too_large(limit)
+        yield chunk
         if not message.get("more_body", False):
-            return bytes(body)
+            return
 
 
 def _too_large(limit: int) -> RequestTooLargeError:

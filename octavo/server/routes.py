@@ -11,9 +11,11 @@ from octavo.protocol import ollama as ollama_requests
 from octavo.protocol import ollama_answers
 from octavo.protocol.anthropic import CountTokensRequest, MessagesRequest
 from octavo.protocol.anthropic_answers import AnthropicAnswer, AnthropicEvent, TokenCount
+from octavo.protocol.batches import Batch, BatchList, BatchRequest
 from octavo.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from octavo.protocol.completions import Completion, CompletionRequest
 from octavo.protocol.embeddings import EmbeddingAnswer, EmbeddingRequest
+from octavo.protocol.files import FileDeleted, FileList, FileObject
 from octavo.protocol.models import ModelCard, ModelList
 from octavo.protocol.pooling import (
     ClassificationAnswer,
@@ -37,10 +39,23 @@ from octavo.protocol.tokenize import (
     TokenizeResponse,
 )
 from octavo.server import health, ollama_models
+from octavo.server.batches import (
+    cancel_batch,
+    create_batch,
+    list_batches,
+    retrieve_batch,
+)
 from octavo.server.chat import create_chat_completion
 from octavo.server.completions import create_completion
 from octavo.server.dialect import ANTHROPIC, OLLAMA, OPENAI
 from octavo.server.embeddings import create_embeddings
+from octavo.server.files import (
+    create_file,
+    delete_file,
+    file_content,
+    list_files,
+    retrieve_file,
+)
 from octavo.server.messages import count_tokens, create_message
 from octavo.server.models import list_models, retrieve_model
 from octavo.server.ollama import ollama_chat, ollama_generate
@@ -266,6 +281,55 @@ ENDPOINTS = (
         path="/v1/responses/{response_id}/input_items",
         handler=list_input_items,
         answer=ItemList,
+        statuses=(400, 404),
+    ),
+    Endpoint(
+        path="/v1/files",
+        handler=create_file,
+        methods=("POST",),
+        answer=FileObject,
+        statuses=(400, 408, 413),
+    ),
+    Endpoint(path="/v1/files", handler=list_files, answer=FileList, statuses=(400,)),
+    Endpoint(
+        path="/v1/files/{file_id}",
+        handler=retrieve_file,
+        answer=FileObject,
+        statuses=(400, 404),
+    ),
+    Endpoint(
+        path="/v1/files/{file_id}",
+        handler=delete_file,
+        methods=("DELETE",),
+        answer=FileDeleted,
+        statuses=(400, 404),
+    ),
+    Endpoint(
+        path="/v1/files/{file_id}/content",
+        handler=file_content,
+        media_type="application/octet-stream",
+        statuses=(400, 404),
+    ),
+    Endpoint(
+        path="/v1/batches",
+        handler=create_batch,
+        methods=("POST",),
+        request=BatchRequest,
+        answer=Batch,
+        statuses=(404,),
+    ),
+    Endpoint(path="/v1/batches", handler=list_batches, answer=BatchList, statuses=(400,)),
+    Endpoint(
+        path="/v1/batches/{batch_id}",
+        handler=retrieve_batch,
+        answer=Batch,
+        statuses=(400, 404),
+    ),
+    Endpoint(
+        path="/v1/batches/{batch_id}/cancel",
+        handler=cancel_batch,
+        methods=("POST",),
+        answer=Batch,
         statuses=(400, 404),
     ),
     Endpoint(

@@ -82,6 +82,11 @@ class StateFolder:
                 self._path = Path(self._given)
         return self._path
 
+    def has_database(self) -> bool:
+        """Whether anybody keeps anything in a given folder, or did; without making it."""
+        folder = self._path or self._given
+        return folder is not None and (Path(folder) / FILE_NAME).exists()
+
     async def call(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """What `work` returns, run in a thread within one transaction.
 
