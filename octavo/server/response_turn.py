@@ -60,7 +60,7 @@ _NAMES = (
     (re.compile(r"max_(completion_)?tokens"), "max_output_tokens"),
     (re.compile(r"reasoning_effort"), "reasoning.effort"),
     (re.compile(r"response_format|structured_outputs"), "text.format"),
-    (re.compile(r"(tools\[\d+\])\.function\b"), r"\1"),
+    (re.compile(r"(tools\[\d+\]|tool_choice)\.function\b"), r"\1"),
 )
 """A chat's names of fields, and this API's."""
 

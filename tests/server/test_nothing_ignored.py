@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TABLES = tables()
 WITH_BODY = [endpoint for endpoint in ENDPOINTS if endpoint.request is not None]
 VOLATILE = frozenset(
-    {"id", "item_id", "call_id", "request_id", "response_id", "created", "created_at"}
+    {"id", "item_id", "call_id", "request_id", "response_id", "created", "created_at", "expires_at"}
     | {"total_duration", "load_duration", "prompt_eval_duration", "eval_duration"}
 )
 """Keys of answers whose values are new each time."""

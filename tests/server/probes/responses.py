@@ -177,7 +177,7 @@ TABLE = Table(
         "tool_choice[function].name": refused(
             {**_tools(), "tool_choice": {"type": "function", "name": "g"}},
             _tools(),
-            name="tool_choice",
+            name="tool_choice.name",
         ),
         "parallel_tool_calls": changes({**_tools(), "parallel_tool_calls": False}, _tools()),
         "max_tool_calls": changes({"max_tool_calls": 3}),
