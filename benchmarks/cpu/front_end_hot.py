@@ -28,9 +28,9 @@ from uvicorn.server import ServerState
 
 from benchmarks.cpu.front_end import TEXT, request_of, write_model
 from octavo.config import ServerConfig
-from octavo.engine.client import _Stream
 from octavo.engine.messages import TokenOutput
 from octavo.engine.output import OutputProcessor
+from octavo.engine.pending import PendingStream
 from octavo.server.app import create_app
 from octavo.server.http_protocol import bounded
 from octavo.text.tokenizer import load_tokenizer
@@ -60,7 +60,7 @@ class HandedEngine:
             startup_s={},
         )
         self.stats = EngineStats()
-        self.streams: list[_Stream] = []
+        self.streams: list[PendingStream] = []
         self._tokenizer = tokenizer
 
     def check_health(self) -> None:
@@ -79,7 +79,7 @@ class HandedEngine:
         options: RequestOptions = NO_OPTIONS,
     ) -> AsyncGenerator[Delta, None]:
         processor = OutputProcessor(prompt_token_ids, params, self._tokenizer)
-        stream = _Stream(request_id, processor, asyncio.get_running_loop())
+        stream = PendingStream(request_id, processor, asyncio.get_running_loop())
         self.streams.append(stream)
         while True:
             yield await stream.next()

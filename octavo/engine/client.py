@@ -33,8 +33,8 @@ from octavo.engine.messages import (
     Shutdown,
     StepOutputs,
 )
-from octavo.engine.output import OutputProcessor, merge_deltas
-from octavo.engine.pending import PendingVector
+from octavo.engine.output import OutputProcessor
+from octavo.engine.pending import PendingStream, PendingVector
 from octavo.engine.spawn import describe_exit
 from octavo.errors import EngineUnavailableError, QueueFullError, StartupError
 from octavo.observability.board import Gauge
@@ -92,7 +92,7 @@ class AsyncEngine:
         self._unread = Gauge() if unread is None else unread
         self._unread.value = 0
         self._stats = EngineStats()
-        self._streams: dict[str, _Stream | PendingVector] = {}
+        self._streams: dict[str, PendingStream | PendingVector] = {}
         self._ids = itertools.count()
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[EngineInfo] = self._loop.create_future()
@@ -199,7 +199,9 @@ class AsyncEngine:
         params = check_request(prompt, params, self.info, has_tokenizer=self._tokenizer is not None)
         check_options(options, self.info)
         engine_id = self._admit(request_id)
-        stream = _Stream(request_id, OutputProcessor(prompt, params, self._tokenizer), self._loop)
+        stream = PendingStream(
+            request_id, OutputProcessor(prompt, params, self._tokenizer), self._loop
+        )
         message = AddRequest(
             engine_id,
             prompt,
@@ -262,7 +264,7 @@ class AsyncEngine:
         return f"{request_id}:{self._channel.name}:{next(self._ids)}"
 
     def _begin(
-        self, stream: _Stream | PendingVector, message: Admission, timeout_s: float | None
+        self, stream: PendingStream | PendingVector, message: Admission, timeout_s: float | None
     ) -> asyncio.TimerHandle | None:
         """Send a request off; what will end it when its time is up.
 
@@ -377,7 +379,7 @@ class AsyncEngine:
 
     def _deliver(self, output: TokenOutput) -> None:
         stream = self._streams.get(output.request_id)
-        if not isinstance(stream, _Stream):
+        if not isinstance(stream, PendingStream):
             return  # aborted meanwhile
         try:
             stream.push(output)
@@ -417,46 +419,6 @@ class AsyncEngine:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.end(reason, error)
-
-
-class _Stream:
-    """One request's deltas between the reader of the socket and the reader of the generator."""
-
-    __slots__ = ("_loop", "_pending", "_waiter", "processor", "request_id")
-
-    def __init__(
-        self, request_id: str, processor: OutputProcessor, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self.request_id = request_id
-        self.processor = processor
-        self._loop = loop
-        self._pending: list[Delta] = []  # bounded by the length of the output
-        self._waiter: asyncio.Future[None] | None = None
-
-    def push(self, output: TokenOutput) -> None:
-        self._put(self.processor.push(output))
-
-    def end(self, reason: FinishReason, error: str | None = None) -> None:
-        self._put(self.processor.end(reason, error))
-
-    def fail(self, error: str) -> None:
-        self._put(Delta(finish_reason="error", error=error))
-
-    async def next(self) -> Delta:
-        """All that has come since the last call, at least one delta's worth, as one."""
-        if not self._pending:
-            self._waiter = self._loop.create_future()
-            await self._waiter
-        deltas, self._pending = self._pending, []
-        return merge_deltas(deltas)
-
-    def _put(self, delta: Delta) -> None:
-        self._pending.append(delta)
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
 
 
 def _startup_error(failed: EngineFailed) -> StartupError:
