@@ -34,6 +34,7 @@ class Dialect:
         end: the bytes at the end of every stream, after an error too.
         keep_alive: bytes that say nothing, for a stream that is silent; none: it stays silent.
         error_type: of an error's answer, for documentation: what `error_body` returns.
+        id_header: a further header with the request's id, beside `X-Request-Id`; none: "".
     """
 
     error_body: Callable[[RequestError], Any]
@@ -42,6 +43,7 @@ class Dialect:
     end: bytes = b""
     keep_alive: bytes = sse.KEEP_ALIVE
     error_type: type[msgspec.Struct] = ErrorBody
+    id_header: str = ""
 
 
 OPENAI = Dialect(
@@ -56,6 +58,7 @@ ANTHROPIC = Dialect(
     error_event=lambda exc: anthropic_event(AnthropicError.of(exc)),
     keep_alive=anthropic_event(Ping()),
     error_type=AnthropicError,
+    id_header="request-id",
 )
 """Of `/v1/messages`. Its streams end with an event of their own, errors with nothing after them."""
 

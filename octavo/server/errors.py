@@ -77,6 +77,8 @@ def error_response(
     all_headers = dict(headers or {})
     if exc.status == 401:
         all_headers["WWW-Authenticate"] = "Bearer"
+    if dialect.id_header and exc.request_id is not None:
+        all_headers[dialect.id_header] = exc.request_id
     if exc.retry_after_s is not None:
         all_headers["Retry-After"] = str(exc.retry_after_s)
     return Response(body, exc.status, all_headers, "application/json")

@@ -8,6 +8,9 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
+import msgspec
+from starlette.responses import Response
+
 from octavo.errors import InvalidRequestError
 from octavo.protocol import anthropic_answers as api
 from octavo.protocol.anthropic import (
@@ -19,7 +22,8 @@ from octavo.server.anthropic_chat import chat_request, in_own_names
 from octavo.server.auth import tenant_of
 from octavo.server.context import context_of
 from octavo.server.dialect import ANTHROPIC
-from octavo.server.http import json_response, read_body, until_disconnect
+from octavo.server.http import read_body, until_disconnect
+from octavo.server.scope import exchange_of
 from octavo.server.stream import EventStream
 from octavo.server.turn import ChatTurn, encode_messages, unfinished
 from octavo.text.tools.arguments import arguments_object
@@ -64,7 +68,7 @@ async def create_message(request: Request) -> ASGIApp:
     answer = _Answer(chat, turn, body.model, shows_thinking=shows_thinking)
     if body.stream:
         return EventStream(answer.stream(), ANTHROPIC)
-    return json_response(await until_disconnect(request.receive, answer.complete()))
+    return _response(request, await until_disconnect(request.receive, answer.complete()))
 
 
 async def count_tokens(request: Request) -> ASGIApp:
@@ -83,7 +87,12 @@ async def count_tokens(request: Request) -> ASGIApp:
         ids = await encode_messages(context, chat)
     except InvalidRequestError as exc:
         raise in_own_names(exc) from None
-    return json_response(api.TokenCount(len(ids)))
+    return _response(request, api.TokenCount(len(ids)))
+
+
+def _response(request: Request, value: api.AnthropicAnswer | api.TokenCount) -> Response:
+    headers = {ANTHROPIC.id_header: exchange_of(request.scope).request_id}
+    return Response(msgspec.json.encode(value), headers=headers, media_type="application/json")
 
 
 async def _read(request: Request, kind: type[_T]) -> _T:

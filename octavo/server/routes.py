@@ -158,7 +158,6 @@ OLLAMA_ENDPOINTS = (
         path="/",
         handler=ollama_models.ollama_root,
         media_type="text/plain",
-        is_open=True,
         is_operational=True,
     ),
     _ollama(

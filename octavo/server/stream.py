@@ -108,7 +108,10 @@ class _Stream:
     async def _start(self) -> None:
         async with self._starting:  # the events and the silence may both be the first
             if not self._is_started:
-                kind = (b"content-type", self._dialect.media_type.encode())
-                start = {"type": "http.response.start", "status": 200, "headers": [kind, *_HEADERS]}
+                headers = [(b"content-type", self._dialect.media_type.encode()), *_HEADERS]
+                if self._dialect.id_header:
+                    request_id = self._exchange.request_id.encode("ascii")
+                    headers.append((self._dialect.id_header.encode(), request_id))
+                start = {"type": "http.response.start", "status": 200, "headers": headers}
                 await self._send_start(start)
                 self._is_started = True

@@ -56,6 +56,7 @@ def test_messages(client: anthropic.Anthropic, octavo: Served) -> None:
     asked: dict[str, Any] = {"model": octavo.model, "max_tokens": 24, "messages": FOX}
     asked |= {"system": "You are a zoologist.", **GREEDY}
     message = client.messages.create(**asked)
+    assert message._request_id
     assert message.type == "message"
     assert message.role == "assistant"
     assert message.model == octavo.model
@@ -263,7 +264,7 @@ def test_errors(thinking: RunningServer, thinking_client: anthropic.Anthropic) -
         with pytest.raises(kind) as caught:
             thinking_client.messages.create(**{**asked, **fields})
         body: Any = caught.value.body
-        assert body["request_id"]
+        assert body["request_id"] == caught.value.request_id
         return f"{body['error']['type']}: {body['error']['message']}"
 
     assert error(anthropic.NotFoundError, model="claude").startswith("not_found_error: The model")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from octavo.errors import EngineUnavailableError, QueueFullError
-from octavo.text.tools.arguments import arguments_object
 from tests.server.fake_engine import FakeEngine, FakeTemplate, FakeTokenizer
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ def post(server: RunningServer, path: str = "/v1/messages", **fields: Any) -> ht
 
 def events_of(response: httpx.Response) -> list[dict[str, Any]]:
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["request-id"] == response.headers["x-request-id"]
     events = []
     for block in response.text.removesuffix("\n\n").split("\n\n"):
         name, data = block.split("\n")
@@ -257,28 +257,6 @@ def test_a_cut_call_has_what_was_whole(server: RunningServer) -> None:
     message = post(server, tools=[{"name": "f", "input_schema": {}}]).json()
     assert message["content"][-1]["input"] == {"a": [1, 2]}
     assert message["stop_reason"] == "max_tokens"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", {}),
-        ("{", {}),
-        ('{"a"', {}),
-        ('{"a": ', {}),
-        ('{"a": 1', {}),
-        ('{"a": 1, ', {"a": 1}),
-        ('{"a": "x"', {"a": "x"}),
-        ('{"a": "x\\"', {}),
-        ('{"a": "x\\\\", "b": {"c": [1, {"d": 2', {"a": "x\\", "b": {"c": [1, {}]}}),
-        ('{"a": "{[,", "b', {"a": "{[,"}),
-        ('{"a": 1}', {"a": 1}),
-        ("[1]", {}),
-        ("nonsense", {}),
-    ],
-)
-def test_arguments(text: str, expected: dict[str, Any]) -> None:
-    assert arguments_object(text) == expected
 
 
 def thinking_server(serve: Callable[..., RunningServer], source: str, **rest: Any) -> RunningServer:

@@ -412,9 +412,9 @@ def test_errors_of_the_layers(serve: Callable[..., RunningServer]) -> None:
         assert list(response.json()) == ["error"]
 
     error(401, chat(server))
+    server.client.headers["Authorization"] = "Bearer sk-1"
     assert server.client.get("/").text == "Octavo is running"
     assert server.client.head("/").status_code == 200
-    server.client.headers["Authorization"] = "Bearer sk-1"
     error(405, server.client.get("/api/chat"))
     error(400, server.client.post("/api/chat", content=b"{"))
     error(413, generate(server, prompt="x" * 300))
