@@ -55,7 +55,7 @@ def grammar_text(spec: StructuredOutputs) -> str:
         raise _refused("a schema must be an object, true or false")
     if schema is False:
         raise _refused("the schema false allows nothing")
-    _check_depth(schema, 0)
+    check_depth(schema)
     _bounded(json.dumps(schema, ensure_ascii=False), "the schema")
     try:
         return str(
@@ -97,12 +97,17 @@ def _lark(grammar: str) -> str:
         raise _refused(f"the GBNF grammar cannot be read: {error}") from None
 
 
-def _check_depth(value: Any, depth: int) -> None:
+def check_depth(value: Any, depth: int = 0) -> None:
+    """Return if a schema is not nested too deeply.
+
+    Raises:
+        InvalidRequestError: it is.
+    """
     if depth > MAX_DEPTH:
         raise _refused(f"the schema is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, dict):
         for part in value.values():
-            _check_depth(part, depth + 1)
+            check_depth(part, depth + 1)
     elif isinstance(value, list):
         for part in value:
-            _check_depth(part, depth + 1)
+            check_depth(part, depth + 1)
