@@ -64,6 +64,11 @@ def default_home() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "octavo"
 
 
+def default_cpu_isa() -> str | None:
+    """The instruction set that `$OCTAVO_CPU_ISA` names for native kernels, `off`, or None."""
+    return os.environ.get("OCTAVO_CPU_ISA") or None
+
+
 def default_api_keys() -> tuple[str, ...]:
     """The keys in `$OCTAVO_API_KEY`, apart by commas; none when it is unset or empty."""
     keys = os.environ.get("OCTAVO_API_KEY", "").split(",")
