@@ -31,14 +31,11 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "set_threads": (None, [_INT]),
     "threads": (_INT, []),
     "packed_bytes": (_LONG, [_INT, _LONG, _LONG]),
-    "pack": (_INT, [_INT, _POINTER, _POINTER, _LONG, _LONG, _POINTER]),
+    "pack": (_INT, [_INT, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER]),
     "decode_rows": (_INT, [_POINTER, _POINTER, _LONG, _POINTER, _INT]),
-    "linear": (
-        None,
-        [_POINTER, _INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _LONG, _INT],
-    ),
+    "linear": (None, [_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _LONG, _INT]),
 }
-"""Result and parameters of each exported function, without `octavo_`; src/abi.h, src/kernels.def."""
+"""Result and parameters of each exported `octavo_...`, as in src/abi.h and src/kernels.def."""
 
 
 def why_not() -> str | None:

@@ -53,7 +53,7 @@ def build(target: Path | None = None, *, force: bool = False) -> Path:
         raise BuildError("no C++ compiler: install g++ or clang++, or name one in $CXX")
     extra = os.environ.get("CXXFLAGS", "").split()
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    isas = {"portable": []} | (X86_ISAS if is_x86 else {})
+    isas: dict[str, list[str]] = {"portable": []} | (X86_ISAS if is_x86 else {})
     kernels, common = (_files(kind) for kind in ("KERNELS", "COMMON"))
     with tempfile.TemporaryDirectory() as folder:
         jobs = []

@@ -32,9 +32,10 @@ OCTAVO_EXPORT int32_t octavo_threads();
 OCTAVO_EXPORT int64_t octavo_packed_bytes(int32_t type, int64_t rows, int64_t cols);
 
 // Pack rows of stored blocks. `order`, if not null, has for each row the stored row that it is.
+// `next` is how many bytes behind `packed` the next part of the same layer begins, 0 for the last.
 // Returns 0 where the format or shape is not supported or `order` leaves [0, rows).
 OCTAVO_EXPORT int32_t octavo_pack(int32_t type, const uint8_t *stored, const int64_t *order,
-                                  int64_t rows, int64_t cols, uint8_t *packed);
+                                  int64_t rows, int64_t cols, int64_t next, uint8_t *packed);
 
 // Decode rows of a packed matrix into [count, cols] of `dtype`. Returns 0, with nothing promised
 // about `out`, where an id leaves [0, rows).

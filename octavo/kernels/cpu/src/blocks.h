@@ -2,7 +2,8 @@
 // 8 rows and a dot product needs no sums across a vector.
 //
 // A packed matrix is a header of 64 bytes and then panels of 8 rows (the last one filled up with
-// zeros). A panel is two runs: the codes, 32 columns (a "block") after the other, and the scales.
+// zeros). Matrices that are multiplied together (q, k, v) lie behind each other, parts of one.
+// A panel is two runs: the codes, 32 columns (a "block") after the other, and the scales.
 // Bytes of codes of one block:
 //   4 bits   128: byte 32 i + 4 r + e has column 4 i + e of row r in its low half and column
 //            16 + 4 i + e in its high half (i in 0..3, r in 0..7, e in 0..3)
@@ -67,7 +68,8 @@ struct Header {
   int64_t cols;
   int64_t panel_bytes;
   int64_t code_bytes;  // of a panel; its scales follow
-  int64_t unused[3];
+  int64_t next;        // bytes from here to the next part's header; 0: there is none
+  int64_t unused[2];
 };
 static_assert(sizeof(Header) == 64, "panels must begin on a cache line");
 

@@ -28,6 +28,10 @@ static inline __m256i shift16(__m256i v) {  // left where positive, of 16-bit la
   return v;
 }
 
+// Keeps a sum in its register at this point of the program. Left alone, GCC computes the products
+// of many groups first, adds them up late, and spills most of them to memory meanwhile.
+static inline void pin(__m256i &v) { asm volatile("" : "+x"(v)); }
+
 // The 8 x 4 codes of group G (columns 4 G to 4 G + 3 of the block), as bytes.
 template <int kBits, int G>
 static inline __m256i code(const uint8_t *codes) {
@@ -111,12 +115,14 @@ static inline void add_groups(const uint8_t *codes, const uint8_t *acts, __m256i
       const __m256i a = _mm256_sign_epi8(broadcast4(acts + 32 * r + 4 * G), w);
       sums[r] = _mm256_add_epi32(sums[r],
                                  _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, a), ones));
+      pin(sums[r]);
     }
   } else {
     constexpr int kRun = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
     for (int r = 0; r < R; ++r) {
       const __m256i product = _mm256_maddubs_epi16(w, broadcast4(acts + 32 * r + 4 * G));
       words[r] = G % kRun == 0 ? product : _mm256_add_epi16(words[r], product);
+      pin(words[r]);
       if (G % kRun == kRun - 1)
         sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(words[r], ones));
     }
@@ -124,6 +130,8 @@ static inline void add_groups(const uint8_t *codes, const uint8_t *acts, __m256i
 #endif
   if constexpr (G + 1 < kLast) add_groups<kBits, R, G + 1, kLast>(codes, acts, words, sums);
 }
+
+constexpr int kAhead = 2048;  // bytes; prefetching beyond a matrix's end is harmless
 
 // out[r][0..7] = the panel's 8 rows times row r of the tile.
 template <int32_t kType, int R>
@@ -141,7 +149,9 @@ static void dot_tile(const uint8_t *codes, const uint8_t *scales, int64_t num_bl
   for (int64_t b = 0; b < num_blocks; ++b) {
     const uint8_t *block = acts + b * R * kActBytes, *own = codes + b * kCodeBytes;
     const float *act_scales = reinterpret_cast<const float *>(block + 32 * R);
-    if constexpr (R == 1) _mm_prefetch(reinterpret_cast<const char *>(own) + 2048, _MM_HINT_T0);
+    // Panels follow each other, so the next one's codes are fetched towards this one's end.
+    for (int line = 0; line < kCodeBytes; line += 64)
+      _mm_prefetch(reinterpret_cast<const char *>(own) + kAhead + line, _MM_HINT_T0);
     for (int h = 0; h < kSubs; ++h) {
       __m256i words[R], sums[R];
       for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_si256();

@@ -125,11 +125,11 @@ void multiply_panels(void *context, int64_t begin, int64_t end, int32_t) {
 
 }  // namespace
 
-// y[i] = x[i] W^T + bias for `num_rows` rows, where W's rows are those of all packed parts, one
-// after the other. All parts have equally many columns. `x`, `bias` (or null) and `y` are of
+// y[i] = x[i] W^T + bias for `num_rows` rows, where W's rows are those of all packed parts (at most
+// 8), one after the other; all have equally many columns. `x`, `bias` (or null) and `y` are of
 // `dtype`; strides are in elements. Does nothing where there is no memory for the activations.
-void linear(const uint8_t *const *packed, int32_t num_parts, const void *x, int64_t num_rows,
-            int64_t x_stride, const void *bias, void *y, int64_t y_stride, int32_t dtype) {
+void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_stride,
+            const void *bias, void *y, int64_t y_stride, int32_t dtype) {
   Job job;
   job.x = x;
   job.bias = bias;
@@ -137,17 +137,19 @@ void linear(const uint8_t *const *packed, int32_t num_parts, const void *x, int6
   job.x_stride = x_stride;
   job.y_stride = y_stride;
   job.dtype = dtype;
-  job.num_parts = num_parts;
-  int64_t num_all_panels = 0, num_all_rows = 0;
-  for (int i = 0; i < num_parts; ++i) {
-    Part &part = job.parts[i];
-    memcpy(&part.header, packed[i], sizeof(Header));
-    part.panels = packed[i] + sizeof(Header);
+  job.num_parts = 0;
+  int64_t num_all_panels = 0, num_all_rows = 0, next = 0;
+  do {
+    Part &part = job.parts[job.num_parts++];
+    packed += next;
+    memcpy(&part.header, packed, sizeof(Header));
+    part.panels = packed + sizeof(Header);
     part.first_panel = num_all_panels;
     part.first_row = num_all_rows;
     num_all_panels += num_panels(part.header.rows);
     num_all_rows += part.header.rows;
-  }
+    next = part.header.next;
+  } while (next != 0 && job.num_parts < kMaxParts);
   const int64_t cols = job.parts[0].header.cols;
   job.num_blocks = cols / kBlock;
   const int64_t row_bytes = job.num_blocks * kActBytes;
@@ -162,7 +164,7 @@ void linear(const uint8_t *const *packed, int32_t num_parts, const void *x, int6
     job.num_tiles = (rows + kMaxTile - 1) / kMaxTile;
     job.tile_rows = static_cast<int32_t>((rows + job.num_tiles - 1) / job.num_tiles);
     job.num_wide = job.num_tiles - (job.num_tiles * job.tile_rows - rows);
-    for (int i = 0; i < num_parts; ++i) {
+    for (int i = 0; i < job.num_parts; ++i) {
       job.parts[i].wide = dot_for(job.parts[i].header.type, job.tile_rows);
       job.parts[i].narrow = dot_for(job.parts[i].header.type, job.tile_rows - 1);
     }

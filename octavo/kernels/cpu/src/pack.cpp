@@ -135,7 +135,7 @@ bool make_header(int32_t type, int64_t rows, int64_t cols, Layout *layout, Heade
   if (rows > int64_t{1} << 31 || cols > int64_t{1} << 31) return false;
   const int64_t code_bytes = cols / kBlock * layout->code_bytes;
   const int64_t bytes = code_bytes + cols / layout->stored_cols * layout->scale_bytes;
-  *header = {kMagic, type, rows, cols, (bytes + 63) / 64 * 64, code_bytes, {}};
+  *header = {kMagic, type, rows, cols, (bytes + 63) / 64 * 64, code_bytes, 0, {}};
   return true;
 }
 
@@ -152,11 +152,12 @@ int64_t octavo_packed_bytes(int32_t type, int64_t rows, int64_t cols) {
 }
 
 int32_t octavo_pack(int32_t type, const uint8_t *stored, const int64_t *order, int64_t rows,
-                    int64_t cols, uint8_t *packed) {
+                    int64_t cols, int64_t next, uint8_t *packed) {
   PackJob job{};
   if (!make_header(type, rows, cols, &job.layout, &job.header)) return 0;
   for (int64_t row = 0; order != nullptr && row < rows; ++row)
     if (order[row] < 0 || order[row] >= rows) return 0;
+  job.header.next = next;
   std::memcpy(packed, &job.header, sizeof(Header));
   job.type = type;
   job.stored = stored;

@@ -26,7 +26,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kSpin = std::chrono::microseconds(30);
-constexpr int kWaitRounds = 1000;  // of the caller, some 15 to 50 us
+constexpr int kWaitRounds = 10000;  // of the caller, some 150 to 500 us
 constexpr int kMaxThreads = 256;
 
 inline void relax() {
