@@ -87,6 +87,16 @@ static inline void scales_at(const uint8_t *scales, int64_t b, int h, __m256 *d,
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 #define OCTAVO_DPBUSD(sum, w, a) _mm256_dpbusd_epi32(sum, w, a)
+#elif defined(OCTAVO_EMULATE_VNNI)
+// For tests of that path where no processor has the instruction: sums of four products u8 x i8.
+static inline __m256i emulated_dpbusd(__m256i sum, __m256i w, __m256i a) {
+  const __m256i even = _mm256_set1_epi16(0xff), ones = _mm256_set1_epi16(1);
+  const __m256i first = _mm256_maddubs_epi16(_mm256_and_si256(w, even), a);
+  const __m256i second = _mm256_maddubs_epi16(_mm256_andnot_si256(even, w), a);
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(first, ones));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(second, ones));
+}
+#define OCTAVO_DPBUSD(sum, w, a) emulated_dpbusd(sum, w, a)
 #endif
 
 static inline __m256i broadcast4(const uint8_t *at) {
