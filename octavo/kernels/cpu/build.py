@@ -18,8 +18,12 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from octavo.kernels.cpu import LIBRARY_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 HERE = Path(__file__).parent
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
@@ -32,12 +36,15 @@ class BuildError(Exception):
     """There is no compiler, or it failed; the message has what it said."""
 
 
-def build(target: Path | None = None, *, force: bool = False) -> Path:
+def build(
+    target: Path | None = None, *, force: bool = False, only: Collection[str] | None = None
+) -> Path:
     """Compile the library unless it is newer than its sources; returns where it is.
 
     Args:
         target: the file to write; None: where `octavo.kernels.cpu` looks.
         force: compile anyway.
+        only: instruction sets to compile beside the portable one; None: all.
 
     Raises:
         BuildError: see there.
@@ -54,6 +61,8 @@ def build(target: Path | None = None, *, force: bool = False) -> Path:
     extra = os.environ.get("CXXFLAGS", "").split()
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     isas: dict[str, list[str]] = {"portable": []} | (X86_ISAS if is_x86 else {})
+    if only is not None:
+        isas = {name: flags for name, flags in isas.items() if name == "portable" or name in only}
     kernels, common = (_files(kind) for kind in ("KERNELS", "COMMON"))
     with tempfile.TemporaryDirectory() as folder:
         jobs = []
