@@ -159,6 +159,17 @@ def test_all_instruction_sets_agree(native: None) -> None:
             torch.testing.assert_close(other, results[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_row_does_not_depend_on_its_neighbours(name: str, isa: str) -> None:
+    rng = np.random.default_rng(10)
+    packed = pack(random_blocks(name, 24, 768, rng), name, (24, 768))
+    x = torch.from_numpy(rng.standard_normal((41, 768)).astype(np.float32))
+    together = matmul.linear(x, packed, 24, None)
+    for num_tokens in range(1, 15):
+        some = matmul.linear(x[:num_tokens], packed, 24, None)
+        torch.testing.assert_close(some, together[:num_tokens], rtol=0, atol=0)
+
+
 def test_what_cannot_be_packed_takes_no_bytes(native: None) -> None:
     assert matmul.packed_bytes("Q4_1", 8, 32) > 0
     assert matmul.packed_bytes("Q4_1", 8, 48) == 0

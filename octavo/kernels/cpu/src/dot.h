@@ -86,24 +86,37 @@ static inline void scales_at(const uint8_t *scales, int64_t b, int h, __m256 *d,
 }
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-#define OCTAVO_DPBUSD(sum, w, a) _mm256_dpbusd_epi32(sum, w, a)
+// Adds products of w (unsigned) with the 4 bytes at `a` (signed), which the instruction itself
+// repeats for all 8 rows; from the intrinsic, GCC makes two instructions of it.
+static inline __m256i dot4(__m256i sum, __m256i w, const uint8_t *a) {
+  asm("vpdpbusd %2%{1to8%}, %1, %0"
+      : "+v"(sum)
+      : "v"(w), "m"(*reinterpret_cast<const uint8_t(*)[4]>(a)));
+  return sum;
+}
+#define OCTAVO_HAS_DOT4
 #elif defined(OCTAVO_EMULATE_VNNI)
-// For tests of that path where no processor has the instruction: sums of four products u8 x i8.
-static inline __m256i emulated_dpbusd(__m256i sum, __m256i w, __m256i a) {
+// The same without the instruction, for tests of what is built on it.
+static inline __m256i dot4(__m256i sum, __m256i w, const uint8_t *at) {
+  int32_t four;
+  memcpy(&four, at, 4);
+  const __m256i a = _mm256_set1_epi32(four);
   const __m256i even = _mm256_set1_epi16(0xff), ones = _mm256_set1_epi16(1);
   const __m256i first = _mm256_maddubs_epi16(_mm256_and_si256(w, even), a);
   const __m256i second = _mm256_maddubs_epi16(_mm256_andnot_si256(even, w), a);
   sum = _mm256_add_epi32(sum, _mm256_madd_epi16(first, ones));
   return _mm256_add_epi32(sum, _mm256_madd_epi16(second, ones));
 }
-#define OCTAVO_DPBUSD(sum, w, a) emulated_dpbusd(sum, w, a)
+#define OCTAVO_HAS_DOT4
 #endif
 
+#if !defined(OCTAVO_HAS_DOT4)
 static inline __m256i broadcast4(const uint8_t *at) {
   int32_t four;
   memcpy(&four, at, 4);
   return _mm256_set1_epi32(four);
 }
+#endif
 
 // Adds the products of group G's codes to the rows' sums. 16-bit lanes hold the products of
 // 4 groups of 5-bit codes (2 x 31 x 127 x 4 < 2^15), 8 of 4-bit and 2 of 6-bit ones; after so many
@@ -112,11 +125,11 @@ template <int kBits, int R, int G, int kLast>
 static inline void add_groups(const uint8_t *codes, const uint8_t *acts, __m256i *words,
                               __m256i *sums) {
   __m256i w = code<kBits, G>(codes);
-#if defined(OCTAVO_DPBUSD)
+#if defined(OCTAVO_HAS_DOT4)
   (void)words;
   if constexpr (kBits == 8) w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
   for (int r = 0; r < R; ++r)
-    sums[r] = OCTAVO_DPBUSD(sums[r], w, broadcast4(acts + 32 * r + 4 * G));
+    sums[r] = dot4(sums[r], w, acts + 32 * r + 4 * G);
 #else
   const __m256i ones = _mm256_set1_epi16(1);
   if constexpr (kBits == 8) {
@@ -143,19 +156,20 @@ static inline void add_groups(const uint8_t *codes, const uint8_t *acts, __m256i
 
 constexpr int kAhead = 2048;  // bytes; prefetching beyond a matrix's end is harmless
 
-// out[r][0..7] = the panel's 8 rows times row r of the tile.
+// out[r][0..7] = the panel's 8 rows times row r of the tile. The order of sums is the same for every
+// R, so that a token's result does not depend on those beside it in the batch.
 template <int32_t kType, int R>
 static void dot_tile(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks,
                      const uint8_t *acts, float *out) {
   constexpr int kBits = bits_of(kType), kSubs = subs_of(kType), kGroups = 8 / kSubs;
   constexpr int kCodeBytes = kBits == 8 ? 256 : 128 + 32 * (kBits - 4);
-#if defined(OCTAVO_DPBUSD)
+#if defined(OCTAVO_HAS_DOT4)
   constexpr bool kHasMin = true;  // codes of 8 bits are moved by 128
 #else
   constexpr bool kHasMin = kType != kQ8_0;
 #endif
-  __m256 totals[R], minima[R];
-  for (int r = 0; r < R; ++r) totals[r] = minima[r] = _mm256_setzero_ps();
+  __m256 totals[R];
+  for (int r = 0; r < R; ++r) totals[r] = _mm256_setzero_ps();
   for (int64_t b = 0; b < num_blocks; ++b) {
     const uint8_t *block = acts + b * R * kActBytes, *own = codes + b * kCodeBytes;
     const float *act_scales = reinterpret_cast<const float *>(block + 32 * R);
@@ -175,13 +189,11 @@ static void dot_tile(const uint8_t *codes, const uint8_t *scales, int64_t num_bl
         const __m256 both = _mm256_mul_ps(d, _mm256_set1_ps(act_scales[r]));
         totals[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r]), both, totals[r]);
         const float sum = kSubs == 1 ? act_scales[R + r] : act_scales[2 * R + 2 * r + h];
-        __m256 &target = R == 1 ? minima[r] : totals[r];  // two chains where there is one row only
-        if constexpr (kHasMin) target = _mm256_fmadd_ps(m, _mm256_set1_ps(sum), target);
+        if constexpr (kHasMin) totals[r] = _mm256_fmadd_ps(m, _mm256_set1_ps(sum), totals[r]);
       }
     }
   }
-  for (int r = 0; r < R; ++r)
-    _mm256_storeu_ps(out + kPanel * r, _mm256_add_ps(totals[r], minima[r]));
+  for (int r = 0; r < R; ++r) _mm256_storeu_ps(out + kPanel * r, totals[r]);
 }
 
 constexpr int kMaxTile = 6;

@@ -25,7 +25,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kSpin = std::chrono::microseconds(30);
+constexpr auto kSpin = std::chrono::microseconds(100);
 constexpr int kWaitRounds = 10000;  // of the caller, some 150 to 500 us
 constexpr int kMaxThreads = 256;
 
