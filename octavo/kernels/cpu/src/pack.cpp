@@ -9,23 +9,17 @@
 namespace octavo {
 namespace {
 
-// Codes of one stored block, in the order of its columns.
+// Codes of one stored block of 5 or 6 bits or of 256 columns, in the order of its columns.
 void read_codes(int32_t type, const uint8_t *block, uint8_t *codes) {
   switch (type) {
-    case kQ8_0:
-      std::memcpy(codes, block + 2, 32);
-      return;
-    case kQ4_0:
-    case kQ4_1:
     case kQ5_0:
     case kQ5_1: {
-      const int has_min = type == kQ4_1 || type == kQ5_1, has_top = type == kQ5_0 || type == kQ5_1;
-      const uint8_t *top = block + 2 + 2 * has_min, *qs = top + 4 * has_top;
+      const uint8_t *top = block + (type == kQ5_1 ? 4 : 2), *qs = top + 4;
       for (int i = 0; i < 16; ++i) {
         codes[i] = qs[i] & 15;
         codes[16 + i] = qs[i] >> 4;
       }
-      for (int i = 0; has_top && i < 32; ++i) codes[i] |= (top[i / 8] >> i % 8 & 1) << 4;
+      for (int i = 0; i < 32; ++i) codes[i] |= (top[i / 8] >> i % 8 & 1) << 4;
       return;
     }
     case kQ4_K:
@@ -53,13 +47,14 @@ void read_codes(int32_t type, const uint8_t *block, uint8_t *codes) {
   }
 }
 
+// Nibbles of formats with blocks of 32 pair columns i and i + 16, as the packed ones do.
+void copy_words(const uint8_t *words, int count, int r, uint8_t *block) {
+  for (int i = 0; i < count; ++i) std::memcpy(block + 32 * i + 4 * r, words + 4 * i, 4);
+}
+
 void write_codes(int bits, const uint8_t *codes, int r, uint8_t *block) {
   for (int c = 0; c < kBlock; ++c) {
     const int g = c / 4, lane = 4 * r + c % 4, code = codes[c];
-    if (bits == 8) {
-      block[32 * g + lane] = static_cast<uint8_t>(code);
-      continue;
-    }
     block[32 * (g % 4) + lane] |= (code & 15) << (g < 4 ? 0 : 4);
     if (bits == 5) block[128 + lane] |= (code >> 4) << g;
     if (bits == 6) block[128 + 32 * (g / 4) + lane] |= (code >> 4) << 2 * (g % 4);
@@ -119,10 +114,16 @@ void pack_panels(void *context, int64_t begin, int64_t end, int32_t) {
       const int64_t from = job.order == nullptr ? row : job.order[row];
       const uint8_t *block = job.stored + from * num_stored * layout.stored_bytes;
       for (int64_t s = 0; s < num_stored; ++s, block += layout.stored_bytes) {
-        read_codes(job.type, block, codes);
-        for (int b = 0; b < blocks_in_stored; ++b)
-          write_codes(layout.bits, codes + b * kBlock, r,
-                      at + (s * blocks_in_stored + b) * layout.code_bytes);
+        uint8_t *to = at + s * blocks_in_stored * layout.code_bytes;
+        if (job.type == kQ8_0) {
+          copy_words(block + 2, 8, r, to);
+        } else if (job.type == kQ4_0 || job.type == kQ4_1) {
+          copy_words(block + (job.type == kQ4_1 ? 4 : 2), 4, r, to);
+        } else {
+          read_codes(job.type, block, codes);
+          for (int b = 0; b < blocks_in_stored; ++b)
+            write_codes(layout.bits, codes + b * kBlock, r, to + b * layout.code_bytes);
+        }
         write_scales(job.type, block, r, at + job.header.code_bytes + s * layout.scale_bytes);
       }
     }
