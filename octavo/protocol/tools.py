@@ -112,10 +112,11 @@ def check_tools(tools: Sequence[FunctionTool], choice: ToolChoice | None) -> Non
         return
     if not tools:
         raise InvalidRequestError("tool_choice is only allowed with tools", param="tool_choice")
-    raise InvalidRequestError(
-        "tool_choice is not supported by this server beyond none and auto: a call cannot be forced",
-        param="tool_choice",
-    )
+    if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
+        raise InvalidRequestError(
+            f"tool_choice: there is no tool named {choice.function.name[:128]!r}",
+            param="tool_choice.function.name",
+        )
 
 
 def template_tools(tools: Sequence[FunctionTool]) -> list[dict[str, Any]]:

@@ -61,10 +61,8 @@ TABLE = Table(
         ),
         "tool_choice": changes({**_tools(), "tool_choice": "none"}, _tools()),
         "tool_choice.type": refused(_named(type="x"), _tools()),
-        "tool_choice.function": refused(_named(), _tools(), name="tool_choice"),
-        "tool_choice.function.name": refused(
-            _named(function={"name": "g"}), _tools(), name="tool_choice"
-        ),
+        "tool_choice.function": changes(_named(), _tools()),
+        "tool_choice.function.name": refused(_named(function={"name": "g"}), _tools()),
         "parallel_tool_calls": changes({**_tools(), "parallel_tool_calls": False}, _tools()),
         "best_of": changes({"n": 2, "best_of": 3}, {"n": 2}, neutral=({"n": 2, "best_of": 2},)),
         "use_beam_search": changes(_BEAMS, {"n": 2}, neutral=({"n": 2, "use_beam_search": False},)),
