@@ -26,7 +26,7 @@ _PROSE = [
     '[{"name": "f", "parameters": {"a": [1.5, -2e3], "b": {"c": "d"}}}, {"x": false}]',
     "[get_weather(city='Oslo', days=2), f(a=True, b=None)]",
     "<function=get_weather>\n<parameter=city>\nOslo\n</parameter>\n</function>\n",
-    "Größe, naïve façade, Быстрая лиса, こんにちは 😀, 2024-06-01T12:00:00Z",  # noqa: RUF001
+    "Größe, naïve façade, Быстрая лиса, こんにちは 😀, 2024-06-01T12:00:00Z",
     '{\n  "a": 1,\n    "b": [\n      "c"\n    ]\n}\n```json\n',
     "function commentary to=functions.f analysis assistant json",
 ]

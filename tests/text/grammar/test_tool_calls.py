@@ -17,7 +17,7 @@ from octavo.text.grammar.lark import MarkerTokens
 from octavo.text.grammar.tool_calls import forced_calls
 from octavo.text.tools.registry import TOOL_PARSERS
 from tests.text.grammar.helper import Grammars
-from tests.text.tools.helper import TIME, TOOLS, WEATHER, calls_of, read
+from tests.text.tools.helper import TIME, TOOLS, calls_of, read
 
 NAMES = sorted(TOOL_PARSERS)
 CLOSINGS = ('"', "}", "]", "'", ")", "0", "\n</parameter>\n", "</function>\n", "true", "null", "{")
