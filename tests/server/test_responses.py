@@ -430,10 +430,14 @@ def until_over(client: openai.OpenAI, response_id: str) -> Response:
 def test_background(client: openai.OpenAI, server: RunningServer) -> None:
     asked: dict[str, Any] = {"model": "fake", "input": "x", "max_output_tokens": 40}
     whole = client.responses.create(**asked)
-    server.engine.delay = 0.005
+    server.engine.delay = 0.01
     made = client.responses.create(**asked, background=True)
     assert made.status == "queued"
     assert made.background is True
+    seen = set()
+    while (now := client.responses.retrieve(made.id)).status != "incomplete":
+        seen.add(now.status)
+    assert "in_progress" in seen
     over = until_over(client, made.id)
     whole.background = True
     assert said(over) == said(whole)
