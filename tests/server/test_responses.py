@@ -222,6 +222,20 @@ def test_the_stream_adds_up_to_the_whole(
     assert texts["response.output_text.delta", 1] == last.response.output_text
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_pieces_do_not_matter(thinking: tuple[openai.OpenAI, FakeEngine], size: int) -> None:
+    client, engine = thinking
+    asked: dict[str, Any] = {"model": "fake", "input": "Weather?", "tools": [WEATHER]}
+    whole = client.responses.create(**asked)
+    text = "".join(PIECES)
+    engine.pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    *_, last = client.responses.create(**asked, stream=True)
+    assert last.type == "response.completed"
+    assert said(last.response)["output"] == said(whole)["output"]
+    if size == 1:
+        assert last.response.usage == whole.usage
+
+
 def test_the_clients_own_accumulation(thinking: tuple[openai.OpenAI, FakeEngine]) -> None:
     client, _ = thinking
     whole = client.responses.create(model="fake", input="Weather?", tools=[WEATHER])
@@ -434,6 +448,7 @@ def test_background(client: openai.OpenAI, server: RunningServer) -> None:
     made = client.responses.create(**asked, background=True)
     assert made.status == "queued"
     assert made.background is True
+    assert server.client.get("/load").json() == {"server_load": 1}  # a drain waits for it
     seen = set()
     while (now := client.responses.retrieve(made.id)).status != "incomplete":
         seen.add(now.status)
