@@ -148,7 +148,7 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
 
     def in_own_names(self, exc: InvalidRequestError) -> InvalidRequestError:
         """The error with SamplingParams' field names turned into those of this request."""
-        if exc.param == "structured_outputs" and self.forces_calls:
+        if exc.param == "structured_outputs" and (self.forces_calls or self.offered_tools):
             message = exc.message.replace("structured_outputs", "tools", 1)
             return InvalidRequestError(message, param="tools", code=exc.code)
         exc = super().in_own_names(exc)

@@ -12,6 +12,7 @@ import msgspec
 from octavo.errors import InvalidRequestError
 from octavo.protocol.tools import NamedToolChoice
 from octavo.text.grammar.lark import MarkerTokens
+from octavo.text.grammar.optional_calls import optional_calls
 from octavo.text.grammar.tool_calls import forced_calls
 from octavo.text.reasoning import REASONING_PARSERS
 from octavo.text.tools.registry import TOOL_PARSERS
@@ -57,20 +58,21 @@ class AnswerBinding:
             prompt_tail: the end of the prompt, special tokens included.
 
         Raises:
-            InvalidRequestError: calls cannot be forced, or a structure cannot be had in the
-                model's format.
+            InvalidRequestError: calls cannot be forced or promised, or a structure cannot be had in
+                the model's format.
         """
+        content = params.structured_outputs
         spec = self._forced(body)
-        if spec is None:
-            spec = params.structured_outputs
-            if spec is not None and self._formats.is_harmony:
-                raise body.in_own_names(
-                    InvalidRequestError(
-                        "structured_outputs: this model writes in channels, where only calls of "
-                        "tools can be bound to a schema: leave it out, or offer a tool",
-                        param="structured_outputs",
-                    )
+        if spec is None and content is not None and self._formats.is_harmony:
+            raise body.in_own_names(
+                InvalidRequestError(
+                    "structured_outputs: this model writes in channels, where only calls of "
+                    "tools can be bound to a schema: leave it out, or offer a tool",
+                    param="structured_outputs",
                 )
+            )
+        if spec is None:
+            spec = self._promised(body, content)
         if spec is None:
             return params
         spec = self._behind_reasoning(spec, body, prompt_tail)
@@ -88,6 +90,22 @@ class AnswerBinding:
             self._tokens,
             names=None if name is None else [name],
             several=name is None and body.parallel_tool_calls is not False,
+        )
+
+    def _promised(
+        self, body: ChatCompletionRequest, content: StructuredOutputs | None
+    ) -> StructuredOutputs | None:
+        """What an answer is bound to that may have calls or none."""
+        tools = body.offered_tools
+        if not tools or (content is None and not any(tool.function.strict for tool in tools)):
+            return content
+        assert self._formats.tools is not None  # checked before
+        return optional_calls(
+            [msgspec.to_builtins(tool.function) for tool in tools],
+            self._formats.tools,
+            self._tokens,
+            content=content,
+            several=body.parallel_tool_calls is not False,
         )
 
     def _behind_reasoning(

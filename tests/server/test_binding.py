@@ -73,6 +73,22 @@ def test_one_call_where_they_must_not_be_parallel(serve: Callable[..., RunningSe
     assert grammars[0] != grammars[1]
 
 
+def test_strict_tools_and_structures_leave_calls_free(
+    serve: Callable[..., RunningServer],
+) -> None:
+    server = serve(tool_call_parser="hermes")
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+    for fields in ({"tools": [strict]}, {"tools": [WEATHER], **JSON_OBJECT}):
+        assert server.chat(**fields).status_code == 200
+        bound = bound_of(server)
+        assert bound is not None
+        assert bound.grammar is not None
+        assert "get_weather" in bound.grammar
+        assert server.chat(**fields, tool_choice="none").status_code == 200
+        bound = bound_of(server)
+        assert bound is None or bound.json_object
+
+
 def test_a_model_whose_calls_are_not_known_can_be_forced(
     serve: Callable[..., RunningServer],
 ) -> None:

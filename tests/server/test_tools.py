@@ -307,10 +307,6 @@ def test_a_format_that_there_is_not(serve: Callable[..., RunningServer]) -> None
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [TIME, TIME]}, "tools[1].function.name"),
         (
-            {"tools": [{"type": "function", "function": {"name": "x", "strict": True}}]},
-            "tools[0].function.strict",
-        ),
-        (
             {"tools": [{"type": "function", "function": {"name": "x", "parameters": []}}]},
             "tools[0].function.parameters",
         ),

@@ -53,11 +53,8 @@ TABLE = Table(
         "tools[].function.name": changes(_tools(name="g"), _tools()),
         "tools[].function.description": changes(_tools(description="d"), _tools()),
         "tools[].function.parameters": changes(_tools(parameters={"type": "object"}), _tools()),
-        "tools[].function.strict": refused(
-            _tools(strict=True),
-            _tools(),
-            name="tools[0].function.strict",
-            neutral=(_tools(strict=False),),
+        "tools[].function.strict": changes(
+            _tools(strict=True), _tools(), neutral=(_tools(strict=False),)
         ),
         "tool_choice": changes({**_tools(), "tool_choice": "none"}, _tools()),
         "tool_choice.type": refused(_named(type="x"), _tools()),
