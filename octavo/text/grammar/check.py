@@ -136,6 +136,7 @@ class _Process:
         self._start = start
         self._popen: subprocess.Popen[bytes] | None = None
         self._is_closed = False
+        self._in_use = threading.RLock()
 
     def ask(self, spec: StructuredOutputs) -> str | None:
         """What is wrong with the grammar, or None.
@@ -143,35 +144,45 @@ class _Process:
         Raises:
             RuntimeError: no process could be started.
         """
-        if self._popen is None or self._popen.poll() is not None:
-            self.begin()
-        line = self._exchange(msgspec.json.encode(spec), PATIENCE_S)
-        if line is None:
-            is_running = self._popen is not None and self._popen.poll() is None
-            self._stop()
-            return TOO_SLOW if is_running else TOO_LARGE
+        with self._in_use:
+            if self._popen is None or self._popen.poll() is not None:
+                self.begin()
+            line = self._exchange(msgspec.json.encode(spec), PATIENCE_S)
+            if line is None:
+                is_running = self._popen is not None and self._popen.poll() is None
+                self._stop()
+                return TOO_SLOW if is_running else TOO_LARGE
         return msgspec.json.decode(line, type=Verdict).reason
 
     def begin(self) -> None:
         """Start the process, and wait until it is ready."""
-        self._stop()
-        if self._is_closed:
-            raise RuntimeError("the server is shutting down")
-        self._popen = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT, "octavo-grammar", *sys.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the parent
-        )
-        if self._exchange(msgspec.json.encode(self._start()), START_PATIENCE_S) is None:
+        with self._in_use:
             self._stop()
-            raise RuntimeError("the process that checks grammars did not start; its log says why")
+            if self._is_closed:
+                raise RuntimeError("the server is shutting down")
+            self._popen = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOT, "octavo-grammar", *sys.path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the parent
+            )
+            if self._exchange(msgspec.json.encode(self._start()), START_PATIENCE_S) is None:
+                self._stop()
+                raise RuntimeError(
+                    "the process that checks grammars did not start; its log says why"
+                )
 
     def close(self) -> None:
         """End it, and never begin again."""
         self._is_closed = True
-        if self._popen is not None:
-            self._popen.kill()  # whoever waits for its answer notices, and takes it down
+        while not self._in_use.acquire(timeout=0.05):
+            popen = self._popen
+            if popen is not None:
+                popen.kill()  # whoever waits for its answer gives up at once
+        try:
+            self._stop()
+        finally:
+            self._in_use.release()
 
     def _stop(self) -> None:
         popen, self._popen = self._popen, None

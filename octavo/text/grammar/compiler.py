@@ -6,6 +6,7 @@ May be called from several threads at once: the library drops Python's lock whil
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeVar
@@ -34,6 +35,7 @@ STACK_BYTES = 2**28
 MAX_REASON = 400
 """Characters of the library's own words in an error."""
 
+_REGEX_ERROR = re.compile(r"^error: (.+)$", re.MULTILINE)
 _T = TypeVar("_T")
 _stack_size = threading.Lock()
 
@@ -140,9 +142,20 @@ def compiler_for(tokenizer: Tokenizer, vocab_size: int) -> GrammarCompiler:
 
 
 def spec_key(spec: StructuredOutputs) -> bytes:
-    """What tells grammars apart: equal keys stand for equal grammars."""
+    """What tells grammars apart: equal keys stand for equal grammars.
+
+    Raises:
+        InvalidRequestError: it holds what no message can carry.
+    """
     bound = msgspec.structs.replace(spec, reasoning_end_token_ids=(), reasoning_start_token_ids=())
-    return hashlib.sha256(msgspec.msgpack.encode(bound)).digest()
+    try:
+        return hashlib.sha256(msgspec.msgpack.encode(bound)).digest()
+    except UnicodeEncodeError:
+        raise refused("it holds half of a surrogate pair, which is no character") from None
+    except OverflowError:
+        raise refused("it holds a number beyond 64 bits") from None
+    except RecursionError:
+        raise refused("it is nested too deeply") from None
 
 
 def refused(reason: str) -> InvalidRequestError:
@@ -175,6 +188,11 @@ def in_deep_thread(work: Callable[[], _T]) -> _T:
 
 
 def _reason(text: str) -> str:
-    """The library's words on one line, without its parser's state."""
-    line = " ".join(text.partition("<state>")[0].split())
+    """The library's words on one line, without its parser's state and without the grammar."""
+    if "NoExtensionBias" in text:
+        return "there is no text that it allows"
+    told = _REGEX_ERROR.search(text)
+    if told is not None:
+        return f"a regular expression: {told[1][:MAX_REASON]}"
+    line = " ".join(text.partition("<state>")[0].replace("<non-verbose/>", "").split())
     return line[:MAX_REASON] or "no reason given"
