@@ -12,6 +12,8 @@ import openai
 import pydantic
 import pytest
 
+from octavo.server import response_runs
+from octavo.server.state import responses
 from tests.server.fake_engine import NUM_SPECIAL, FakeEngine
 
 if TYPE_CHECKING:
@@ -510,6 +512,36 @@ def test_a_background_stream_can_be_resumed(client: openai.OpenAI, server: Runni
     made = client.responses.create(model="fake", input="x", max_output_tokens=2)
     with pytest.raises(openai.BadRequestError, match="stream"):
         client.responses.retrieve(made.id, stream=True)
+
+
+def test_a_response_whose_server_is_gone_has_failed(
+    client: openai.OpenAI, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses, "ALIVE_S", -1.0)  # as if nobody had spoken of it for long
+    monkeypatch.setattr(response_runs, "NEWS_S", 0.05)
+    server.engine.delay = 0.02
+    asked: dict[str, Any] = {"model": "fake", "input": "x", "background": True}
+    asked["max_output_tokens"] = 30
+    with pytest.raises(openai.APIError, match="ended before"):
+        list(client.responses.create(**asked, stream=True))
+    made = client.responses.create(**asked)
+    lost = client.responses.retrieve(made.id)
+    assert lost.status == "failed"
+    assert lost.error is not None
+    assert lost.error.message == response_runs.LOST
+    server.wait_until_idle(timeout=10.0)
+    assert client.responses.retrieve(made.id) == lost
+
+
+def test_a_stream_of_a_deleted_response_ends(client: openai.OpenAI, server: RunningServer) -> None:
+    server.engine.delay = 0.02
+    stream = client.responses.create(model="fake", input="x", background=True, stream=True)
+    first = next(iter(stream))
+    assert first.type == "response.created"
+    client.responses.delete(first.response.id)
+    with pytest.raises(openai.APIError, match="deleted"):
+        list(stream)
+    server.wait_until_idle()
 
 
 # Failures
