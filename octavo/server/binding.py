@@ -12,8 +12,6 @@ import msgspec
 from octavo.errors import InvalidRequestError
 from octavo.protocol.tools import NamedToolChoice
 from octavo.text.grammar.lark import MarkerTokens
-from octavo.text.grammar.optional_calls import optional_calls
-from octavo.text.grammar.tool_calls import forced_calls
 from octavo.text.reasoning import REASONING_PARSERS
 from octavo.text.tools.registry import TOOL_PARSERS
 
@@ -82,6 +80,8 @@ class AnswerBinding:
         """What a request that must be answered with calls is bound to."""
         if not body.forces_calls:
             return None
+        from octavo.text.grammar.tool_calls import forced_calls  # not for the server's start
+
         choice = body.tool_choice
         name = choice.function.name if isinstance(choice, NamedToolChoice) else None
         return forced_calls(
@@ -99,6 +99,8 @@ class AnswerBinding:
         tools = body.offered_tools
         if not tools or (content is None and not any(tool.function.strict for tool in tools)):
             return content
+        from octavo.text.grammar.optional_calls import optional_calls  # not for the server's start
+
         assert self._formats.tools is not None  # checked before
         return optional_calls(
             [msgspec.to_builtins(tool.function) for tool in tools],
