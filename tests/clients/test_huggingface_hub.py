@@ -37,7 +37,7 @@ def client_of() -> Iterator[Callable[[Served], InferenceClient]]:
 
 def test_chat_and_stream(octavo: Served, client_of: Callable[[Served], InferenceClient]) -> None:
     client = client_of(octavo)
-    asked: dict[str, Any] = {"messages": FOX, "temperature": 0.0, "max_tokens": 16}
+    asked: dict[str, Any] = {"messages": FOX, "temperature": 0.0, "max_tokens": 6}
     asked["model"] = octavo.model
     whole = client.chat_completion(**asked)
     text = whole.choices[0].message.content
