@@ -5,7 +5,9 @@ May be called from several threads at once: the library drops Python's lock whil
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -18,9 +20,9 @@ from octavo.errors import InvalidRequestError
 from octavo.text.grammar.source import PARAM, grammar_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
-    from llguidance import LLMatcher
+    from llguidance import LLExecutor, LLMatcher
     from numpy.typing import NDArray
 
     from octavo.text.tokenizer import Tokenizer
@@ -31,6 +33,12 @@ MAX_CACHED = 256
 
 STACK_BYTES = 2**28
 """Stack of the threads that compile: the library recurses over rules that refer to each other."""
+
+MIN_PARALLEL_ROWS = 8
+"""Fewer masks are written one by one: waking threads takes longer."""
+
+MAX_FILL_THREADS = 8
+"""Threads that write masks, as many as there are processors at most."""
 
 MAX_REASON = 400
 """Characters of the library's own words in an error."""
@@ -123,6 +131,31 @@ class GrammarCompiler:
                 if len(self._cache) > MAX_CACHED:
                     self._cache.popitem(last=False)
         return GrammarMatcher(compiled.deep_copy())
+
+    def fill_rows(self, matchers: Sequence[GrammarMatcher], bits: NDArray[np.uint32]) -> None:
+        """What `fill` of each matcher does, for many of them at once: several threads share it.
+
+        Args:
+            matchers: m of them, each there once; one that fails says so.
+            bits: [m, words], overwritten, contiguous.
+        """
+        if len(matchers) < MIN_PARALLEL_ROWS:
+            for matcher, row in zip(matchers, bits, strict=True):
+                matcher.fill(row)
+            return
+        from llguidance.numpy import fill_next_token_bitmask_par
+
+        rows = [(matcher._matcher, index) for index, matcher in enumerate(matchers)]
+        fill_next_token_bitmask_par(self._executor, rows, bits.view(np.int32))
+        for matcher in matchers:
+            matcher._note()
+
+    @functools.cached_property
+    def _executor(self) -> LLExecutor:
+        """Threads of the library's own."""
+        from llguidance import LLExecutor
+
+        return LLExecutor(max(1, min(MAX_FILL_THREADS, os.cpu_count() or 1)))
 
     def _compile(self, spec: StructuredOutputs) -> LLMatcher:
         from llguidance import LLMatcher

@@ -238,10 +238,20 @@ list: "[" /[0-9]+/ ("," /[a-f]{2}/)? "]"
             assert text is None or re.fullmatch(pattern, text)
 
 
-def test_rows_are_written_whole(grammars: Grammars) -> None:
-    bits = np.full(-(-grammars.vocab_size // 32), 0xFFFFFFFF, np.uint32)
-    matcher = grammars.compiler.matcher(YES_OR_NO)
-    matcher.fill(bits)
-    assert 0 < int(np.bitwise_count(bits).sum() if hasattr(np, "bitwise_count") else 1) <= 8
-    allowed = set(grammars.allowed(matcher))
-    assert {grammars.encode(text)[0] for text in ("y", "n", "yes", "no")} <= allowed
+@pytest.mark.parametrize("num_rows", [1, 40])
+def test_many_rows_are_what_each_is_alone(grammars: Grammars, num_rows: int) -> None:
+    compiler = grammars.compiler
+    specs = [YES_OR_NO, StructuredOutputs(regex="[a-c]+"), StructuredOutputs(json_object=True)]
+    matchers = [compiler.matcher(specs[row % 3]) for row in range(num_rows)]
+    failed = compiler.matcher(YES_OR_NO)
+    assert not failed.accept(grammars.encode("{")[0])
+    matchers.append(failed)
+    bits = np.full((num_rows + 1, -(-grammars.vocab_size // 32)), 0xFFFFFFFF, np.uint32)
+    compiler.fill_rows(matchers, bits)
+    for row, matcher in zip(bits[:num_rows], matchers, strict=False):
+        alone = np.full_like(row, 0xFFFFFFFF)
+        matcher.fill(alone)
+        assert (row == alone).all()
+        assert row.any()
+        assert matcher.failure is None
+    assert failed.failure
