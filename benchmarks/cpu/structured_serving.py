@@ -5,7 +5,7 @@
 Three parts, each printed as a table and with `--json` as JSON:
 
     schemas  `--schemas` random schemas, each answered once by the model at temperature 1 with at
-             most `--max-tokens` tokens; every output that ended by itself must validate (jsonschema)
+             most `--max-tokens` tokens; every output that ended by itself must validate
     cost     a batch of `--batch` outputs of `--cost-tokens` tokens with a grammar and without,
              taking turns `--repeats` times; seconds per token, medians, and their ratio
     hostile  a server with `--streams` running streams gets schemas, expressions and grammars that
