@@ -17,7 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from queue import LifoQueue
+from queue import Empty, LifoQueue
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from octavo.types import StructuredOutputs
 
 NUM_PROCESSES = 2
-"""One bad grammar then does not hold up a good one."""
+"""One bad grammar then does not hold up a good one, and there is one while the other starts anew."""
 
-PATIENCE_S = 1.5
+PATIENCE_S = 1.0
 """How long one grammar may take, seconds."""
 
 START_PATIENCE_S = 60.0
@@ -68,6 +68,7 @@ class GrammarChecker:
         self._threads = ThreadPoolExecutor(NUM_PROCESSES, thread_name_prefix="grammar-check")
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
         self._lock = threading.Lock()
+        self._is_warm = False
 
     def check(self, spec: StructuredOutputs) -> None:
         """Return if the grammar can be used; blocks, and may be called from any thread.
@@ -111,6 +112,7 @@ class GrammarChecker:
 
     def _ask(self, spec: StructuredOutputs) -> str | None:
         process = self._idle.get()
+        self._warm_up()
         reason: str | None = TOO_LARGE
         try:
             reason = process.ask(spec)
@@ -120,6 +122,17 @@ class GrammarChecker:
             else:
                 self._idle.put(process)
         return reason
+
+    def _warm_up(self) -> None:
+        """Start the other processes beside the first one."""
+        with self._lock:
+            is_warm, self._is_warm = self._is_warm, True
+        if is_warm:
+            return
+        with contextlib.suppress(Empty):
+            while True:
+                other = self._idle.get_nowait()
+                threading.Thread(target=self._renew, args=(other,), daemon=True).start()
 
     def _renew(self, process: _Process) -> None:
         try:
