@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from tests.clients.conftest import USER, WEATHER, cosine
-from tests.clients.shapes import INVENT, Person
+from tests.clients.shapes import ADA, INVENT, Person, is_ada
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +76,7 @@ async def test_async_chat_and_stream(octavo: Served) -> None:
             "model": octavo.model,
             "messages": FOX,
             "temperature": 0,
-            "max_tokens": 16,
+            "max_tokens": 6,
         }
         whole = await client.chat.completions.create(**asked)
         stream = await client.chat.completions.create(**asked, stream=True)
@@ -164,16 +164,14 @@ def test_parsed_answers(client: openai.OpenAI) -> None:
         assert stream.get_final_completion().choices[0].message.parsed == answer
 
 
-async def test_async_parsed_answers(octavo: Served) -> None:
-    async with openai.AsyncOpenAI(base_url=octavo.v1, api_key="unused") as client:
+async def test_async_parsed_answers(scripted: Scripted) -> None:
+    scripted.says(ADA)
+    async with openai.AsyncOpenAI(base_url=scripted.v1, api_key="unused") as client:
         answer = await client.chat.completions.parse(
-            model=octavo.model,
-            messages=INVENT,
-            response_format=Person,
-            temperature=0,
-            max_tokens=64,
+            model=scripted.model, messages=INVENT, response_format=Person
         )
-    assert isinstance(answer.choices[0].message.parsed, Person)
+    assert is_ada(answer.choices[0].message.parsed)
+    assert scripted.is_bound
 
 
 def test_a_cut_answer_cannot_be_parsed(client: openai.OpenAI) -> None:
@@ -189,7 +187,7 @@ def test_json_object(client: openai.OpenAI) -> None:
         messages=[{"role": "user", "content": "The capital of France, as JSON."}],
         response_format={"type": "json_object"},
         temperature=0,
-        max_tokens=32,
+        max_tokens=16,
         stop=["}"],
         extra_body={"include_stop_str_in_output": True},
     )
