@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from octavo.types import StructuredOutputs
 
 NUM_PROCESSES = 2
-"""One bad grammar then does not hold up a good one, and there is one while the other starts anew."""
+"""One bad grammar does not hold up a good one, and one is there while the other starts anew."""
 
 PATIENCE_S = 1.0
 """How long one grammar may take, seconds."""
