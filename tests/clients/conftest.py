@@ -148,7 +148,7 @@ def _serving(model: Path, name: str, log: Path, *flags: str) -> Iterator[Served]
         assert process.wait(20) == 0, log.read_text()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def octavo(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """SmolLM2, which can be made to call tools but was not taught to."""
     log = tmp_path_factory.mktemp("octavo") / "log"
@@ -157,7 +157,7 @@ def octavo(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield served
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def embedder(minilm_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """all-MiniLM-L6-v2, whose vectors have 384 dimensions and the length 1."""
     log = tmp_path_factory.mktemp("embedder") / "log"
@@ -172,7 +172,7 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def _scripted() -> Iterator[Scripted]:
     engine = ScriptedEngine()
     with running_servers() as start:
