@@ -38,7 +38,7 @@ bench: $(SERVE)  ## load the server that runs here
 
 test: check models  ## all checks and all tests, as CI runs them
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not gpu" \
-	  -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	  -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(DEV)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check
