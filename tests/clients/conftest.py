@@ -107,6 +107,10 @@ def _quiet_clients() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET.items():
             patch.setenv(name, value)
+        import huggingface_hub.constants
+
+        # It reads the environment when it is imported, which other tests may have done already.
+        patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)
         yield
 
 
