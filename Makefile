@@ -37,7 +37,8 @@ bench: $(SERVE)  ## load the server that runs here
 	@exec $(BIN)/octavo bench serve --url http://$(HOST):$(PORT) $(ARGS)
 
 test: check models  ## all checks and all tests, as CI runs them
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not gpu" \
+	  -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(DEV)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check

@@ -204,8 +204,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         allowed_methods: what those pages may ask by, `*` for all.
         allowed_headers: what headers those pages may send, `*` for all.
         allow_credentials: those pages may send cookies and the like.
-        api_server_count: processes that serve HTTP, tokenize and detokenize; with more than one, many
-            streams do not hang on one core.
+        api_server_count: processes that serve HTTP, tokenize and detokenize; with more than one,
+            many streams do not hang on one core.
         state_dir: folder for what outlives a request (stored answers, files, batches), common to
             all API servers; None: a temporary one that is removed at the end.
         served_model_names: names that requests may use; the first is the one in answers.

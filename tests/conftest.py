@@ -40,6 +40,20 @@ def _pulled(name: str) -> Path:
         pytest.skip(message)
 
 
+LONGEST = ("models/test_parity_real", "server/test_openapi", "clients/", "test_prefix_caching")
+"""Files that take a minute or more: they begin first, so that no core waits for one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """See `LONGEST`."""
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        return next((i for i, part in enumerate(LONGEST) if f"tests/{part}" in path), len(LONGEST))
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """SmolLM2 135M Instruct as a GGUF file."""

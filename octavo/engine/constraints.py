@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -52,19 +52,27 @@ class Matcher(Protocol):
         """Take the next token; False if it was not allowed."""
         ...
 
-    def fill(self, bits: NDArray[np.uint32]) -> None:
-        """Write which tokens are allowed next into [words], as in `StepMasks`; all of it."""
-        ...
+
+M = TypeVar("M", bound=Matcher)
 
 
-class Grammars(Protocol):
+class Grammars(Protocol[M]):
     """Makes matchers; may be called from several threads at once."""
 
-    def matcher(self, spec: StructuredOutputs) -> Matcher:
+    def matcher(self, spec: StructuredOutputs) -> M:
         """A matcher at the beginning of an output; takes as long as compiling does.
 
         Raises:
             InvalidRequestError: there is no such grammar, or it is too large.
+        """
+        ...
+
+    def fill_rows(self, matchers: Sequence[M], bits: NDArray[np.uint32]) -> None:
+        """Write which tokens each matcher allows next.
+
+        Args:
+            matchers: m of them, each once; one that fails says so, and its row is of no use.
+            bits: [m, words] as in `StepMasks`; all of it is written.
         """
         ...
 
@@ -108,11 +116,11 @@ class Constraints:
         vocab_size: tokens that a mask tells of.
     """
 
-    def __init__(self, make_grammars: Callable[[], Grammars] | None, vocab_size: int) -> None:
+    def __init__(self, make_grammars: Callable[[], Grammars[Any]] | None, vocab_size: int) -> None:
         self._make_grammars = make_grammars
         self._num_words = -(-vocab_size // 32)
         self._threads: ThreadPoolExecutor | None = None
-        self._grammars: Future[Grammars] | None = None
+        self._grammars: Future[Grammars[Any]] | None = None
         self._pending: dict[str, tuple[AddRequest, Future[Matcher]]] = {}
         self._bound: dict[str, _Bound] = {}
 
@@ -133,7 +141,7 @@ class Constraints:
         future = self._threads.submit(self._compile, message)
         self._pending[message.request_id] = message, future
 
-    def _make(self) -> Grammars:
+    def _make(self) -> Grammars[Any]:
         if self._make_grammars is None:
             raise RequestError(NO_GRAMMARS)
         return self._make_grammars()
@@ -142,7 +150,8 @@ class Constraints:
         assert self._grammars is not None
         spec = message.params.structured_outputs
         assert spec is not None
-        return self._grammars.result().matcher(spec)
+        matcher: Matcher = self._grammars.result().matcher(spec)
+        return matcher
 
     def take_ready(self, timeout_s: float = 0.0) -> tuple[list[AddRequest], list[TokenOutput]]:
         """Requests whose grammars are there, now bound to them, and ends of those that failed.
@@ -208,8 +217,9 @@ class Constraints:
             return StepMasks([], b""), []
         bounds = [self._bound[name] for name in names]
         bits = np.zeros((len(rows), self._num_words), np.uint32)
+        assert self._grammars is not None
+        self._grammars.result().fill_rows([bound.matcher for bound in bounds], bits)
         for bound, words in zip(bounds, bits, strict=True):
-            bound.matcher.fill(words)
             for token_id in bound.starts:
                 words[token_id // 32] |= np.uint32(1 << token_id % 32)
         failures = [bound.matcher.failure for bound in bounds]

@@ -11,7 +11,7 @@ from collections import deque
 from concurrent.futures import Future
 from random import Random
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -65,7 +65,7 @@ class EngineCore:
         num_steps_ahead: int = 0,
         policy: Policy | None = None,
         seed: int | None = None,
-        grammars: Callable[[], Grammars] | None = None,
+        grammars: Callable[[], Grammars[Any]] | None = None,
     ) -> None:
         info = executor.info
         kv_cache = KVCacheManager(
@@ -94,7 +94,7 @@ class EngineCore:
         cls,
         executor: DeviceExecutor,
         config: EngineConfig,
-        grammars: Callable[[], Grammars] | None = None,
+        grammars: Callable[[], Grammars[Any]] | None = None,
     ) -> Self:
         """The core that the flags ask for, over an executor for one device."""
         return cls(

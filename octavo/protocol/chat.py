@@ -110,6 +110,11 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
         return [] if self.tool_choice == "none" else self.tools or []
 
     @property
+    def forces_calls(self) -> bool:
+        """Whether the answer must be calls."""
+        return self.tool_choice not in (None, "none", "auto")
+
+    @property
     def continued_text(self) -> str:
         """The text that the answer goes on from; nothing where it is a message of its own."""
         return text_of(self.messages[-1]) if self.continue_final_message and self.messages else ""
@@ -143,6 +148,9 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
 
     def in_own_names(self, exc: InvalidRequestError) -> InvalidRequestError:
         """The error with SamplingParams' field names turned into those of this request."""
+        if exc.param == "structured_outputs" and (self.forces_calls or self.offered_tools):
+            message = exc.message.replace("structured_outputs", "tools", 1)
+            return InvalidRequestError(message, param="tools", code=exc.code)
         exc = super().in_own_names(exc)
         names = {"logprobs": "top_logprobs", "max_tokens": self.max_tokens_field}
         name = names.get(exc.param or "")

@@ -181,7 +181,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
         """The error with SamplingParams' field names turned into those of this request."""
         if exc.param != "structured_outputs" or self.structured_outputs is not None:
             return exc
-        return InvalidRequestError(exc.message, param=structured_field(self), code=exc.code)
+        field = structured_field(self)
+        message = exc.message.replace("structured_outputs", field, 1)
+        return InvalidRequestError(message, param=field, code=exc.code)
 
     @property
     def has_no_output(self) -> bool:

@@ -21,7 +21,9 @@ _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
 class FunctionDefinition(msgspec.Struct, forbid_unknown_fields=True):
-    """A function that the model may call; `parameters` is a JSON schema."""
+    """A function that the model may call; `parameters` is a JSON schema, which arguments are sure
+    to fit if the tool is `strict`, or if the call is forced.
+    """
 
     name: str
     description: str | None = None
@@ -84,7 +86,7 @@ class ToolCallDelta(msgspec.Struct):
 
 
 def check_tools(tools: Sequence[FunctionTool], choice: ToolChoice | None) -> None:
-    """Refuse tools that no format can write, and choices that nothing can keep yet.
+    """Refuse tools that no format can write, and choices of tools that there are not.
 
     Raises:
         InvalidRequestError: names the field.
@@ -103,19 +105,15 @@ def check_tools(tools: Sequence[FunctionTool], choice: ToolChoice | None) -> Non
                 f"{where}.name: there are two tools named {name}", param=f"{where}.name"
             )
         names.add(name)
-        if tool.function.strict:
-            raise InvalidRequestError(
-                f"{where}.strict is not supported by this server: leave it out, or set it to false",
-                param=f"{where}.strict",
-            )
     if choice in (None, "none", "auto"):
         return
     if not tools:
         raise InvalidRequestError("tool_choice is only allowed with tools", param="tool_choice")
-    raise InvalidRequestError(
-        "tool_choice is not supported by this server beyond none and auto: a call cannot be forced",
-        param="tool_choice",
-    )
+    if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
+        raise InvalidRequestError(
+            f"tool_choice.function.name: no tool is named {choice.function.name[:128]!r}",
+            param="tool_choice.function.name",
+        )
 
 
 def template_tools(tools: Sequence[FunctionTool]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ where the engine has priorities theirs is low.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -71,23 +72,30 @@ class BatchRuns:
         self._wake.set()
 
     async def _loop(self) -> None:
-        store = self._context.state.batches
+        await asyncio.to_thread(self._context.state.files.sweep)
         while not self._context.lifecycle.is_draining:
             self._wake.clear()
-            claimed = None
-            if await asyncio.to_thread(self._context.state.folder.has_database):
-                try:
-                    claimed = await store.claim(self._owner)
-                except StateError:
-                    await asyncio.sleep(PAUSE_S)
-            if claimed is not None:
-                await self._run(claimed)
-                continue
             try:
+                claimed = await self._claim()
+                if claimed is not None:
+                    await self._run(claimed)
+                    continue
+            except Exception:
+                logger.exception("batches stopped for %.0f s", PAUSE_S)
+                await asyncio.sleep(PAUSE_S)
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
+
+    async def _claim(self) -> ClaimedBatch | None:
+        """A batch that nobody runs."""
+        if not await asyncio.to_thread(self._context.state.folder.has_database):
+            return None
+        try:
+            return await self._context.state.batches.claim(self._owner)
+        except StateError:  # the log has it
+            await asyncio.sleep(PAUSE_S)
+            return None
 
     async def _run(self, claimed: ClaimedBatch) -> None:
         """Run a batch as far as it goes."""

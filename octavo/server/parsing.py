@@ -6,6 +6,7 @@ The formats are in `text`, the wire types in `protocol`; here is what joins them
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,6 +19,7 @@ from octavo.protocol.tools import (
     ToolCallAnswer,
     ToolCallDelta,
 )
+from octavo.server.binding import FALLBACK_FORMAT, AnswerBinding
 from octavo.text.answers import NUM_TAIL_TOKENS, AnswerFormats, choose_formats
 from octavo.text.tools.events import Answer, CallArguments, CallBegin, Content, Reasoning
 
@@ -45,6 +47,7 @@ class AnswerReading:
     def __init__(self, formats: AnswerFormats, tokenizer: TokenizerLike) -> None:
         self.formats = formats
         self._tokenizer = tokenizer
+        self._binding = AnswerBinding(formats, tokenizer)
         self._shown = {
             has_tools: _special_ids(tokenizer, formats.markers(has_tools=has_tools))
             for has_tools in (False, True)
@@ -56,31 +59,51 @@ class AnswerReading:
         Raises:
             InvalidRequestError: names `tools`.
         """
-        if body.offered_tools and self.formats.tools is None:
+        if body.offered_tools and self.formats.tools is None and not body.forces_calls:
             raise InvalidRequestError(
                 "tools: how this model writes calls is not known to this server, which was started "
-                "without --tool-call-parser NAME: leave them out, or set tool_choice to none",
+                "without --tool-call-parser NAME: leave them out, set tool_choice to none, or "
+                "force calls by setting it to required",
                 param="tools",
             )
 
-    def params(self, params: SamplingParams, body: ChatCompletionRequest) -> SamplingParams:
-        """The parameters with the special tokens that the parsers must see kept in the text."""
+    def params(
+        self,
+        params: SamplingParams,
+        body: ChatCompletionRequest,
+        prompt_token_ids: Sequence[int],
+    ) -> SamplingParams:
+        """The parameters with what the text is bound to, and with the special tokens that the
+        parsers must see kept in it.
+
+        Raises:
+            InvalidRequestError: the text cannot be bound to it.
+        """
         shown = self._shown[bool(body.offered_tools)]
-        return msgspec.structs.replace(params, shown_token_ids=shown) if shown else params
+        if shown:
+            params = msgspec.structs.replace(params, shown_token_ids=shown)
+        return self._binding.bind(params, body, self._tail(prompt_token_ids))
 
     def parser(
         self, body: ChatCompletionRequest, prompt_token_ids: Sequence[int]
     ) -> AnswerParser | None:
         """A parser for one answer, or None where its text is its content."""
-        if self.formats == AnswerFormats():
+        formats = self.formats
+        if formats.tools is None and body.forces_calls:
+            formats = replace(formats, tools=FALLBACK_FORMAT)
+        if formats == AnswerFormats():
             return None
-        tail = prompt_token_ids[-NUM_TAIL_TOKENS:]
-        return self.formats.parser(
+        return formats.parser(
             [msgspec.to_builtins(tool.function) for tool in body.offered_tools],
-            prompt_tail=self._tokenizer.decode(tail, skip_special_tokens=False),
+            prompt_tail=self._tail(prompt_token_ids),
             continued=body.continued_text,
             max_calls=1 if body.parallel_tool_calls is False else None,
         )
+
+    def _tail(self, prompt_token_ids: Sequence[int]) -> str:
+        """The end of a prompt, special tokens included."""
+        tail = prompt_token_ids[-NUM_TAIL_TOKENS:]
+        return self._tokenizer.decode(tail, skip_special_tokens=False)
 
 
 def _special_ids(tokenizer: TokenizerLike, markers: Iterable[str]) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ NEWS_S = 1.0
 """How often a background response says that it runs, and asks whether it shall, seconds."""
 
 EVENTS_S = 0.05
-"""The same for one whose events are kept."""
+"""The same for one whose events are kept, or that has not begun."""
 
 LOST = "The server that computed this response ended before it was done"
 
@@ -226,10 +226,10 @@ class ResponseRun:
 
     async def _report(self, growing: asyncio.Future[None]) -> None:
         """Tell the store how it goes, until it is over or unwanted."""
-        pause = EVENTS_S if self._body.stream else NEWS_S
         said_at, status = time.monotonic(), self.response.status
         while not growing.done():
-            await asyncio.wait({growing}, timeout=pause)
+            is_hasty = self._body.stream or status == "queued"
+            await asyncio.wait({growing}, timeout=EVENTS_S if is_hasty else NEWS_S)
             now = time.monotonic()
             is_due = self._unsaid or now - said_at >= NEWS_S or status != self.response.status
             if not growing.done() and is_due:

@@ -142,15 +142,15 @@ class ChatTurn:
         body.check()
         context.reading.check(body)
         params = body.sampling_params(context.defaults)
-        if not is_plain:
-            params = context.reading.params(params, body)
         encoder = context.prompts
         encoder.check_params(params)
-        await context.check_grammar(params, body)
         ids = prompt_token_ids
         if ids is None:
             ids = await encode_messages(context, body)
         ids = encoder.truncate(ids, body.truncate_prompt_tokens, params)
+        if not is_plain:
+            params = context.reading.params(params, body, ids)
+        await context.check_grammar(params, body)
         wanted = params.max_tokens
         if clips:
             params = msgspec.structs.replace(params, max_tokens=None)

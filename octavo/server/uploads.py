@@ -13,7 +13,7 @@ from uuid import uuid4
 from octavo.errors import InvalidRequestError
 from octavo.server.http import body_chunks
 from octavo.server.state.database import unavailable
-from octavo.server.state.files import drop, scratch_file
+from octavo.server.state.files import UPLOAD, drop, scratch_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,7 @@ async def receive_upload(request: Request, files: FileStore, *, max_bytes: int) 
         RequestError: it is no such form, too large, or the disk failed; nothing is left of it.
     """
     form = _Form(_boundary(request))
-    path = await scratch_file(files, f"upload-{uuid4().hex}")
+    path = await scratch_file(files, f"{UPLOAD}{uuid4().hex}")
     try:
         await _receive(request, form, path, max_bytes)
         if form.filename is None:

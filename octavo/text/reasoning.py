@@ -48,6 +48,11 @@ class ReasoningParser(AnswerPart):
             if is_open or tail.endswith(start):
                 self._start = start
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the answer begins as reasoning."""
+        return self._start is not None
+
     def _parse(self) -> Steps[None]:
         reader = self._reader
         start = self._start

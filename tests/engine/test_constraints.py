@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from octavo.engine.messages import AddRequest, TokenOutput
 from octavo.errors import InvalidRequestError
 from octavo.types import SamplingParams, StructuredOutputs
 from tests.engine.fake_executor import FakeExecutor, expected_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 VOCAB = 1000
 EOS = 999
@@ -67,6 +71,10 @@ class CountingGrammars:
         assert spec.choice is not None
         numbers = [int(text) for text in spec.choice]
         return CountingMatcher(numbers[0], numbers[1] if len(numbers) > 1 else None)
+
+    def fill_rows(self, matchers: Sequence[CountingMatcher], bits: np.ndarray) -> None:
+        for matcher, row in zip(matchers, bits, strict=True):
+            matcher.fill(row)
 
 
 def make_core(ahead: int, grammars: CountingGrammars | None = None, **kwargs) -> EngineCore:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator
 
+    from octavo.server.context import GrammarCheck
+
 NAMES = ("fake", "org/alias")
 
 
@@ -86,6 +88,7 @@ def running_servers() -> Iterator[Callable[..., RunningServer]]:
             headers: dict[str, str] | None = None,
             api_keys: tuple[str, ...] = (),
             tls: ssl.SSLContext | None = None,
+            grammars: GrammarCheck | None = None,
             **config: Any,
         ) -> RunningServer:
             engine = engine or FakeEngine()
@@ -96,7 +99,14 @@ def running_servers() -> Iterator[Callable[..., RunningServer]]:
                 api_key_digests=tuple(map(api_key_digest, api_keys)),
                 **config,
             )
-            app = create_app(engine, tokenizer, settings, metrics=metrics, defaults=defaults)
+            app = create_app(
+                engine,
+                tokenizer,
+                settings,
+                metrics=metrics,
+                defaults=defaults,
+                grammars=grammars,
+            )
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             uvicorn_config = uvicorn.Config(
                 app,

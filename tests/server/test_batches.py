@@ -30,6 +30,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "hello", "max_tokens": 8},
     "/v1/chat/completions": {"messages": MESSAGES, "max_tokens": 8},
     "/v1/responses": {"input": "hello", "max_output_tokens": 8},
+    "/v1/embeddings": {"input": "hello"},
 }
 
 
@@ -99,8 +100,10 @@ def test_every_request_gets_its_result(
     (bad,) = results(client, over.error_file_id).values()
     assert bad["response"]["body"]["error"]["param"] == "temperature"
     assert over.usage is not None
-    assert over.usage.output_tokens == 5 * 8
-    assert over.usage.input_tokens_details.cached_tokens > 0
+    assert over.usage.input_tokens >= 5 * len("hello")
+    if url != "/v1/embeddings":
+        assert over.usage.output_tokens == 5 * 8
+        assert over.usage.input_tokens_details.cached_tokens > 0
     assert over.created_at <= (over.in_progress_at or 0) <= (over.completed_at or 0)
     output = client.files.retrieve(over.output_file_id or "")
     assert (output.purpose, output.filename) == ("batch_output", f"{batch.id}_output.jsonl")
@@ -109,6 +112,8 @@ def test_every_request_gets_its_result(
 
 
 def said(body: dict[str, Any]) -> Any:
+    if body["object"] == "list":
+        return body["data"]
     if body["object"] == "response":
         return body["output"][0]["content"]
     return [choice.get("text") or choice["message"] for choice in body["choices"]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import time
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 
 from octavo.server import files as routes
 from octavo.server.state import files as store
+from octavo.server.state.database import StateFolder
+from octavo.server.state.files import FileStore
 from tests.server.test_responses import client_of
 
 if TYPE_CHECKING:
@@ -138,6 +142,16 @@ def test_large_files_are_refused(
     response = server.client.post("/v1/files", content=iter([body]), headers=headers)
     assert response.status_code == 413
     assert on_disk(tmp_path) == []
+
+
+def test_what_killed_uploads_left_is_swept(client: openai.OpenAI, tmp_path: Path) -> None:
+    made = client.files.create(file=b"x", purpose="batch")
+    old, new = (tmp_path / "scratch" / f"upload-{name}" for name in ("old", "new"))
+    for path, age_s in ((old, 7200), (new, 60)):
+        path.touch()
+        os.utime(path, (time.time() - age_s,) * 2)
+    FileStore(StateFolder(str(tmp_path), "")).sweep()
+    assert on_disk(tmp_path) == sorted([made.id, "upload-new"])
 
 
 def test_no_room(

@@ -12,6 +12,8 @@ import openai
 import pydantic
 import pytest
 
+from octavo.server import response_runs
+from octavo.server.state import responses
 from tests.server.fake_engine import NUM_SPECIAL, FakeEngine
 
 if TYPE_CHECKING:
@@ -222,6 +224,20 @@ def test_the_stream_adds_up_to_the_whole(
     assert texts["response.output_text.delta", 1] == last.response.output_text
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_pieces_do_not_matter(thinking: tuple[openai.OpenAI, FakeEngine], size: int) -> None:
+    client, engine = thinking
+    asked: dict[str, Any] = {"model": "fake", "input": "Weather?", "tools": [WEATHER]}
+    whole = client.responses.create(**asked)
+    text = "".join(PIECES)
+    engine.pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    *_, last = client.responses.create(**asked, stream=True)
+    assert last.type == "response.completed"
+    assert said(last.response)["output"] == said(whole)["output"]
+    if size == 1:
+        assert last.response.usage == whole.usage
+
+
 def test_the_clients_own_accumulation(thinking: tuple[openai.OpenAI, FakeEngine]) -> None:
     client, _ = thinking
     whole = client.responses.create(model="fake", input="Weather?", tools=[WEATHER])
@@ -430,10 +446,15 @@ def until_over(client: openai.OpenAI, response_id: str) -> Response:
 def test_background(client: openai.OpenAI, server: RunningServer) -> None:
     asked: dict[str, Any] = {"model": "fake", "input": "x", "max_output_tokens": 40}
     whole = client.responses.create(**asked)
-    server.engine.delay = 0.005
+    server.engine.delay = 0.01
     made = client.responses.create(**asked, background=True)
     assert made.status == "queued"
     assert made.background is True
+    assert server.client.get("/load").json() == {"server_load": 1}  # a drain waits for it
+    seen = set()
+    while (now := client.responses.retrieve(made.id)).status != "incomplete":
+        seen.add(now.status)
+    assert "in_progress" in seen
     over = until_over(client, made.id)
     whole.background = True
     assert said(over) == said(whole)
@@ -491,6 +512,36 @@ def test_a_background_stream_can_be_resumed(client: openai.OpenAI, server: Runni
     made = client.responses.create(model="fake", input="x", max_output_tokens=2)
     with pytest.raises(openai.BadRequestError, match="stream"):
         client.responses.retrieve(made.id, stream=True)
+
+
+def test_a_response_whose_server_is_gone_has_failed(
+    client: openai.OpenAI, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses, "ALIVE_S", -1.0)  # as if nobody had spoken of it for long
+    monkeypatch.setattr(response_runs, "NEWS_S", 0.05)
+    server.engine.delay = 0.02
+    asked: dict[str, Any] = {"model": "fake", "input": "x", "background": True}
+    asked["max_output_tokens"] = 30
+    with pytest.raises(openai.APIError, match="ended before"):
+        list(client.responses.create(**asked, stream=True))
+    made = client.responses.create(**asked)
+    lost = client.responses.retrieve(made.id)
+    assert lost.status == "failed"
+    assert lost.error is not None
+    assert lost.error.message == response_runs.LOST
+    server.wait_until_idle(timeout=10.0)
+    assert client.responses.retrieve(made.id) == lost
+
+
+def test_a_stream_of_a_deleted_response_ends(client: openai.OpenAI, server: RunningServer) -> None:
+    server.engine.delay = 0.02
+    stream = client.responses.create(model="fake", input="x", background=True, stream=True)
+    first = next(iter(stream))
+    assert first.type == "response.created"
+    client.responses.delete(first.response.id)
+    with pytest.raises(openai.APIError, match="deleted"):
+        list(stream)
+    server.wait_until_idle()
 
 
 # Failures

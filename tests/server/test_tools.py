@@ -290,9 +290,15 @@ def test_a_format_that_there_is_not(serve: Callable[..., RunningServer]) -> None
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tool_choice": "required", "tools": [WEATHER]}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "get_time"}}}, "tool_choice"),
+        (
+            {
+                "tool_choice": {"type": "function", "function": {"name": "get_time"}},
+                "tools": [WEATHER],
+            },
+            "tool_choice.function.name",
+        ),
         ({"tool_choice": "any", "tools": [WEATHER]}, "tool_choice"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
         ({"tools": [{"function": {"name": "x"}}]}, "tools[0].type"),
@@ -300,10 +306,6 @@ def test_a_format_that_there_is_not(serve: Callable[..., RunningServer]) -> None
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [TIME, TIME]}, "tools[1].function.name"),
-        (
-            {"tools": [{"type": "function", "function": {"name": "x", "strict": True}}]},
-            "tools[0].function.strict",
-        ),
         (
             {"tools": [{"type": "function", "function": {"name": "x", "parameters": []}}]},
             "tools[0].function.parameters",

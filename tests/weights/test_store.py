@@ -6,7 +6,7 @@ import json
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -139,7 +139,7 @@ def test_resolve_says_what_to_do(gguf_file: Path, hub_cache: Path) -> None:
         "smollm2": "smollm2 is not on this machine yet; run `octavo pull smollm2`",
         "smolm2": "did you mean smollm2",
         "mina": "did you mean mine",
-        "zzz": "known names: gemma3-270m, mine, smollm2",
+        "zzz": "known names: all-minilm, gemma3-270m, mine, smollm2",
         "org/none": "run `octavo pull org/none`",
         "./none.gguf": "no such file or folder",
         "none.gguf": "no such file or folder",

@@ -1,7 +1,8 @@
 """The folder and the SQLite database in which API servers keep what outlives a request.
 
 Several processes may have it open: SQLite locks it for each transaction. Every call runs in a
-thread, so that the event loop never waits for a disk. What goes wrong becomes a 503 that says so;
+thread of the folder's own, so that neither the event loop nor other threads' work waits for a disk.
+What goes wrong becomes a 503 that says so;
 the next call tries again.
 """
 
@@ -16,6 +17,7 @@ import tempfile
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -66,6 +68,7 @@ class StateFolder:
         self._path: Path | None = None
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "octavo-state")  # starts with the first call
 
     @property
     def path(self) -> Path:
@@ -93,7 +96,8 @@ class StateFolder:
         Raises:
             StateError: the folder or the database failed; nothing of the transaction is kept.
         """
-        return await asyncio.to_thread(self.call_now, work)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self.call_now, work)
 
     def call_now(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """The same, in this thread.

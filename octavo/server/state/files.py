@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 MAX_FILES = 10_000
 MAX_BYTES = 16 * 1024**3
 """Of all files together. What is there is never dropped: more is refused."""
+
+UPLOAD = "upload-"
+"""How the names of scratch files begin that uploads make."""
+
+STALE_S = 3600.0
+"""Uploads that did not grow for so long are no more, seconds."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
@@ -77,6 +84,16 @@ class FileStore:
             OSError: there is no folder for it.
         """
         return self._subfolder("scratch") / name
+
+    def sweep(self) -> None:
+        """Remove what uploads left whose server was killed."""
+        with contextlib.suppress(OSError):
+            if not self._folder.has_database():
+                return
+            for path in self._subfolder("scratch").glob(f"{UPLOAD}*"):
+                with contextlib.suppress(OSError):  # it may end just now
+                    if path.stat().st_mtime < time.time() - STALE_S:
+                        path.unlink()
 
     def _subfolder(self, name: str) -> Path:
         folder = self._folder.path / name

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from queue import LifoQueue
+from queue import Empty, LifoQueue
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from octavo.types import StructuredOutputs
 
 NUM_PROCESSES = 2
-"""One bad grammar then does not hold up a good one."""
+"""One bad grammar does not hold up a good one, and one is there while the other starts anew."""
 
-PATIENCE_S = 1.5
+PATIENCE_S = 1.0
 """How long one grammar may take, seconds."""
 
 START_PATIENCE_S = 60.0
@@ -68,6 +68,7 @@ class GrammarChecker:
         self._threads = ThreadPoolExecutor(NUM_PROCESSES, thread_name_prefix="grammar-check")
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
         self._lock = threading.Lock()
+        self._is_warm = False
 
     def check(self, spec: StructuredOutputs) -> None:
         """Return if the grammar can be used; blocks, and may be called from any thread.
@@ -111,6 +112,7 @@ class GrammarChecker:
 
     def _ask(self, spec: StructuredOutputs) -> str | None:
         process = self._idle.get()
+        self._warm_up()
         reason: str | None = TOO_LARGE
         try:
             reason = process.ask(spec)
@@ -120,6 +122,17 @@ class GrammarChecker:
             else:
                 self._idle.put(process)
         return reason
+
+    def _warm_up(self) -> None:
+        """Start the other processes beside the first one."""
+        with self._lock:
+            is_warm, self._is_warm = self._is_warm, True
+        if is_warm:
+            return
+        with contextlib.suppress(Empty):
+            while True:
+                other = self._idle.get_nowait()
+                threading.Thread(target=self._renew, args=(other,), daemon=True).start()
 
     def _renew(self, process: _Process) -> None:
         try:
@@ -136,6 +149,7 @@ class _Process:
         self._start = start
         self._popen: subprocess.Popen[bytes] | None = None
         self._is_closed = False
+        self._in_use = threading.RLock()
 
     def ask(self, spec: StructuredOutputs) -> str | None:
         """What is wrong with the grammar, or None.
@@ -143,35 +157,45 @@ class _Process:
         Raises:
             RuntimeError: no process could be started.
         """
-        if self._popen is None or self._popen.poll() is not None:
-            self.begin()
-        line = self._exchange(msgspec.json.encode(spec), PATIENCE_S)
-        if line is None:
-            is_running = self._popen is not None and self._popen.poll() is None
-            self._stop()
-            return TOO_SLOW if is_running else TOO_LARGE
+        with self._in_use:
+            if self._popen is None or self._popen.poll() is not None:
+                self.begin()
+            line = self._exchange(msgspec.json.encode(spec), PATIENCE_S)
+            if line is None:
+                is_running = self._popen is not None and self._popen.poll() is None
+                self._stop()
+                return TOO_SLOW if is_running else TOO_LARGE
         return msgspec.json.decode(line, type=Verdict).reason
 
     def begin(self) -> None:
         """Start the process, and wait until it is ready."""
-        self._stop()
-        if self._is_closed:
-            raise RuntimeError("the server is shutting down")
-        self._popen = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT, "octavo-grammar", *sys.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the parent
-        )
-        if self._exchange(msgspec.json.encode(self._start()), START_PATIENCE_S) is None:
+        with self._in_use:
             self._stop()
-            raise RuntimeError("the process that checks grammars did not start; its log says why")
+            if self._is_closed:
+                raise RuntimeError("the server is shutting down")
+            self._popen = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOT, "octavo-grammar", *sys.path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the parent
+            )
+            if self._exchange(msgspec.json.encode(self._start()), START_PATIENCE_S) is None:
+                self._stop()
+                raise RuntimeError(
+                    "the process that checks grammars did not start; its log says why"
+                )
 
     def close(self) -> None:
         """End it, and never begin again."""
         self._is_closed = True
-        if self._popen is not None:
-            self._popen.kill()  # whoever waits for its answer notices, and takes it down
+        while not self._in_use.acquire(timeout=0.05):
+            popen = self._popen
+            if popen is not None:
+                popen.kill()  # whoever waits for its answer gives up at once
+        try:
+            self._stop()
+        finally:
+            self._in_use.release()
 
     def _stop(self) -> None:
         popen, self._popen = self._popen, None

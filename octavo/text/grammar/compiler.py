@@ -5,7 +5,10 @@ May be called from several threads at once: the library drops Python's lock whil
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
+import re
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeVar
@@ -17,9 +20,9 @@ from octavo.errors import InvalidRequestError
 from octavo.text.grammar.source import PARAM, grammar_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
-    from llguidance import LLMatcher
+    from llguidance import LLExecutor, LLMatcher
     from numpy.typing import NDArray
 
     from octavo.text.tokenizer import Tokenizer
@@ -31,9 +34,16 @@ MAX_CACHED = 256
 STACK_BYTES = 2**28
 """Stack of the threads that compile: the library recurses over rules that refer to each other."""
 
+MIN_PARALLEL_ROWS = 8
+"""Fewer masks are written one by one: waking threads takes longer."""
+
+MAX_FILL_THREADS = 8
+"""Threads that write masks, as many as there are processors at most."""
+
 MAX_REASON = 400
 """Characters of the library's own words in an error."""
 
+_REGEX_ERROR = re.compile(r"^error: (.+)$", re.MULTILINE)
 _T = TypeVar("_T")
 _stack_size = threading.Lock()
 
@@ -122,6 +132,31 @@ class GrammarCompiler:
                     self._cache.popitem(last=False)
         return GrammarMatcher(compiled.deep_copy())
 
+    def fill_rows(self, matchers: Sequence[GrammarMatcher], bits: NDArray[np.uint32]) -> None:
+        """What `fill` of each matcher does, for many of them at once: several threads share it.
+
+        Args:
+            matchers: m of them, each there once; one that fails says so.
+            bits: [m, words], overwritten, contiguous.
+        """
+        if len(matchers) < MIN_PARALLEL_ROWS:
+            for matcher, row in zip(matchers, bits, strict=True):
+                matcher.fill(row)
+            return
+        from llguidance.numpy import fill_next_token_bitmask_par
+
+        rows = [(matcher._matcher, index) for index, matcher in enumerate(matchers)]
+        fill_next_token_bitmask_par(self._executor, rows, bits.view(np.int32))
+        for matcher in matchers:
+            matcher._note()
+
+    @functools.cached_property
+    def _executor(self) -> LLExecutor:
+        """Threads of the library's own."""
+        from llguidance import LLExecutor
+
+        return LLExecutor(max(1, min(MAX_FILL_THREADS, os.cpu_count() or 1)))
+
     def _compile(self, spec: StructuredOutputs) -> LLMatcher:
         from llguidance import LLMatcher
 
@@ -140,9 +175,20 @@ def compiler_for(tokenizer: Tokenizer, vocab_size: int) -> GrammarCompiler:
 
 
 def spec_key(spec: StructuredOutputs) -> bytes:
-    """What tells grammars apart: equal keys stand for equal grammars."""
+    """What tells grammars apart: equal keys stand for equal grammars.
+
+    Raises:
+        InvalidRequestError: it holds what no message can carry.
+    """
     bound = msgspec.structs.replace(spec, reasoning_end_token_ids=(), reasoning_start_token_ids=())
-    return hashlib.sha256(msgspec.msgpack.encode(bound)).digest()
+    try:
+        return hashlib.sha256(msgspec.msgpack.encode(bound)).digest()
+    except UnicodeEncodeError:
+        raise refused("it holds half of a surrogate pair, which is no character") from None
+    except OverflowError:
+        raise refused("it holds a number beyond 64 bits") from None
+    except RecursionError:
+        raise refused("it is nested too deeply") from None
 
 
 def refused(reason: str) -> InvalidRequestError:
@@ -175,6 +221,11 @@ def in_deep_thread(work: Callable[[], _T]) -> _T:
 
 
 def _reason(text: str) -> str:
-    """The library's words on one line, without its parser's state."""
-    line = " ".join(text.partition("<state>")[0].split())
+    """The library's words on one line, without its parser's state and without the grammar."""
+    if "NoExtensionBias" in text:
+        return "there is no text that it allows"
+    told = _REGEX_ERROR.search(text)
+    if told is not None:
+        return f"a regular expression: {told[1][:MAX_REASON]}"
+    line = " ".join(text.partition("<state>")[0].replace("<non-verbose/>", "").split())
     return line[:MAX_REASON] or "no reason given"

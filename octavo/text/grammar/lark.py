@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from octavo.text.grammar.source import WHITESPACE
+from octavo.text.grammar.source import WHITESPACE, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -114,7 +114,7 @@ class LarkWriter:
 
 def literal(text: str) -> str:
     """Exactly this text."""
-    return json.dumps(text, ensure_ascii=False)
+    return quoted(text)
 
 
 def regex(expression: str) -> str:

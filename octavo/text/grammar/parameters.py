@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import InvalidRequestError
+from octavo.text.grammar.shape import SCHEMA_LISTS, SCHEMAS, SCHEMAS_BY_NAME, misshapen
 
 if TYPE_CHECKING:
     import re
@@ -34,9 +35,6 @@ _DEFINITIONS = ("$defs", "definitions")
 _LARGEST = 10**15
 _ANY_NAME = "octavo-any"
 _ANY = {"$ref": f"#/$defs/{_ANY_NAME}"}
-_MANY = frozenset(("properties", "patternProperties", "dependentSchemas", *_DEFINITIONS))
-_LISTS = frozenset(("prefixItems", "anyOf", "oneOf", "allOf"))
-_ONE = frozenset(("items", "additionalProperties", "contains", "not", "if", "then", "else"))
 
 
 class Parameters:
@@ -60,9 +58,10 @@ class Parameters:
                 f"this model's format has each parameter on its own, which {composing[0]} in the "
                 "schema does not allow"
             )
+        fault = misshapen(schema)
+        if fault is not None:
+            raise self.refused(fault)
         properties, required = schema.get("properties", {}), schema.get("required", [])
-        if not isinstance(properties, Mapping) or not isinstance(required, list):
-            raise self.refused("properties must be an object, and required a list")
         self._properties: dict[str, dict[str, Any]] = {}
         rest = schema.get("additionalProperties", True)
         for name in dict.fromkeys((*properties, *required)):
@@ -149,14 +148,12 @@ class _Narrower:
     def __call__(self, schema: Any) -> Any:
         if schema is True or schema == {}:
             return dict(_ANY)
-        if not isinstance(schema, Mapping):
-            return schema
+        if schema is False:
+            return False
         reference = schema.get("$ref", "#/$defs/")
-        if not isinstance(reference, str) or not reference.startswith(
-            tuple(f"#/{word}/" for word in _DEFINITIONS)
-        ):
+        if not reference.startswith(tuple(f"#/{word}/" for word in _DEFINITIONS)):
             raise self._parameters.refused(
-                f"this model's format needs references into $defs, not {str(reference)[:64]!r}"
+                f"this model's format needs references into $defs, not {reference[:64]!r}"
             )
         narrow = {word: self._part(word, part) for word, part in schema.items()}
         if not narrow.keys() & {"$ref", "enum", "const", "anyOf", "oneOf", "allOf"}:
@@ -164,13 +161,13 @@ class _Narrower:
         return narrow
 
     def _part(self, word: str, part: Any) -> Any:
-        if word in _MANY and isinstance(part, Mapping):
+        if word in SCHEMAS_BY_NAME:
             return self.each(part)
         if word == "allOf" and self._pattern is not None and part[1:]:
             raise self._parameters.refused("this model's format cannot keep to several in allOf")
-        if word in _LISTS and isinstance(part, list):
+        if word in SCHEMA_LISTS:
             return [self(one) for one in part]
-        return self(part) if word in _ONE else part
+        return self(part) if word in SCHEMAS else part
 
     def _bound(self, schema: dict[str, Any]) -> dict[str, Any]:
         kinds = schema.get("type", ["string", "number", "array", "object"])

@@ -81,8 +81,12 @@ def _alternatives(choices: list[str]) -> str:
     if not all(choices):
         raise _refused("an empty string is no choice")
     _bounded("".join(choices), "choice")
-    quoted = (json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(choices))
-    return "start: " + "\n     | ".join(quoted)
+    return "start: " + "\n     | ".join(quoted(choice) for choice in dict.fromkeys(choices))
+
+
+def quoted(text: str) -> str:
+    """A text as Lark's literal, which takes no control character as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _lark(grammar: str) -> str:

@@ -70,6 +70,20 @@ def forced_calls(
     Raises:
         InvalidRequestError: the format cannot write such calls for sure; names `tool_choice`.
     """
+    writer = LarkWriter(tokens)
+    start = calls_rule(writer, tools, tool_format, names=names, several=several)
+    return StructuredOutputs(grammar=bounded_grammar(writer, start))
+
+
+def calls_rule(
+    writer: LarkWriter,
+    tools: Sequence[Tool],
+    tool_format: str,
+    *,
+    names: Collection[str] | None = None,
+    several: bool = True,
+) -> str:
+    """What stands for the calls in a grammar; see `forced_calls`."""
     called = [_call(tool) for tool in tools if names is None or tool["name"] in names]
     missing = sorted(set(names or ()) - {call.name for call in called})
     if missing:
@@ -78,15 +92,22 @@ def forced_calls(
         raise _refused("a call needs a tool")
     if len(called) > MAX_TOOLS:
         raise _refused(f"at most {MAX_TOOLS} tools can be chosen from, there are {len(called)}")
-    writer = LarkWriter(tokens)
     try:
-        start = _FORMATS[tool_format](writer, called, several)
+        return _FORMATS[tool_format](writer, called, several)
     except InvalidRequestError as error:
         raise _refused(error.message) from None
+
+
+def bounded_grammar(writer: LarkWriter, start: str) -> str:
+    """The whole grammar.
+
+    Raises:
+        InvalidRequestError: it is too long.
+    """
     grammar = writer.grammar(start)
     if len(grammar) > MAX_CHARS:
         raise _refused(f"the tools' schemas are too long: at most {MAX_CHARS} characters in all")
-    return StructuredOutputs(grammar=grammar)
+    return grammar
 
 
 def _refused(message: str) -> InvalidRequestError:
@@ -125,8 +146,10 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json_call(writer: LarkWriter, call: _Call, key: str) -> str:
-    head = f'{{"name": "{call.name}", "{key}": '
-    return f"{literal(head)} {writer.json(call.schema)} {literal('}')}"
+    # One terminal for each of JSON's tokens: so other JSON may stand where the call may, of which
+    # these are the beginning; a terminal, once begun, is not given up for a shorter one.
+    head = ("{", '"name"', ":", " ", f'"{call.name}"', ",", " ", f'"{key}"', ":", " ")
+    return f"{' '.join(map(literal, head))} {writer.json(call.schema)} {literal('}')}"
 
 
 def _json_calls(writer: LarkWriter, calls: Sequence[_Call], key: str = "arguments") -> str:

@@ -203,9 +203,7 @@ _COMMON: dict[str, Probe] = {
         name="tools[0].type",
         neutral=(_tool(type="custom"),),
     ),
-    "tools[].strict": refused(
-        _tool(strict=True), _tool(), name="tools[0].strict", neutral=(_tool(strict=False),)
-    ),
+    "tools[].strict": changes(_tool(strict=True), _tool(), neutral=(_tool(strict=False),)),
     "tools[].eager_input_streaming": harmless(
         _tool(eager_input_streaming=True), "inputs are always streamed as they come", _tool()
     ),
@@ -228,12 +226,14 @@ _COMMON: dict[str, Probe] = {
         neutral=(_tool(input_examples=[]),),
     ),
     "tool_choice": changes(_choice("none"), _tool(), neutral=(_choice("auto"),)),
-    "tool_choice[tool].name": refused(_choice("tool", name="f"), _tool(), name="tool_choice"),
-    "tool_choice[tool].disable_parallel_tool_use": refused(
-        _choice("tool", name="f", disable_parallel_tool_use=True), _tool(), name="tool_choice"
+    "tool_choice[tool].name": refused(
+        _choice("tool", name="other"), _tool(), name="tool_choice.name"
     ),
-    "tool_choice[any].disable_parallel_tool_use": refused(
-        _choice("any", disable_parallel_tool_use=True), _tool(), name="tool_choice"
+    "tool_choice[tool].disable_parallel_tool_use": changes(
+        _choice("tool", name="f", disable_parallel_tool_use=True), _choice("tool", name="f")
+    ),
+    "tool_choice[any].disable_parallel_tool_use": changes(
+        _choice("any", disable_parallel_tool_use=True), _choice("any")
     ),
     "thinking": changes(_thinks(), _thinks("disabled")),
     "thinking[enabled].budget_tokens": refused(
@@ -295,6 +295,13 @@ COUNT_TOKENS = Table(
         **_COUNTED,
         "output_config": changes({"output_config": {"effort": "low"}}),
         "output_config.effort": _COMMON["output_config.effort"],
+        "tools[].strict": harmless(_tool(strict=True), _AFTER, _tool()),
+        "tool_choice[tool].disable_parallel_tool_use": harmless(
+            _choice("tool", name="f", disable_parallel_tool_use=True), _AFTER, _tool()
+        ),
+        "tool_choice[any].disable_parallel_tool_use": harmless(
+            _choice("any", disable_parallel_tool_use=True), _AFTER, _tool()
+        ),
         "output_config.format": harmless(_formatted(), _AFTER),
         "output_config.format.type": _COMMON["output_config.format.type"],
         "output_config.format.schema": harmless(_formatted(), _AFTER),

@@ -53,18 +53,13 @@ TABLE = Table(
         "tools[].function.name": changes(_tools(name="g"), _tools()),
         "tools[].function.description": changes(_tools(description="d"), _tools()),
         "tools[].function.parameters": changes(_tools(parameters={"type": "object"}), _tools()),
-        "tools[].function.strict": refused(
-            _tools(strict=True),
-            _tools(),
-            name="tools[0].function.strict",
-            neutral=(_tools(strict=False),),
+        "tools[].function.strict": changes(
+            _tools(strict=True), _tools(), neutral=(_tools(strict=False),)
         ),
         "tool_choice": changes({**_tools(), "tool_choice": "none"}, _tools()),
         "tool_choice.type": refused(_named(type="x"), _tools()),
-        "tool_choice.function": refused(_named(), _tools(), name="tool_choice"),
-        "tool_choice.function.name": refused(
-            _named(function={"name": "g"}), _tools(), name="tool_choice"
-        ),
+        "tool_choice.function": changes(_named(), _tools()),
+        "tool_choice.function.name": refused(_named(function={"name": "g"}), _tools()),
         "parallel_tool_calls": changes({**_tools(), "parallel_tool_calls": False}, _tools()),
         "best_of": changes({"n": 2, "best_of": 3}, {"n": 2}, neutral=({"n": 2, "best_of": 2},)),
         "use_beam_search": changes(_BEAMS, {"n": 2}, neutral=({"n": 2, "use_beam_search": False},)),

@@ -155,9 +155,7 @@ CHAT = Table(
         "tools[].function.name": changes(_tool(name="g"), _tool()),
         "tools[].function.description": changes(_tool(description="d"), _tool()),
         "tools[].function.parameters": changes(_tool(parameters={"type": "object"}), _tool()),
-        "tools[].function.strict": refused(
-            _tool(strict=True), _tool(), name="tools[0].function.strict"
-        ),
+        "tools[].function.strict": changes(_tool(strict=True), _tool()),
     },
 )
 GENERATE = Table(

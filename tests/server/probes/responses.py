@@ -167,11 +167,7 @@ TABLE = Table(
         "tools": changes(_tools()),
         "tools[function].name": changes(_tools(name="g"), _tools()),
         "tools[function].parameters": changes(_tools(parameters={"type": "object"}), _tools()),
-        "tools[function].strict": refused(
-            _tools(strict=True),
-            _tools(),
-            name="tools[0].strict",
-        ),
+        "tools[function].strict": changes(_tools(strict=True), _tools()),
         "tools[function].description": changes(_tools(description="d"), _tools()),
         "tool_choice": changes({**_tools(), "tool_choice": "none"}, _tools()),
         "tool_choice[function].name": refused(

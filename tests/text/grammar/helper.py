@@ -26,7 +26,7 @@ _PROSE = [
     '[{"name": "f", "parameters": {"a": [1.5, -2e3], "b": {"c": "d"}}}, {"x": false}]',
     "[get_weather(city='Oslo', days=2), f(a=True, b=None)]",
     "<function=get_weather>\n<parameter=city>\nOslo\n</parameter>\n</function>\n",
-    "Größe, naïve façade, Быстрая лиса, こんにちは 😀, 2024-06-01T12:00:00Z",  # noqa: RUF001
+    "Größe, naïve façade, Быстрая лиса, こんにちは 😀, 2024-06-01T12:00:00Z",
     '{\n  "a": 1,\n    "b": [\n      "c"\n    ]\n}\n```json\n',
     "function commentary to=functions.f analysis assistant json",
 ]
@@ -77,13 +77,19 @@ class Grammars:
         flags = np.unpackbits(bits.view(np.uint8), bitorder="little")
         return [int(token_id) for token_id in np.flatnonzero(flags)]
 
-    def takes(self, spec: StructuredOutputs, text: str) -> bool:
-        """Whether a text is one of the grammar's outputs, in its usual tokens."""
+    def takes(self, spec: StructuredOutputs, text: str, *, by_mask: bool = True) -> bool:
+        """Whether a text is one of the grammar's outputs, in its usual tokens.
+
+        Args:
+            by_mask: each token must be allowed beforehand. Where only one text can follow, masks
+                allow its own tokens only, and those are others after half a character.
+        """
         matcher = self.compiler.matcher(spec)
         for token_id in self.encode(text):
-            if token_id not in self.allowed(matcher):
+            if by_mask and token_id not in self.allowed(matcher):
                 return False
-            assert matcher.accept(token_id)
+            if not matcher.accept(token_id):
+                return False
         return 0 in self.allowed(matcher)
 
     def walk(

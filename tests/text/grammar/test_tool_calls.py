@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from typing import Any
@@ -17,7 +18,7 @@ from octavo.text.grammar.lark import MarkerTokens
 from octavo.text.grammar.tool_calls import forced_calls
 from octavo.text.tools.registry import TOOL_PARSERS
 from tests.text.grammar.helper import Grammars
-from tests.text.tools.helper import TIME, TOOLS, WEATHER, calls_of, read
+from tests.text.tools.helper import TIME, TOOLS, calls_of, read
 
 NAMES = sorted(TOOL_PARSERS)
 CLOSINGS = ('"', "}", "]", "'", ")", "0", "\n</parameter>\n", "</function>\n", "true", "null", "{")
@@ -82,9 +83,10 @@ def check(text: str, tool_format: str, tools: list[dict[str, Any]]) -> list[tupl
 def test_every_output_is_calls(tool_format: str, kind: str) -> None:
     grammars = grammars_for(tool_format, kind)
     tokens = tokens_of(grammars, tool_format)
-    for names in (None, *([tool["name"]] for tool in ALL)):
+    by_name = [[tool["name"]] for tool in ALL] if kind == "special" else []
+    for names in (None, *by_name):
         spec = forced_calls(ALL, tool_format, tokens, names=names)
-        texts = [grammars.walk(spec, seed, max_tokens=1200, closings=CLOSINGS) for seed in range(4)]
+        texts = [grammars.walk(spec, seed, max_tokens=800, closings=CLOSINGS) for seed in range(4)]
         assert any(texts)
         for text in filter(None, texts):
             called = {name for name, _ in check(text, tool_format, ALL)}
@@ -247,3 +249,40 @@ def test_any_parameters(tool_format: str, properties: dict[str, Any], data: st.D
                 assert arguments.keys() <= properties.keys()
                 if tool_format != "hermes":  # which hands JSON on as it is
                     json.dumps(arguments, allow_nan=False)
+
+
+KEYWORDS = (
+    *("type", "properties", "required", "additionalProperties", "enum", "const", "anyOf", "allOf"),
+    *("items", "prefixItems", "minimum", "maximum", "minLength", "maxLength", "pattern", "format"),
+    *("$ref", "$defs", "definitions", "patternProperties", "minItems", "default", "x-guidance"),
+)
+junk = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-3, 10**20),
+        st.floats(),
+        st.text(max_size=4),
+        st.sampled_from(["string", "object", "array", "number", "integer", "#/$defs/a", "^a|b$"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.one_of(st.sampled_from(KEYWORDS), st.text(max_size=3)), inner, max_size=4
+        ),
+    ),
+    max_leaves=10,
+)
+
+
+@pytest.mark.parametrize("tool_format", ["hermes", "pythonic", "qwen3_coder"])
+@given(parameters=junk, properties=st.dictionaries(st.sampled_from("abc"), junk, max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_junk_is_refused_or_works(tool_format: str, parameters: Any, properties: Any) -> None:
+    grammars = grammars_for(tool_format, "special")
+    tokens = tokens_of(grammars, tool_format)
+    for schema in (parameters, {"type": "object", "properties": properties}):
+        # Anything but a refusal fails the test.
+        with contextlib.suppress(InvalidRequestError):
+            spec = forced_calls([{"name": "f", "parameters": schema}], tool_format, tokens)
+            grammars.compiler.matcher(spec)
