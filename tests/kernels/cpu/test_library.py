@@ -34,7 +34,8 @@ def afterwards(native: None) -> object:
 
 
 def test_the_best_is_taken_and_another_on_request(fresh: pytest.MonkeyPatch) -> None:
-    assert cpu.isa() == cpu.available_isas()[0]
+    taken = [name for name in cpu.available_isas() if name != "avx512vnni"]
+    assert cpu.isa() == taken[0]
     assert cpu.available_isas()[-1] == "portable"
     with pytest.raises(ValueError, match="avx1024 is not one of"):
         cpu.set_isa("avx1024")

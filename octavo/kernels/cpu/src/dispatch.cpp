@@ -29,6 +29,7 @@ struct Isa {
   const char *name;
   const KernelTable *table;
   bool (*is_there)();
+  bool by_name_only;
 };
 
 #if defined(OCTAVO_HAS_avx2) || defined(OCTAVO_HAS_avx512vnni)
@@ -49,17 +50,18 @@ bool has_avx512vnni() {
 
 const Isa kIsas[] = {
 #ifdef OCTAVO_HAS_avx512vnni
-    {"avx512vnni", &avx512vnni::table, has_avx512vnni},
+    // Tested with the instruction emulated, and not yet on a processor that has it.
+    {"avx512vnni", &avx512vnni::table, has_avx512vnni, true},
 #endif
 #ifdef OCTAVO_HAS_avx2
-    {"avx2", &avx2::table, has_avx2},
+    {"avx2", &avx2::table, has_avx2, false},
 #endif
-    {"portable", &portable::table, [] { return true; }},
+    {"portable", &portable::table, [] { return true; }, false},
 };
 
 const Isa *best() {
   for (const Isa &isa : kIsas)
-    if (isa.is_there()) return &isa;
+    if (!isa.by_name_only && isa.is_there()) return &isa;
   return nullptr;  // unreachable: the portable one is always there
 }
 
