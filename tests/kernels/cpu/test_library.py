@@ -30,7 +30,7 @@ def afterwards(native: None) -> object:
     yield
     cpu.forget()
     assert cpu.why_not() is None
-    cpu.set_isa(cpu.available_isas()[0])
+    cpu.set_isa(next(name for name in cpu.available_isas() if name != "avx512vnni"))
 
 
 def test_the_best_is_taken_and_another_on_request(fresh: pytest.MonkeyPatch) -> None:
