@@ -6,6 +6,7 @@ around an engine that answers what a test tells it, on a real socket. No test re
 
 from __future__ import annotations
 
+import gc
 import math
 import signal
 import socket
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -112,6 +114,15 @@ def _quiet_clients() -> Iterator[None]:
         # It reads the environment when it is imported, which other tests may have done already.
         patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected() -> Iterator[None]:
+    """Some clients leave event loops to the garbage collector: not in the midst of others' tests."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
