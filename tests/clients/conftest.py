@@ -118,7 +118,7 @@ def _quiet_clients() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _collected() -> Iterator[None]:
-    """Some clients leave event loops to the garbage collector: not in the midst of others' tests."""
+    """Some clients leave event loops to the garbage collector: let it find them here."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
