@@ -19,7 +19,7 @@ from octavo.types import PoolingType, SchedulingPolicy, Task
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
-LoadFormat = Literal["auto", "dequantize", "dummy"]
+LoadFormat = Literal["auto", "blocks", "dummy"]
 
 KVCacheDType = Literal["auto", "fp8"]
 
@@ -125,9 +125,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         pooling_type: which hidden state an embedding is: the `mean` of a text's, that of its first
             token (`cls`) or its `last` one. `auto` takes what the folder says
             (1_Pooling/config.json), else `cls` for encoders and `last` for decoders.
-        load_format: `auto` reads the model's weights, and on a CPU keeps a GGUF file's blocks as
-            they are; `dequantize` decodes these into the computing precision; `dummy` makes random
-            weights, so that speed and memory of a model can be measured with its config.json alone.
+        load_format: `auto` reads the model's weights into the computing precision; `blocks` keeps a
+            GGUF file's blocks as they are, for native kernels of a CPU (faster, with activations
+            rounded to 8 bits); `dummy` makes random weights, so that speed and memory of a model
+            can be measured with its config.json alone.
         dtype: `auto` takes the checkpoint's precision where the device computes it well.
         device: `auto` takes CUDA where there is a card.
         max_model_len: most tokens of prompt and output together; None: what the model allows.

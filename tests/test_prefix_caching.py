@@ -66,7 +66,6 @@ def engine(path: Path, *, caching: bool, num_blocks: int) -> EngineCore:
     config = EngineConfig(
         model=str(path),
         dtype="float32",
-        load_format="dequantize",  # native kernels round activations: near ties may turn
         device="cpu",
         max_model_len=min(1024, num_blocks * BLOCK),
         max_num_seqs=8,

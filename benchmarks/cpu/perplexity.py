@@ -84,9 +84,9 @@ def main() -> None:
     token_ids = list(tokenizer.encode(args.text.read_text()))[: args.tokens]
     found = {
         load_format: perplexity(make_runner(path, load_format, args.threads), token_ids)
-        for load_format in ("dequantize", "auto")
+        for load_format in ("auto", "blocks")
     }
-    change = found["auto"] / found["dequantize"] - 1
+    change = found["blocks"] / found["auto"] - 1
     print(json.dumps({"model": args.model, "tokens": len(token_ids), **found, "change": change}))
 
 

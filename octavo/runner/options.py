@@ -70,12 +70,19 @@ def pick_method(
 ) -> LinearMethod:
     """How linear layers keep their weights.
 
-    On a CPU, those of a GGUF file stay in the file's blocks, unless `--load-format dequantize` or a
-    missing library of kernels forbids it; the log says which.
+    With `--load-format blocks` those of a GGUF file stay in the file's blocks, unless the library
+    of kernels is missing; the log says which.
+
+    Raises:
+        ConfigError: there are no blocks to keep, or it is not a CPU that computes.
     """
     dense = Unquantized(dtype, has_fast_16_bit=has_fast_16_bit(device, dtype))
-    if device.type != "cpu" or checkpoint.format != "gguf" or config.load_format != "auto":
+    if config.load_format != "blocks":
         return dense
+    if device.type != "cpu" or checkpoint.format != "gguf":
+        raise ConfigError(
+            "--load-format blocks is for GGUF files on a CPU: leave it out, or give --device cpu"
+        )
     why_not = native.why_not()
     if why_not is not None:
         logger.warning("weights are decoded, torch computes: no native kernels (%s)", why_not)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from octavo import LLM, SamplingParams
+from octavo.errors import ConfigError
 from octavo.kernels import cpu
 from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
@@ -150,20 +151,25 @@ def answer(path: Path, **options: Any) -> list[list[int]]:
     return [output.outputs[0].token_ids for output in outputs]
 
 
-def test_off_and_dequantize_are_the_same_and_the_log_says_which(
+def test_off_and_auto_are_the_same_and_the_log_says_which(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="octavo")
-    assert len(answer(path)) == 3
+    assert len(answer(path, load_format="blocks")) == 3
     assert f"native kernels compute ({cpu.isa()})" in caplog.text
     caplog.clear()
-    decoded = answer(path, load_format="dequantize")
+    decoded = answer(path)
     assert "native kernels" not in caplog.text
     monkeypatch.setenv("OCTAVO_CPU_ISA", "off")
     cpu.forget()
     try:
-        assert answer(path) == decoded
+        assert answer(path, load_format="blocks") == decoded
     finally:
         monkeypatch.delenv("OCTAVO_CPU_ISA")
         cpu.forget()
     assert "torch computes: no native kernels (OCTAVO_CPU_ISA=off)" in caplog.text
+
+
+def test_blocks_are_asked_for_where_there_are_none(tiny_llama: TinyLlama) -> None:
+    with pytest.raises(ConfigError, match="--load-format blocks is for GGUF files on a CPU"):
+        answer(tiny_llama(), load_format="blocks")
