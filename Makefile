@@ -82,6 +82,6 @@ define environment
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	  echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "installing packages into $(VENV); the first time this takes a few minutes"
-	$(INSTALL) pip setuptools
+	$(INSTALL) pip scikit-build-core cmake ninja
 	$(INSTALL) torch
 endef

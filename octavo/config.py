@@ -19,7 +19,7 @@ from octavo.types import PoolingType, SchedulingPolicy, Task
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
-LoadFormat = Literal["auto", "dummy"]
+LoadFormat = Literal["auto", "blocks", "dummy"]
 
 KVCacheDType = Literal["auto", "fp8"]
 
@@ -62,6 +62,11 @@ def default_home() -> Path:
         return Path(home).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "octavo"
+
+
+def default_cpu_isa() -> str | None:
+    """The instruction set that `$OCTAVO_CPU_ISA` names for native kernels, `off`, or None."""
+    return os.environ.get("OCTAVO_CPU_ISA") or None
 
 
 def default_api_keys() -> tuple[str, ...]:
@@ -120,8 +125,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         pooling_type: which hidden state an embedding is: the `mean` of a text's, that of its first
             token (`cls`) or its `last` one. `auto` takes what the folder says
             (1_Pooling/config.json), else `cls` for encoders and `last` for decoders.
-        load_format: `auto` reads the model's weights; `dummy` makes random ones, so that speed and
-            memory of a model can be measured with its config.json alone.
+        load_format: `auto` reads the model's weights into the computing precision; `blocks` keeps a
+            GGUF file's blocks as they are, for native kernels of a CPU (faster, with activations
+            rounded to 8 bits); `dummy` makes random weights, so that speed and memory of a model
+            can be measured with its config.json alone.
         dtype: `auto` takes the checkpoint's precision where the device computes it well.
         device: `auto` takes CUDA where there is a card.
         max_model_len: most tokens of prompt and output together; None: what the model allows.

@@ -43,12 +43,14 @@ def freeze(torch: str) -> list[str]:
 
 
 def requirements() -> list[str]:
-    """The requirements of pyproject.toml, runtime and development."""
+    """The requirements of pyproject.toml: runtime, development, and of the build."""
     import tomllib
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = whole["project"]
     extras = project["optional-dependencies"]
-    return [*project["dependencies"], *extras["dev"], *extras["gateway"]]
+    build = [*whole["build-system"]["requires"], "cmake", "ninja"]
+    return [*project["dependencies"], *extras["dev"], *extras["gateway"], *build]
 
 
 def clean(lines: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from octavo.quant.method import LinearMethod, ParamSpec
+from octavo.quant.method import BlockMethod, LinearMethod, ParamSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 class Linear(nn.Module):
     """y = x W^T + b over one or several output parts.
+
+    With a `BlockMethod` the weight is not allocated at first: the loader calls `keep_blocks` or
+    `allocate`.
 
     Args:
         in_features: length of x.
@@ -41,12 +44,26 @@ class Linear(nn.Module):
         self.out_parts = tuple(out_parts)
         self.method = method
         self.specs = {s.name: s for s in method.param_specs(in_features, sum(out_parts))}
-        self.params = {s.name: torch.empty(s.shape, dtype=s.dtype) for s in self.specs.values()}
+        self._device = torch.get_default_device()
+        self.params: dict[str, torch.Tensor] = {}
+        self._weights = tuple(self.specs)
+        if not isinstance(method, BlockMethod):
+            self.allocate()
         self.bias: torch.Tensor | None = None
         if bias:
             shape = (sum(out_parts),)
             self.specs["bias"] = ParamSpec("bias", shape, dtype, out_dim=0)
             self.bias = torch.empty(shape, dtype=dtype)
+
+    def allocate(self) -> None:
+        """Make the method's tensors, uninitialized."""
+        for name in self._weights:
+            spec = self.specs[name]
+            self.params[name] = torch.empty(spec.shape, dtype=spec.dtype, device=self._device)
+
+    def keep_blocks(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take the tensors that `BlockMethod.keep` gave."""
+        self.params = tensors
 
     def expected(self) -> list[tuple[str, int]]:
         """Every (tensor name, part) that must be loaded."""

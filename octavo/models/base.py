@@ -117,7 +117,11 @@ class LoadableModel(nn.Module):
         return name
 
     def from_gguf(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A GGUF tensor, already under its Hugging Face name, in Hugging Face's layout."""
+        """A GGUF tensor, already under its Hugging Face name, in Hugging Face's layout.
+
+        Weights of projections and embeddings are only ordered anew, by rows, so that this also
+        orders the rows' numbers where blocks are kept.
+        """
         return tensor
 
     def load_extra(self, name: str, tensor: torch.Tensor) -> None:
@@ -181,7 +185,7 @@ class CausalModel(LoadableModel):
         else:
             embedding = self.model.embed_tokens
             assert isinstance(embedding, Embedding)
-            logits = self._method.apply(hidden, {"weight": embedding.weight}, None)
+            logits = self._method.apply(hidden, embedding.tensors(), None)
         if self.logit_soft_cap is not None:
             capped = torch.tanh(logits.float() / self.logit_soft_cap) * self.logit_soft_cap
             logits = capped.to(logits.dtype)

@@ -84,7 +84,11 @@ class Gemma3Model(nn.Module):
         super().__init__()
         hidden = require(config, "hidden_size")
         self.embed_tokens = Embedding(
-            shape.vocab_size, hidden, context.dtype, scale=float(hidden) ** 0.5
+            shape.vocab_size,
+            hidden,
+            context.dtype,
+            scale=float(hidden) ** 0.5,
+            method=context.method,
         )
         global_rope, local_rope = _ropes(config)
         self.rotary = Rotary(shape.head_dim, context.max_len, *global_rope)

@@ -107,7 +107,9 @@ class LlamaModel(nn.Module):
     ) -> None:
         super().__init__()
         hidden = require(config, "hidden_size")
-        self.embed_tokens = Embedding(shape.vocab_size, hidden, context.dtype)
+        self.embed_tokens = Embedding(
+            shape.vocab_size, hidden, context.dtype, method=context.method
+        )
         theta, scaling = rope_of(config)
         self.rotary = Rotary(shape.head_dim, context.max_len, theta, scaling)
         self.layers = nn.ModuleList(

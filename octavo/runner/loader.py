@@ -2,7 +2,8 @@
 
 Where every tensor belongs is settled before the first one is read, so a checkpoint that does not
 match its configuration is refused at once. Then a few threads read: plain tensors in chunks, into
-the model's own memory or by way of a pinned buffer to the GPU; packed ones whole, dequantized.
+the model's own memory or by way of a pinned buffer to the GPU; packed ones whole, dequantized, or
+as blocks where a layer's method keeps them (`blocks.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from octavo.errors import CheckpointError
 from octavo.layers.embedding import Embedding
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm, RMSNorm
+from octavo.runner.blocks import KeptLayer, keep_job, settle_layers
 from octavo.weights.checkpoint import PlainTensor
 
 if TYPE_CHECKING:
@@ -46,12 +48,17 @@ def read_config(checkpoint: Checkpoint, model_class: type[LoadableModel]) -> Map
 
 
 def model_bytes(
-    model_class: type[LoadableModel], config: Mapping[str, Any], context: BuildContext
+    model_class: type[LoadableModel],
+    config: Mapping[str, Any],
+    context: BuildContext,
+    checkpoint: Checkpoint,
 ) -> int:
     """Bytes that the model's weights will take, before any of them is allocated."""
     with torch.device("meta"):
         model = model_class(config, context)
-    return sum(tensor.nbytes for module in model.modules() for tensor in _tensors(module).values())
+    kept = settle_layers(model, checkpoint)
+    dense = sum(tensor.nbytes for module in model.modules() for tensor in _tensors(module).values())
+    return dense + sum(layer.num_bytes for layer in kept)
 
 
 def load_weights(model: LoadableModel, checkpoint: Checkpoint, dtype: torch.dtype) -> float:
@@ -66,6 +73,7 @@ def load_weights(model: LoadableModel, checkpoint: Checkpoint, dtype: torch.dtyp
     begin = time.perf_counter()
     first = next(tensor for module in model.modules() for tensor in _tensors(module).values())
     device = first.device
+    kept = settle_layers(model, checkpoint)
     if not checkpoint.has_weights:
         logger.warning(
             "--load-format dummy: the weights are random numbers and the outputs are noise; only "
@@ -73,7 +81,7 @@ def load_weights(model: LoadableModel, checkpoint: Checkpoint, dtype: torch.dtyp
         )
         draw_weights(model, device)
     else:
-        jobs = _jobs(model, checkpoint, dtype, device)
+        jobs = _jobs(model, checkpoint, dtype, device, kept)
         num_threads = (
             8 if device.type == "cuda" else 2
         )  # a CPU's conversions have threads of their own
@@ -103,13 +111,18 @@ def draw_weights(model: LoadableModel, device: torch.device) -> None:
 
 
 def _jobs(
-    model: LoadableModel, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+    model: LoadableModel,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    kept: list[KeptLayer],
 ) -> list[Callable[[], None]]:
     """What there is to read, in the order of the files; each job may run in any thread."""
     is_gguf = checkpoint.format == "gguf"
-    missing = _expected(model)
+    kept_names = {name for layer in kept for name in layer.names}
+    missing = _expected(model) - kept_names
     copier = _Copier(device)
-    jobs: list[Callable[[], None]] = []
+    jobs = [keep_job(model, layer) for layer in kept]
     for stored in checkpoint.tensors():
         where = f"{checkpoint.path}: {stored.name}"
         translated = model.gguf.translate(stored.name) if is_gguf else stored.name
@@ -119,6 +132,8 @@ def _jobs(
             continue
         name = model.rename(translated)
         if name is None:
+            continue
+        if name in kept_names:
             continue
         if is_gguf and name in model.gguf.extra:
             model.load_extra(name, stored.load(torch.float32))
@@ -207,9 +222,9 @@ def _stored_dtype(stored: StoredTensor) -> torch.dtype:
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The weights that a layer itself holds, by name."""
-    if isinstance(module, Linear):
+    if isinstance(module, Linear | Embedding):
         return module.tensors()
-    if isinstance(module, Embedding | RMSNorm):
+    if isinstance(module, RMSNorm):
         return {"weight": module.weight}
     if isinstance(module, LayerNorm):
         return {"weight": module.weight, "bias": module.bias}
@@ -229,7 +244,8 @@ def _expected(model: LoadableModel) -> set[str]:
                 own = parts.get(last, {}).get(part, last)
                 names.add(f"{parent}.{own}.{kind}" if parent else f"{own}.{kind}")
         else:
-            names.update(f"{path}.{kind}" for kind in _tensors(module))
+            own_kinds = ["weight"] if isinstance(module, Embedding) else _tensors(module)
+            names.update(f"{path}.{kind}" for kind in own_kinds)
     return names
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
 import torch
 
 from octavo.errors import ConfigError
-from octavo.quant.unquantized import has_fast_16_bit
+from octavo.kernels import cpu as native
+from octavo.quant.gguf_native import GGUFNative
+from octavo.quant.unquantized import Unquantized, has_fast_16_bit
 
 if TYPE_CHECKING:
     from octavo.config import EngineConfig
+    from octavo.quant.method import LinearMethod
     from octavo.weights.checkpoint import Checkpoint
+
+logger = logging.getLogger("octavo")
 
 
 def pick_device(name: str) -> torch.device:
@@ -57,6 +63,33 @@ def pick_dtype(config: EngineConfig, checkpoint: Checkpoint, device: torch.devic
     if dtype != torch.float32 and not has_fast_16_bit(device, dtype):
         return torch.float32
     return dtype
+
+
+def pick_method(
+    config: EngineConfig, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> LinearMethod:
+    """How linear layers keep their weights.
+
+    With `--load-format blocks` those of a GGUF file stay in the file's blocks, unless the library
+    of kernels is missing; the log says which.
+
+    Raises:
+        ConfigError: there are no blocks to keep, or it is not a CPU that computes.
+    """
+    dense = Unquantized(dtype, has_fast_16_bit=has_fast_16_bit(device, dtype))
+    if config.load_format != "blocks":
+        return dense
+    if device.type != "cpu" or checkpoint.format != "gguf":
+        raise ConfigError(
+            "--load-format blocks is for GGUF files on a CPU: leave it out, or give --device cpu"
+        )
+    why_not = native.why_not()
+    if why_not is not None:
+        logger.warning("weights are decoded, torch computes: no native kernels (%s)", why_not)
+        return dense
+    native.set_num_threads(torch.get_num_threads())
+    logger.info("weights stay as they are stored, native kernels compute (%s)", native.isa())
+    return GGUFNative(dense)
 
 
 def context_length(config: EngineConfig, max_position: int) -> int:

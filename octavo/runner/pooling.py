@@ -20,7 +20,6 @@ from octavo.errors import ConfigError, DeviceLostError, UnsupportedModelError
 from octavo.layers.batch import ForwardBatch
 from octavo.models.base import BuildContext
 from octavo.models.registry import find_pooled_class
-from octavo.quant.unquantized import Unquantized, has_fast_16_bit
 from octavo.runner.loader import load_weights, model_bytes, read_config
 from octavo.runner.memory import check_weights_fit, refuse_if_full
 from octavo.runner.options import (
@@ -29,6 +28,7 @@ from octavo.runner.options import (
     num_cores,
     pick_device,
     pick_dtype,
+    pick_method,
 )
 from octavo.runner.pooler import embeddings, label_activation, label_scores, pool
 from octavo.types import (
@@ -86,8 +86,8 @@ class PoolingRunner:
         model_len = context_length(config, shape.max_position)
         if config.max_model_len is None and files is not None and files.max_len is not None:
             model_len = min(model_len, files.max_len)
-        fast = has_fast_16_bit(self.device, dtype)
-        context = BuildContext(dtype, Unquantized(dtype, has_fast_16_bit=fast), model_len)
+        method = pick_method(config, checkpoint, self.device, dtype)
+        context = BuildContext(dtype, method, model_len)
         self._backend = RaggedAttention(is_causal=model_class.is_causal)
         self._spec = AttentionSpec(
             num_heads=shape.num_heads,
@@ -109,7 +109,9 @@ class PoolingRunner:
         )
         self.max_num_seqs = config.max_num_seqs or (CPU_NUM_SEQS if on_cpu else GPU_NUM_SEQS)
 
-        check_weights_fit(model_bytes(model_class, model_config, context), dtype, self.device)
+        check_weights_fit(
+            model_bytes(model_class, model_config, context, checkpoint), dtype, self.device
+        )
         with torch.device(self.device):
             self.model: PooledModel = model_class(model_config, context)
         marks.append(("model", time.perf_counter()))

@@ -17,7 +17,6 @@ from octavo.attention.interface import AttentionSpec
 from octavo.attention.select import select_backend
 from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
-from octavo.quant.unquantized import Unquantized, has_fast_16_bit
 from octavo.runner.loader import load_weights, model_bytes, read_config
 from octavo.runner.memory import (
     MIB,
@@ -36,6 +35,7 @@ from octavo.runner.options import (
     num_cores,
     pick_device,
     pick_dtype,
+    pick_method,
 )
 from octavo.runner.profile import count_step_bytes, random_step
 from octavo.runner.rehearsal import rehearse_steps, start_compiler
@@ -87,15 +87,15 @@ class ModelRunner:
             torch.cuda.set_device(self.device)  # where Triton launches
         dtype = pick_dtype(config, checkpoint, self.device)
         model_len = context_length(config, shape.max_position)
-        fast = has_fast_16_bit(self.device, dtype)
-        context = BuildContext(dtype, Unquantized(dtype, has_fast_16_bit=fast), model_len)
+        method = pick_method(config, checkpoint, self.device, dtype)
+        context = BuildContext(dtype, method, model_len)
         self.spec = _attention_spec(shape, dtype, self.device, config)
         self.backend = select_backend(config.attention_backend, self.spec)
         self._set_sizes(config)
 
         compiler = start_compiler(self.device)
         before = self._in_use()
-        weight_bytes = model_bytes(model_class, model_config, context)
+        weight_bytes = model_bytes(model_class, model_config, context, checkpoint)
         check_weights_fit(weight_bytes, dtype, self.device)
         with compiler or nullcontext():
             self._load(checkpoint, model_class, model_config, context, compiler)

@@ -124,7 +124,10 @@ def test_bytes_are_known_before_anything_is_allocated(tied: bool, tiny_llama: Ti
     checkpoint = open_checkpoint(path)
     context = BuildContext(torch.float32, Unquantized(torch.float32), max_len=64)
     model_class = find_model_class(checkpoint.architecture)
-    assert loader.model_bytes(model_class, checkpoint.config, context) == checkpoint.num_bytes
+    assert (
+        loader.model_bytes(model_class, checkpoint.config, context, checkpoint)
+        == checkpoint.num_bytes
+    )
     checkpoint.close()
 
 

@@ -1,0 +1,111 @@
+// Activations in 8 bits: each run of 32 columns of a row has a scale of its own, as ggml's Q8_1.
+//
+// Rows are taken together in tiles of R, so that a kernel walks along one pointer. A tile is, for
+// each block of 32 columns: R x 32 codes i8 in -127..127, R scales f32, R sums f32 (scale times the
+// sum of the codes, which a weight's minimum is multiplied by), R x 2 such sums of 16 columns.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "blocks.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace octavo {
+namespace OCTAVO_ISA {
+
+constexpr int kActBytes = 48;  // of one row and block
+
+static inline float load_element(const void *x, int64_t at, int32_t dtype) {
+  if (dtype == 0) return static_cast<const float *>(x)[at];
+  return bf16_to_float(static_cast<const uint16_t *>(x)[at]);
+}
+
+#if defined(__AVX2__)
+
+static inline __m256 load8(const void *x, int64_t at, int32_t dtype) {
+  if (dtype == 0) return _mm256_loadu_ps(static_cast<const float *>(x) + at);
+  const void *halves = static_cast<const uint16_t *>(x) + at;
+  const __m128i bits = _mm_loadu_si128(static_cast<const __m128i *>(halves));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+static inline int32_t sum_of(__m128i v) {
+  v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4e));
+  v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0xb1));
+  return _mm_cvtsi128_si32(v);
+}
+
+// Row r of a tile's block: 32 elements of x from `at` on.
+static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block, int rows,
+                                  int r) {
+  __m256 v[4];
+  // The largest magnitude by its bits, which order like the numbers, with "not a number" above all.
+  const __m256i abs = _mm256_set1_epi32(0x7fffffff);
+  __m256i top = _mm256_setzero_si256();
+  for (int i = 0; i < 4; ++i) {
+    v[i] = load8(x, at + 8 * i, dtype);
+    top = _mm256_max_epi32(top, _mm256_and_si256(_mm256_castps_si256(v[i]), abs));
+  }
+  __m128i most = _mm_max_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+  most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+  most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1));
+  const float largest = _mm_cvtss_f32(_mm_castsi128_ps(most));
+  const float d = largest / 127.0f;
+  const bool is_usual = d > 1e-36f && d < 1e36f;
+  const __m256 inverse = _mm256_set1_ps(is_usual ? 127.0f / largest : 0.0f);
+  __m256i q[4];
+  for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+  const __m256i first = _mm256_add_epi32(q[0], q[1]), second = _mm256_add_epi32(q[2], q[3]);
+  const int32_t sums[2] = {
+      sum_of(_mm_add_epi32(_mm256_castsi256_si128(first), _mm256_extracti128_si256(first, 1))),
+      sum_of(_mm_add_epi32(_mm256_castsi256_si128(second), _mm256_extracti128_si256(second, 1)))};
+  const __m256i words0 = _mm256_packs_epi32(q[0], q[1]), words1 = _mm256_packs_epi32(q[2], q[3]);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(words0, words1), order);
+  void *codes = block + 32 * r;
+  _mm256_storeu_si256(static_cast<__m256i *>(codes), bytes);
+#else
+
+static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block, int rows,
+                                  int r) {
+  float largest = 0;
+  bool is_number = true;
+  for (int i = 0; i < kBlock; ++i) {
+    const float value = fabsf(load_element(x, at + i, dtype));
+    is_number &= value == value;
+    if (value > largest) largest = value;
+  }
+  const float d = is_number ? largest / 127.0f : NAN;
+  const bool is_usual = d > 1e-36f && d < 1e36f;
+  const float inverse = is_usual ? 127.0f / largest : 0.0f;
+  int32_t sums[2] = {0, 0};
+  int8_t codes[kBlock];
+  for (int i = 0; i < kBlock; ++i) {
+    codes[i] = is_usual ? static_cast<int8_t>(lrintf(load_element(x, at + i, dtype) * inverse)) : 0;
+    sums[i / 16] += codes[i];
+  }
+  memcpy(block + 32 * r, codes, kBlock);
+#endif
+  // Blocks too small for a scale count as zero; infinite ones and "not a number" go on as the latter.
+  const float scale = is_usual ? d : d <= 1e-36f ? 0.0f : NAN;
+  float *scales = reinterpret_cast<float *>(block + 32 * rows);
+  scales[r] = scale;
+  scales[rows + r] = scale * static_cast<float>(is_usual ? sums[0] + sums[1] : 0);
+  scales[2 * rows + 2 * r] = scale * static_cast<float>(is_usual ? sums[0] : 0);
+  scales[2 * rows + 2 * r + 1] = scale * static_cast<float>(is_usual ? sums[1] : 0);
+}
+
+// One row of a tile of `rows`: `num_blocks` blocks from element `at` of x on.
+static inline void quantize_row(const void *x, int64_t at, int32_t dtype, int64_t num_blocks,
+                                uint8_t *tile, int rows, int r) {
+  for (int64_t b = 0; b < num_blocks; ++b)
+    quantize_block(x, at + b * kBlock, dtype, tile + b * rows * kActBytes, rows, r);
+}
+
+}  // namespace OCTAVO_ISA
+}  // namespace octavo

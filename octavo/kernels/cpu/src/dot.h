@@ -1,0 +1,238 @@
+// Products of one panel (8 packed rows) with one tile of activations (R rows): the innermost loops.
+// `Codes<bits, subs>` says how codes come out of memory, `Scales<type>` how scales do.
+#pragma once
+
+#include "acts.h"
+
+namespace octavo {
+namespace OCTAVO_ISA {
+
+// Columns of which a scale is, in blocks: two scales per block for Q6_K, one for all others.
+static constexpr int subs_of(int32_t type) { return type == kQ6_K ? 2 : 1; }
+
+static constexpr int bits_of(int32_t type) {
+  return type == kQ8_0 ? 8 : type == kQ6_K ? 6
+         : type == kQ5_0 || type == kQ5_1 || type == kQ5_K ? 5 : 4;
+}
+
+#if defined(__AVX2__)
+
+static inline __m256i load256(const void *at) {
+  return _mm256_loadu_si256(static_cast<const __m256i *>(at));
+}
+
+template <int kShift>
+static inline __m256i shift16(__m256i v) {  // left where positive, of 16-bit lanes
+  if constexpr (kShift > 0) return _mm256_slli_epi16(v, kShift);
+  if constexpr (kShift < 0) return _mm256_srli_epi16(v, -kShift);
+  return v;
+}
+
+// Keeps a sum in its register at this point of the program. Left alone, GCC computes the products
+// of many groups first, adds them up late, and spills most of them to memory meanwhile.
+static inline void pin(__m256i &v) { asm volatile("" : "+x"(v)); }
+
+// The 8 x 4 codes of group G (columns 4 G to 4 G + 3 of the block), as bytes.
+template <int kBits, int G>
+static inline __m256i code(const uint8_t *codes) {
+  if constexpr (kBits == 8) {
+    return load256(codes + 32 * G);
+  } else {
+    const __m256i low4 = _mm256_set1_epi8(15);
+    __m256i v = load256(codes + 32 * (G % 4));
+    v = _mm256_and_si256(G < 4 ? v : _mm256_srli_epi16(v, 4), low4);
+    if constexpr (kBits == 5) {
+      const __m256i top = shift16<4 - G>(load256(codes + 128));
+      v = _mm256_or_si256(v, _mm256_and_si256(top, _mm256_set1_epi8(0x10)));
+    }
+    if constexpr (kBits == 6) {
+      const __m256i top = shift16<4 - 2 * (G % 4)>(load256(codes + 128 + 32 * (G / 4)));
+      v = _mm256_or_si256(v, _mm256_and_si256(top, _mm256_set1_epi8(0x30)));
+    }
+    return v;
+  }
+}
+
+static inline __m256 load_halves(const uint8_t *at) {
+  const void *halves = at;
+  return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i *>(halves)));
+}
+
+static inline __m256 load_bytes(const uint8_t *at, bool is_signed) {
+  const void *bytes = at;
+  const __m128i eight = _mm_loadl_epi64(static_cast<const __m128i *>(bytes));
+  return _mm256_cvtepi32_ps(is_signed ? _mm256_cvtepi8_epi32(eight) : _mm256_cvtepu8_epi32(eight));
+}
+
+// Scales and minima of 8 rows, of half h of block b.
+template <int32_t kType>
+static inline void scales_at(const uint8_t *scales, int64_t b, int h, __m256 *d, __m256 *m) {
+  if constexpr (kType == kQ4_K || kType == kQ5_K) {
+    const uint8_t *group = scales + b / 8 * 160, *own = group + 32 + b % 8 * 8;
+    *d = _mm256_mul_ps(load_halves(group), load_bytes(own, false));
+    *m = _mm256_mul_ps(_mm256_xor_ps(load_halves(group + 16), _mm256_set1_ps(-0.0f)),
+                       load_bytes(own + 64, false));
+  } else if constexpr (kType == kQ6_K) {
+    const uint8_t *group = scales + b / 8 * 144;
+    *d = _mm256_mul_ps(load_halves(group), load_bytes(group + 16 + (b % 8 * 2 + h) * 8, true));
+    *m = _mm256_mul_ps(*d, _mm256_set1_ps(-32));
+  } else if constexpr (kType == kQ4_1 || kType == kQ5_1) {
+    *d = load_halves(scales + b * 32);
+    *m = load_halves(scales + b * 32 + 16);
+  } else {
+    *d = load_halves(scales + b * 16);
+    *m = _mm256_mul_ps(*d, _mm256_set1_ps(kType == kQ4_0 ? -8 : kType == kQ5_0 ? -16 : -128));
+  }
+}
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+// Adds products of w (unsigned) with the 4 bytes at `a` (signed), which the instruction itself
+// repeats for all 8 rows; from the intrinsic, GCC makes two instructions of it.
+static inline __m256i dot4(__m256i sum, __m256i w, const uint8_t *a) {
+  asm("vpdpbusd %2%{1to8%}, %1, %0"
+      : "+v"(sum)
+      : "v"(w), "m"(*reinterpret_cast<const uint8_t(*)[4]>(a)));
+  return sum;
+}
+#define OCTAVO_HAS_DOT4
+#elif defined(OCTAVO_EMULATE_VNNI)
+// The same without the instruction, for tests of what is built on it.
+static inline __m256i dot4(__m256i sum, __m256i w, const uint8_t *at) {
+  int32_t four;
+  memcpy(&four, at, 4);
+  const __m256i a = _mm256_set1_epi32(four);
+  const __m256i even = _mm256_set1_epi16(0xff), ones = _mm256_set1_epi16(1);
+  const __m256i first = _mm256_maddubs_epi16(_mm256_and_si256(w, even), a);
+  const __m256i second = _mm256_maddubs_epi16(_mm256_andnot_si256(even, w), a);
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(first, ones));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(second, ones));
+}
+#define OCTAVO_HAS_DOT4
+#endif
+
+#if !defined(OCTAVO_HAS_DOT4)
+static inline __m256i broadcast4(const uint8_t *at) {
+  int32_t four;
+  memcpy(&four, at, 4);
+  return _mm256_set1_epi32(four);
+}
+#endif
+
+// Adds the products of group G's codes to the rows' sums. 16-bit lanes hold the products of
+// 4 groups of 5-bit codes (2 x 31 x 127 x 4 < 2^15), 8 of 4-bit and 2 of 6-bit ones; after so many
+// they are widened into `sums`.
+template <int kBits, int R, int G, int kLast>
+static inline void add_groups(const uint8_t *codes, const uint8_t *acts, __m256i *words,
+                              __m256i *sums) {
+  __m256i w = code<kBits, G>(codes);
+#if defined(OCTAVO_HAS_DOT4)
+  (void)words;
+  if constexpr (kBits == 8) w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+  for (int r = 0; r < R; ++r)
+    sums[r] = dot4(sums[r], w, acts + 32 * r + 4 * G);
+#else
+  const __m256i ones = _mm256_set1_epi16(1);
+  if constexpr (kBits == 8) {
+    const __m256i magnitude = _mm256_abs_epi8(w);
+    for (int r = 0; r < R; ++r) {
+      const __m256i a = _mm256_sign_epi8(broadcast4(acts + 32 * r + 4 * G), w);
+      sums[r] = _mm256_add_epi32(sums[r],
+                                 _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, a), ones));
+      pin(sums[r]);
+    }
+  } else {
+    constexpr int kRun = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
+    for (int r = 0; r < R; ++r) {
+      const __m256i product = _mm256_maddubs_epi16(w, broadcast4(acts + 32 * r + 4 * G));
+      words[r] = G % kRun == 0 ? product : _mm256_add_epi16(words[r], product);
+      pin(words[r]);
+      if (G % kRun == kRun - 1)
+        sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(words[r], ones));
+    }
+  }
+#endif
+  if constexpr (G + 1 < kLast) add_groups<kBits, R, G + 1, kLast>(codes, acts, words, sums);
+}
+
+constexpr int kAhead = 2048;  // bytes; prefetching beyond a matrix's end is harmless
+
+// out[r][0..7] = the panel's 8 rows times row r of the tile. The order of sums is the same for every
+// R, so that a token's result does not depend on those beside it in the batch.
+template <int32_t kType, int R>
+static void dot_tile(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks,
+                     const uint8_t *acts, float *out) {
+  constexpr int kBits = bits_of(kType), kSubs = subs_of(kType), kGroups = 8 / kSubs;
+  constexpr int kCodeBytes = kBits == 8 ? 256 : 128 + 32 * (kBits - 4);
+#if defined(OCTAVO_HAS_DOT4)
+  constexpr bool kHasMin = true;  // codes of 8 bits are moved by 128
+#else
+  constexpr bool kHasMin = kType != kQ8_0;
+#endif
+  __m256 totals[R];
+  for (int r = 0; r < R; ++r) totals[r] = _mm256_setzero_ps();
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    const uint8_t *block = acts + b * R * kActBytes, *own = codes + b * kCodeBytes;
+    const float *act_scales = reinterpret_cast<const float *>(block + 32 * R);
+    // Panels follow each other, so the next one's codes are fetched towards this one's end.
+    for (int line = 0; line < kCodeBytes; line += 64)
+      _mm_prefetch(reinterpret_cast<const char *>(own) + kAhead + line, _MM_HINT_T0);
+    for (int h = 0; h < kSubs; ++h) {
+      __m256i words[R], sums[R];
+      for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_si256();
+      if (h == 0)
+        add_groups<kBits, R, 0, kGroups>(own, block, words, sums);
+      else
+        add_groups<kBits, R, kGroups % 8, 8>(own, block, words, sums);
+      __m256 d, m;
+      scales_at<kType>(scales, b, h, &d, &m);
+      for (int r = 0; r < R; ++r) {
+        const __m256 both = _mm256_mul_ps(d, _mm256_set1_ps(act_scales[r]));
+        totals[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r]), both, totals[r]);
+        const float sum = kSubs == 1 ? act_scales[R + r] : act_scales[2 * R + 2 * r + h];
+        if constexpr (kHasMin) totals[r] = _mm256_fmadd_ps(m, _mm256_set1_ps(sum), totals[r]);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) _mm256_storeu_ps(out + kPanel * r, totals[r]);
+}
+
+constexpr int kMaxTile = 6;
+
+#else  // every other processor
+
+template <int32_t kType, int R>
+static void dot_tile(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks,
+                     const uint8_t *acts, float *out) {
+  constexpr int kBits = bits_of(kType);
+  constexpr int kCodeBytes = kBits == 8 ? 256 : 128 + 32 * (kBits - 4);
+  for (int i = 0; i < kPanel * R; ++i) out[i] = 0;
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    const uint8_t *block = acts + b * R * kActBytes;
+    const float *act_scales = reinterpret_cast<const float *>(block + 32 * R);
+    int8_t weights[kPanel][kBlock];
+    float d[2][kPanel], m[2][kPanel];
+    for (int row = 0; row < kPanel; ++row) {
+      for (int c = 0; c < kBlock; ++c)
+        weights[row][c] = static_cast<int8_t>(code_at(kBits, codes + b * kCodeBytes, row, c));
+      for (int h = 0; h < 2; ++h) scale_at(kType, scales, b, h, row, &d[h][row], &m[h][row]);
+    }
+    for (int r = 0; r < R; ++r) {
+      const int8_t *a = reinterpret_cast<const int8_t *>(block + 32 * r);
+      for (int row = 0; row < kPanel; ++row) {
+        for (int h = 0; h < 2; ++h) {
+          int32_t sum = 0;
+          for (int c = 16 * h; c < 16 * h + 16; ++c) sum += weights[row][c] * a[c];
+          out[kPanel * r + row] += static_cast<float>(sum) * d[h][row] * act_scales[r] +
+                                   m[h][row] * act_scales[2 * R + 2 * r + h];
+        }
+      }
+    }
+  }
+}
+
+constexpr int kMaxTile = 4;
+
+#endif
+
+}  // namespace OCTAVO_ISA
+}  // namespace octavo

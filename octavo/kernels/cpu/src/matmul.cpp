@@ -1,0 +1,180 @@
+// `linear`: activations times packed weights. See blocks.h and acts.h for the two layouts.
+//
+// Panels are shared out among the threads; a thread takes each of its panels through all tiles of
+// activations, so that weights come from memory once and tiles from the cache.
+#include "dot.h"
+#include "pool.h"
+
+namespace octavo {
+namespace OCTAVO_ISA {
+namespace {
+
+using DotTile = void (*)(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks,
+                         const uint8_t *acts, float *out);
+
+constexpr int kMaxParts = 8;
+constexpr int64_t kCachedActs = 256 << 10;  // bytes of activations that stay in a core's cache
+constexpr int64_t kLeastWork = 1 << 16;     // products per piece: some 2 us
+
+template <int32_t kType>
+DotTile dot_for(int rows) {
+  switch (rows) {
+    case 1: return dot_tile<kType, 1>;
+    case 2: return dot_tile<kType, 2>;
+    case 3: return dot_tile<kType, 3>;
+    case 4: return dot_tile<kType, 4>;
+#if defined(__AVX2__)
+    case 5: return dot_tile<kType, 5>;
+    case 6: return dot_tile<kType, 6>;
+#endif
+    default: return nullptr;
+  }
+}
+
+DotTile dot_for(int32_t type, int rows) {
+  switch (type) {
+    case kQ4_0: return dot_for<kQ4_0>(rows);
+    case kQ4_1: return dot_for<kQ4_1>(rows);
+    case kQ5_0: return dot_for<kQ5_0>(rows);
+    case kQ5_1: return dot_for<kQ5_1>(rows);
+    case kQ8_0: return dot_for<kQ8_0>(rows);
+    case kQ4_K: return dot_for<kQ4_K>(rows);
+    case kQ5_K: return dot_for<kQ5_K>(rows);
+    case kQ6_K: return dot_for<kQ6_K>(rows);
+    default: return nullptr;
+  }
+}
+
+struct Part {
+  Header header;
+  const uint8_t *panels;
+  int64_t first_panel;  // among all parts'
+  int64_t first_row;
+  DotTile wide, narrow;  // for tiles of `tile_rows` and of one fewer
+};
+
+// Rows are cut into `num_wide` tiles of `tile_rows` and then tiles of one row fewer.
+struct Job {
+  const void *x;
+  const void *bias;
+  void *y;
+  int64_t x_stride, y_stride, num_blocks;
+  int64_t begin_row, num_tiles, num_wide;
+  int32_t dtype, tile_rows, num_parts;
+  uint8_t *acts;
+  Part parts[kMaxParts];
+
+  int64_t row_of(int64_t tile) const {
+    return tile * tile_rows - (tile > num_wide ? tile - num_wide : 0);
+  }
+  int rows_of(int64_t tile) const { return tile < num_wide ? tile_rows : tile_rows - 1; }
+  uint8_t *acts_of(int64_t tile) const { return acts + row_of(tile) * num_blocks * kActBytes; }
+};
+
+void quantize_tiles(void *context, int64_t begin, int64_t end, int32_t) {
+  const Job &job = *static_cast<const Job *>(context);
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int rows = job.rows_of(tile);
+    for (int r = 0; r < rows; ++r) {
+      const int64_t row = job.begin_row + job.row_of(tile) + r;
+      quantize_row(job.x, row * job.x_stride, job.dtype, job.num_blocks, job.acts_of(tile), rows, r);
+    }
+  }
+}
+
+// One row's 8 results, or fewer at the matrix's end, to where they belong.
+void store(const Job &job, int64_t row, int64_t column, int64_t count, float *values) {
+  if (job.bias != nullptr)
+    for (int64_t i = 0; i < count; ++i) values[i] += load_element(job.bias, column + i, job.dtype);
+  const int64_t at = row * job.y_stride + column;
+  if (job.dtype == 0) {
+    float *y = static_cast<float *>(job.y) + at;
+    if (count == kPanel) {
+      memcpy(y, values, sizeof(float) * kPanel);
+    } else {
+      for (int64_t i = 0; i < count; ++i) y[i] = values[i];
+    }
+  } else {
+    uint16_t *y = static_cast<uint16_t *>(job.y) + at;
+    for (int64_t i = 0; i < count; ++i) y[i] = float_to_bf16(values[i]);
+  }
+}
+
+void multiply_panels(void *context, int64_t begin, int64_t end, int32_t) {
+  const Job &job = *static_cast<const Job *>(context);
+  int at = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    while (at + 1 < job.num_parts && i >= job.parts[at + 1].first_panel) ++at;
+    const Part &part = job.parts[at];
+    const int64_t panel = i - part.first_panel;
+    const uint8_t *codes = part.panels + panel * part.header.panel_bytes;
+    const uint8_t *scales = codes + part.header.code_bytes;
+    const int64_t left = part.header.rows - panel * kPanel;
+    const int64_t column = part.first_row + panel * kPanel;
+    for (int64_t tile = 0; tile < job.num_tiles; ++tile) {
+      const int rows = job.rows_of(tile);
+      alignas(64) float out[kPanel * kMaxTile];
+      (tile < job.num_wide ? part.wide : part.narrow)(codes, scales, job.num_blocks,
+                                                      job.acts_of(tile), out);
+      for (int r = 0; r < rows; ++r)
+        store(job, job.begin_row + job.row_of(tile) + r, column, left < kPanel ? left : kPanel,
+              out + kPanel * r);
+    }
+  }
+}
+
+}  // namespace
+
+// y[i] = x[i] W^T + bias for `num_rows` rows, where W's rows are those of all packed parts (at most
+// 8), one after the other; all have equally many columns. `x`, `bias` (or null) and `y` are of
+// `dtype`; strides are in elements. Does nothing where there is no memory for the activations.
+void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_stride,
+            const void *bias, void *y, int64_t y_stride, int32_t dtype) {
+  Job job;
+  job.x = x;
+  job.bias = bias;
+  job.y = y;
+  job.x_stride = x_stride;
+  job.y_stride = y_stride;
+  job.dtype = dtype;
+  job.num_parts = 0;
+  int64_t num_all_panels = 0, num_all_rows = 0, next = 0;
+  do {
+    Part &part = job.parts[job.num_parts++];
+    packed += next;
+    memcpy(&part.header, packed, sizeof(Header));
+    part.panels = packed + sizeof(Header);
+    part.first_panel = num_all_panels;
+    part.first_row = num_all_rows;
+    num_all_panels += num_panels(part.header.rows);
+    num_all_rows += part.header.rows;
+    next = part.header.next;
+  } while (next != 0 && job.num_parts < kMaxParts);
+  const int64_t cols = job.parts[0].header.cols;
+  job.num_blocks = cols / kBlock;
+  const int64_t row_bytes = job.num_blocks * kActBytes;
+  int64_t most_rows = kCachedActs / row_bytes / kMaxTile * kMaxTile;
+  if (most_rows < 8 * kMaxTile) most_rows = 8 * kMaxTile;
+  if (most_rows > num_rows) most_rows = num_rows;
+  job.acts = static_cast<uint8_t *>(scratch(0, most_rows * row_bytes));
+  if (job.acts == nullptr) return;
+  for (job.begin_row = 0; job.begin_row < num_rows; job.begin_row += most_rows) {
+    const int64_t left = num_rows - job.begin_row;
+    const int64_t rows = left < most_rows ? left : most_rows;
+    job.num_tiles = (rows + kMaxTile - 1) / kMaxTile;
+    job.tile_rows = static_cast<int32_t>((rows + job.num_tiles - 1) / job.num_tiles);
+    job.num_wide = job.num_tiles - (job.num_tiles * job.tile_rows - rows);
+    for (int i = 0; i < job.num_parts; ++i) {
+      job.parts[i].wide = dot_for(job.parts[i].header.type, job.tile_rows);
+      job.parts[i].narrow = dot_for(job.parts[i].header.type, job.tile_rows - 1);
+    }
+    const int64_t least_tiles = kLeastWork / 16 / (cols * job.tile_rows) + 1;
+    parallel_for(job.num_tiles, least_tiles, quantize_tiles, &job);
+    const int64_t least_panels = kLeastWork / (cols * kPanel * rows) + 1;
+    const int64_t share = num_all_panels / (4 * num_threads()) + 1;
+    parallel_for(num_all_panels, share > least_panels ? share : least_panels, multiply_panels, &job);
+  }
+}
+
+}  // namespace OCTAVO_ISA
+}  // namespace octavo

@@ -1,0 +1,38 @@
+"""The library, compiled if this source tree does not have it yet, in every instruction set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from octavo.kernels import cpu
+from octavo.kernels.cpu.build import BuildError, build
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def native() -> None:
+    if cpu.why_not() is None:
+        return
+    try:
+        build()
+    except BuildError as error:
+        pytest.skip(str(error))
+    cpu.forget()
+    assert cpu.why_not() is None
+
+
+@pytest.fixture(params=["avx512vnni", "avx2", "portable"])
+def isa(request: pytest.FixtureRequest, native: None) -> Iterator[str]:
+    """Every instruction set in turn that this processor has."""
+    usual = cpu.isa()
+    if request.param not in cpu.available_isas():
+        pytest.skip(f"this processor has no {request.param}")
+    if request.param == "avx512vnni" and usual != request.param:
+        pytest.skip("not tried on hardware yet: OCTAVO_CPU_ISA=avx512vnni runs it")
+    cpu.set_isa(request.param)
+    yield request.param
+    cpu.set_isa(usual)

@@ -1,0 +1,47 @@
+"""The library under the address and undefined-behaviour sanitizers, driven without Python."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from octavo.kernels import cpu
+from octavo.kernels.cpu.build import build
+
+DRIVER = Path(__file__).parent / "driver.cpp"
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
+
+
+def can_sanitize(folder: Path) -> bool:
+    source = folder / "probe.cpp"
+    source.write_text("int main() {}\n")
+    command = ["g++", *SANITIZERS.split(), str(source), "-o", str(folder / "probe")]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("define", ["", "-DOCTAVO_EMULATE_VNNI"], ids=["as it is", "VNNI emulated"])
+def test_no_byte_too_far_and_no_undefined_behaviour(
+    define: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("g++") is None or not can_sanitize(tmp_path):
+        pytest.skip("needs g++ with sanitizers")
+    if define and platform.machine() != "x86_64":
+        pytest.skip("VNNI is x86's")
+    monkeypatch.setenv("CXX", "g++")
+    monkeypatch.setenv("CXXFLAGS", f"{SANITIZERS} -O1 {define}")
+    library = build(tmp_path / cpu.LIBRARY_NAME, only=["avx2"])
+    driver = tmp_path / "driver"
+    command = ["g++", "-std=c++17", "-O1", *SANITIZERS.split(), str(DRIVER), str(library)]
+    subprocess.run([*command, f"-Wl,-rpath,{tmp_path}", "-o", str(driver)], check=True)
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(
+        [str(driver)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("good") >= 8
