@@ -279,12 +279,9 @@ class LLM:
                 "structured_outputs need a tokenizer", param="structured_outputs"
             )
         if self._checker is None:
-            from octavo.text.grammar.check import GrammarChecker
-            from octavo.text.grammar.check_process import Start
+            from octavo.text.grammar.check import checker_for
 
-            tokenizer, vocab_size = self.tokenizer, self.info.vocab_size
-            eos = self._eos_token_ids
-            self._checker = GrammarChecker(lambda: Start(tokenizer.to_json(), vocab_size, eos))
+            self._checker = checker_for(self.tokenizer, self.info.vocab_size)
         self._checker.check(spec)
 
     def _check(

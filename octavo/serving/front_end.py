@@ -75,12 +75,9 @@ class Text:
 
     def grammar_checker(self, vocab_size: int) -> GrammarChecker:
         """What tries out grammars for the model; the caller closes it."""
-        from octavo.text.grammar.check import GrammarChecker
-        from octavo.text.grammar.check_process import Start
+        from octavo.text.grammar.check import checker_for
 
-        tokenizer = self.tokenizer
-        known = [token_id for token_id in self.eos_token_ids if token_id < vocab_size]
-        return GrammarChecker(lambda: Start(tokenizer.to_json(), vocab_size, known))
+        return checker_for(self.tokenizer, vocab_size)
 
 
 async def load_front_end(config: EngineConfig, times: StartTimes) -> Text:

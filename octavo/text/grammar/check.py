@@ -30,6 +30,7 @@ from octavo.text.grammar.source import PARAM
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from octavo.text.tokenizer import Tokenizer
     from octavo.types import StructuredOutputs
 
 NUM_PROCESSES = 2
@@ -140,6 +141,12 @@ class GrammarChecker:
                 process.begin()
         finally:
             self._idle.put(process)
+
+
+def checker_for(tokenizer: Tokenizer, vocab_size: int) -> GrammarChecker:
+    """What tries out grammars for a model; the caller closes it."""
+    known = [token_id for token_id in sorted(tokenizer.eos_token_ids) if token_id < vocab_size]
+    return GrammarChecker(lambda: Start(tokenizer.to_json(), vocab_size, known))
 
 
 class _Process:

@@ -12,7 +12,6 @@ import sys
 import time
 
 import msgspec
-import numpy as np
 
 from octavo.errors import InvalidRequestError
 from octavo.text.grammar.compiler import GrammarCompiler
@@ -66,6 +65,8 @@ def main() -> None:
 
 def _try(compiler: GrammarCompiler, spec: StructuredOutputs, start: Start) -> Verdict:
     """Compile the grammar and begin an output."""
+    import numpy as np  # not where only the messages are wanted
+
     matcher = compiler.matcher(spec)
     bits = np.zeros(-(-start.vocab_size // 32), np.uint32)
     chance = random.Random(0)

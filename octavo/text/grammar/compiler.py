@@ -14,7 +14,6 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-import numpy as np
 
 from octavo.errors import InvalidRequestError
 from octavo.text.grammar.source import PARAM, grammar_text
@@ -22,6 +21,7 @@ from octavo.text.grammar.source import PARAM, grammar_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    import numpy as np
     from llguidance import LLExecutor, LLMatcher
     from numpy.typing import NDArray
 
@@ -83,7 +83,7 @@ class GrammarMatcher:
         """Write which tokens are allowed next into [words]; those beyond the vocabulary are not."""
         from llguidance.numpy import fill_next_token_bitmask
 
-        fill_next_token_bitmask(self._matcher, bits.view(np.int32)[None], 0)
+        fill_next_token_bitmask(self._matcher, bits.view("i4")[None], 0)
         self._note()
 
     def _note(self) -> None:
@@ -146,7 +146,7 @@ class GrammarCompiler:
         from llguidance.numpy import fill_next_token_bitmask_par
 
         rows = [(matcher._matcher, index) for index, matcher in enumerate(matchers)]
-        fill_next_token_bitmask_par(self._executor, rows, bits.view(np.int32))
+        fill_next_token_bitmask_par(self._executor, rows, bits.view("i4"))
         for matcher in matchers:
             matcher._note()
 

@@ -7,12 +7,12 @@ call or not, and for answers that follow a schema where they are no calls.
 
 from __future__ import annotations
 
-import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from octavo.errors import InvalidRequestError
 from octavo.text.grammar.lark import ANY_TEXT, LarkWriter, literal, regex
+from octavo.text.grammar.source import schema_of
 from octavo.text.grammar.tool_calls import bounded_grammar, calls_rule
 from octavo.types import StructuredOutputs
 
@@ -96,14 +96,4 @@ def _content(writer: LarkWriter, content: StructuredOutputs) -> str:
         raise InvalidRequestError(
             "structured_outputs.grammar cannot be had beside tools: set tool_choice to none"
         )
-    schema: Any = {"type": "object"} if content.json_object else content.json
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except (ValueError, RecursionError):
-            raise InvalidRequestError("structured_outputs: the schema is not valid JSON") from None
-    if schema is True:
-        schema = {}
-    if not isinstance(schema, dict):
-        raise InvalidRequestError("structured_outputs: a schema must be an object or true")
-    return writer.json(schema)
+    return writer.json(schema_of(content))

@@ -45,6 +45,19 @@ def grammar_text(spec: StructuredOutputs) -> str:
         return str(LLMatcher.grammar_from_lark(_alternatives(list(spec.choice))))
     if spec.grammar is not None:
         return str(LLMatcher.grammar_from_lark(_lark(spec.grammar)))
+    schema = schema_of(spec)
+    try:
+        return str(LLMatcher.grammar_from_json_schema(schema, {"whitespace_pattern": WHITESPACE}))
+    except ValueError as error:
+        raise _refused(f"the schema cannot be used: {error}") from None
+
+
+def schema_of(spec: StructuredOutputs) -> dict[str, Any]:
+    """The schema of what asks for JSON, as an object.
+
+    Raises:
+        InvalidRequestError: too large, too deep, no JSON, or no schema that allows anything.
+    """
     schema: Any = {"type": "object"} if spec.json_object else spec.json
     if isinstance(schema, str):
         try:
@@ -57,14 +70,7 @@ def grammar_text(spec: StructuredOutputs) -> str:
         raise _refused("the schema false allows nothing")
     check_depth(schema)
     _bounded(json.dumps(schema, ensure_ascii=False), "the schema")
-    try:
-        return str(
-            LLMatcher.grammar_from_json_schema(
-                {} if schema is True else schema, {"whitespace_pattern": WHITESPACE}
-            )
-        )
-    except ValueError as error:
-        raise _refused(f"the schema cannot be used: {error}") from None
+    return {} if schema is True else schema
 
 
 def _refused(message: str) -> InvalidRequestError:
