@@ -29,6 +29,9 @@ number for a pair of texts (a cross-encoder). Embeddings score pairs too, by the
 PoolingType = Literal["mean", "cls", "last"]
 """Which of a text's hidden states its vector is: their mean, the first one, or the last one."""
 
+ITERATION_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper bounds, inclusive, by which steps are counted (`EngineStats.iteration_tokens`); vLLM's."""
+
 MAX_LOGPROBS = 20
 """Most alternatives that a request may ask for per position (OpenAI's bound)."""
 
@@ -549,11 +552,15 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         num_running: requests that hold a row.
         num_waiting: requests admitted to the queue and not running.
+        num_deferred: those of them that wait for something other than room: a grammar.
         num_free_rows: how many more could run, as far as rows go.
         num_received: requests that reached the engine, those it refused included, counter.
         kv_cache_usage: share of KV blocks in use, 0..1.
         num_steps, num_preemptions, num_prompt_tokens, num_generation_tokens: counters.
             Prompt tokens count once per request, when its first token was sampled.
+        num_cached_prompt_tokens: those of `num_prompt_tokens` that the prefix cache had, counter.
+        iteration_tokens: steps by the tokens that they computed, up to each of `ITERATION_BUCKETS`
+            and above the last one, then all those tokens, counters; empty: there was no step.
         device_ns: time in steps, nanoseconds, counter.
         scheduler_ns: the host's time for planning and updating, nanoseconds, counter.
         prefix_cache_queries, prefix_cache_hits: prompt tokens looked up in the prefix cache, and
@@ -565,6 +572,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
 
     num_running: int = 0
     num_waiting: int = 0
+    num_deferred: int = 0
     num_free_rows: int = 0
     num_received: int = 0
     kv_cache_usage: float = 0.0
@@ -572,6 +580,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions: int = 0
     num_prompt_tokens: int = 0
     num_generation_tokens: int = 0
+    num_cached_prompt_tokens: int = 0
+    iteration_tokens: list[int] = []
     device_ns: int = 0
     scheduler_ns: int = 0
     prefix_cache_queries: int = 0
@@ -597,6 +607,9 @@ class Delta(msgspec.Struct, kw_only=True, gc=False):
         error: a message, when `finish_reason` is `error`.
         num_prompt_tokens, num_output_tokens: totals so far.
         num_cached_tokens: prompt tokens found in the prefix cache.
+        num_preemptions: how often it lost its blocks so far.
+        queue_ns: from the engine's queue to its first step, nanoseconds; 0 before the first token.
+        prefill_ns: from there to the first token, nanoseconds; 0 before it.
         prompt_logprobs: when asked for: of the prompt's tokens but the first, each once, in order,
             before or with the first new token.
     """
@@ -610,6 +623,9 @@ class Delta(msgspec.Struct, kw_only=True, gc=False):
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    queue_ns: int = 0
+    prefill_ns: int = 0
     prompt_logprobs: list[PositionLogprobs] = []
 
 

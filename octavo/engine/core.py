@@ -7,6 +7,7 @@ caller runs the loop and carries the messages.
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections import deque
 from concurrent.futures import Future
 from random import Random
@@ -22,6 +23,7 @@ from octavo.engine.policy import make_policy
 from octavo.engine.request import Request
 from octavo.engine.scheduler import Scheduler
 from octavo.errors import DeviceLostError, InvalidRequestError
+from octavo.types import ITERATION_BUCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -86,6 +88,7 @@ class EngineCore:
         self._random = Random(seed)
         self._device_ns = 0
         self._scheduler_ns = 0
+        self._iteration_tokens = [0] * (len(ITERATION_BUCKETS) + 2)
         self._num_received = 0
         self._constraints = Constraints(grammars, info.vocab_size)
 
@@ -122,6 +125,8 @@ class EngineCore:
         return msgspec.structs.replace(
             stats,
             num_waiting=stats.num_waiting + self._constraints.num_pending,
+            num_deferred=self._constraints.num_pending,
+            iteration_tokens=self._iteration_tokens.copy(),
             num_received=self._num_received,
             device_ns=self._device_ns,
             scheduler_ns=self._scheduler_ns,
@@ -140,7 +145,8 @@ class EngineCore:
             self._queue(message)
 
     def _queue(self, message: AddRequest) -> None:
-        self.scheduler.add(Request.from_message(message, seed=self._random.getrandbits(63)))
+        request = Request.from_message(message, seed=self._random.getrandbits(63))
+        self.scheduler.add(request, perf_counter_ns())
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget requests and free what they hold at once; unknown ids are ignored."""
@@ -160,9 +166,12 @@ class EngineCore:
         if self._constraints.num_pending:
             outputs += self._queue_compiled()
         begin = perf_counter_ns()
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(begin)
         self._scheduler_ns += perf_counter_ns() - begin
         if not plan.is_empty:
+            num_tokens = plan.num_tokens
+            self._iteration_tokens[bisect_left(ITERATION_BUCKETS, num_tokens)] += 1
+            self._iteration_tokens[-1] += num_tokens
             outputs += self._run(plan)
         num_ahead = 0 if plan.is_empty else self._num_steps_ahead
         if len(self._in_flight) > num_ahead:
@@ -236,7 +245,7 @@ class EngineCore:
         try:
             result = future.result()
             begin = perf_counter_ns()
-            outputs = self.scheduler.update(plan, result)
+            outputs = self.scheduler.update(plan, result, begin)
         except DeviceLostError:
             raise
         except Exception:

@@ -96,6 +96,8 @@ class TokenOutput(msgspec.Struct, array_like=True, gc=False):
         stop_reason: the stop token id that ended it; None for the model's own end-of-sequence.
         error: a message when `finish_reason` is `error`.
         num_cached_tokens: prompt tokens found in the prefix cache.
+        num_preemptions: how often the request lost its blocks so far.
+        queue_ns, prefill_ns: with the first token, else 0; see `Delta`.
         prompt_logprobs: what came to be known of the prompt's tokens; see `Delta`.
     """
 
@@ -106,6 +108,9 @@ class TokenOutput(msgspec.Struct, array_like=True, gc=False):
     stop_reason: int | None = None
     error: str | None = None
     num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    queue_ns: int = 0
+    prefill_ns: int = 0
     prompt_logprobs: list[PositionLogprobs] = []
 
 

@@ -41,7 +41,10 @@ class OutputProcessor:
         "_keeps_stop",
         "_num_cached",
         "_num_output",
+        "_num_preemptions",
         "_num_prompt",
+        "_prefill_ns",
+        "_queue_ns",
         "_stop",
         "hit_stop_string",
         "is_finished",
@@ -70,6 +73,9 @@ class OutputProcessor:
         self._num_prompt = len(prompt_token_ids)
         self._num_output = 0
         self._num_cached = 0
+        self._num_preemptions = 0
+        self._queue_ns = 0
+        self._prefill_ns = 0
         self.is_finished = False
         self.hit_stop_string = False
 
@@ -83,6 +89,10 @@ class OutputProcessor:
         assert not self.is_finished, "output after the end"
         ids, logprobs, reason = output.token_ids, output.logprobs, output.finish_reason
         self._num_cached = output.num_cached_tokens
+        if output.num_preemptions:
+            self._num_preemptions = output.num_preemptions
+        if output.prefill_ns:
+            self._queue_ns, self._prefill_ns = output.queue_ns, output.prefill_ns
         told = output.prompt_logprobs
         visible = ids[:-1] if reason == "stop" and not self._keeps_stop else ids
         text = ""
@@ -173,6 +183,9 @@ class OutputProcessor:
             num_prompt_tokens=self._num_prompt,
             num_output_tokens=self._num_output,
             num_cached_tokens=self._num_cached,
+            num_preemptions=self._num_preemptions,
+            queue_ns=self._queue_ns,
+            prefill_ns=self._prefill_ns,
             prompt_logprobs=prompt_logprobs or [],
         )
 

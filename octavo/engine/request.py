@@ -60,6 +60,7 @@ class Request:
         num_promised_blocks: leading blocks that others may wait for, see `KVCacheManager.admit`.
         num_cached_tokens: prompt tokens found in the prefix cache when it first ran.
         num_preemptions: times that it lost its blocks.
+        queued_ns, started_ns: when it was queued, and when it first ran; monotonic, 0: not yet.
         num_prompt_logprobs: tokens of the prompt whose log-probabilities were told.
     """
 
@@ -82,10 +83,12 @@ class Request:
         "num_tokens",
         "params",
         "priority",
+        "queued_ns",
         "request_id",
         "row",
         "seed",
         "start_step",
+        "started_ns",
         "status",
         "stop_token_ids",
         "tenant",
@@ -130,6 +133,8 @@ class Request:
         self.num_promised_blocks = 0
         self.num_cached_tokens = 0
         self.num_preemptions = 0
+        self.queued_ns = 0
+        self.started_ns = 0
         self.num_prompt_logprobs = 0
 
     @classmethod
