@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from octavo.engine.messages import TokenOutput
     from octavo.text.tokenizer import Tokenizer
-    from octavo.types import FinishReason, PositionLogprobs, SamplingParams
+    from octavo.types import Charge, FinishReason, PositionLogprobs, SamplingParams
 
 
 class OutputProcessor:
@@ -109,6 +109,7 @@ class OutputProcessor:
                     finish_reason="stop",
                     stop_reason=hit,
                     prompt_logprobs=told,
+                    charge=output.charge,
                 )
         elif self._detokenizer is not None:
             text = self._detokenizer.push(visible)
@@ -127,6 +128,7 @@ class OutputProcessor:
             stop_reason=output.stop_reason if hit is None else hit,
             error=output.error,
             prompt_logprobs=told,
+            charge=output.charge,
         )
 
     def end(self, reason: FinishReason, error: str | None = None) -> Delta:
@@ -172,6 +174,7 @@ class OutputProcessor:
         stop_reason: str | int | None = None,
         error: str | None = None,
         prompt_logprobs: list[PositionLogprobs] | None = None,
+        charge: Charge | None = None,
     ) -> Delta:
         return Delta(
             text=text,
@@ -187,6 +190,7 @@ class OutputProcessor:
             queue_ns=self._queue_ns,
             prefill_ns=self._prefill_ns,
             prompt_logprobs=prompt_logprobs or [],
+            charge=charge,
         )
 
 
