@@ -23,7 +23,7 @@ from octavo.server.openapi import document
 from octavo.server.parsing import answer_reading
 from octavo.server.prompts import PromptEncoder
 from octavo.server.routes import ENDPOINTS
-from octavo.server.scope import RequestScope
+from octavo.server.scope import CLIENT_LEFT, RequestScope, content_length
 from octavo.server.server_state import ServerState
 from octavo.types import SamplingParams
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from octavo.server.context import GrammarCheck
     from octavo.server.prompts import TokenizerLike
     from octavo.server.routes import Endpoint
+    from octavo.server.scope import Exchange
 
 
 class Application:
@@ -85,7 +86,13 @@ class Application:
                 allow_credentials=config.allow_credentials,
                 expose_headers=("X-Request-Id", "Retry-After"),
             )
-        self._stack: ASGIApp = RequestScope(layer, lambda: lifecycle.is_draining, operational)
+        self._handlers: dict[Any, str] = {e.handler: e.path for e in self.endpoints}
+        self._http = context.metrics.track_http(
+            (e.path, method) for e in self.endpoints if not e.is_operational for method in e.methods
+        )
+        self._stack: ASGIApp = RequestScope(
+            layer, lambda: lifecycle.is_draining, operational, self._observe
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -95,6 +102,16 @@ class Application:
     def start(self) -> None:
         """Begin what runs without a request: batches that were left. Call it in the event loop."""
         self.batch_runs.start()
+
+    def _observe(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
+        """Count an answer; a route's path stands for all that it takes."""
+        self._http.observe(
+            self._handlers.get(scope.get("endpoint")),
+            scope["method"],
+            exchange.status or CLIENT_LEFT,
+            seconds,
+            (content_length(scope["headers"]), exchange.body_len),
+        )
 
     def _within_for(self, tenant: str) -> ASGIApp:
         """The application for requests that we make ourselves, in the name of a tenant: all of its
@@ -140,7 +157,12 @@ def create_app(
     if not config.served_model_names:
         raise ConfigError("give the served model a name")
     if metrics is None:
-        metrics = Metrics(config.served_model_names[0], lambda: engine.stats)
+        metrics = Metrics(
+            config.served_model_names[0],
+            lambda: engine.stats,
+            info=engine.info,
+            check_health=engine.check_health,
+        )
     encoder = PromptEncoder(
         tokenizer,
         vocab_size=engine.info.vocab_size,

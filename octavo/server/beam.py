@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from octavo.errors import EngineError, RequestError
+from octavo.errors import EngineError, QueueFullError, RequestError
 from octavo.server.generation import side_by_side, with_time_left
 from octavo.types import MAX_LOGPROBS, Delta, PositionLogprobs, SamplingParams
 
@@ -180,7 +180,9 @@ async def run_beam_search(
         RequestError: before the first step: the engine refuses the request.
         EngineError: the engine failed.
     """
-    timer = metrics.start_request(job.arrived)
+    timer = metrics.start_request(
+        job.arrived, max_tokens=job.params.max_tokens, siblings=job.siblings
+    )
     is_admitted = False
     first: Delta | None = None
     try:
@@ -204,6 +206,8 @@ async def run_beam_search(
     except Exception as exc:
         if is_admitted or not isinstance(exc, RequestError):
             timer.finish("error")
+        elif isinstance(exc, QueueFullError):
+            timer.refuse()
         raise
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from octavo.engine.output import merge_deltas
 from octavo.errors import InvalidRequestError
+from octavo.observability.metrics_requests import Siblings
 from octavo.protocol.generation import nth_choice
 from octavo.server.answers import UsageCounter
 from octavo.server.beam import BeamSearch, run_beam_search
@@ -64,6 +65,8 @@ class Choices:
         self._shows_logprobs = prompts[0].params.logprobs is not None
         self._picks = body.num_sampled > body.num_choices
         num_jobs = 1 if body.use_beam_search else body.num_sampled
+        # A request's `n` is one parameter of all that is sampled for a prompt.
+        siblings = [Siblings(body.num_choices, num_jobs) for _ in prompts]
         self._jobs = [
             Job(
                 f"{answer_id}-{prompt * num_jobs + index}",
@@ -71,6 +74,7 @@ class Choices:
                 self._sampled(nth_choice(job.params, index)),
                 arrived,
                 options,
+                siblings[prompt],
             )
             for prompt, job in enumerate(prompts)
             for index in range(num_jobs)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 
-from octavo.errors import EngineError, RequestError
+from octavo.errors import EngineError, QueueFullError, RequestError
+from octavo.observability.metrics_requests import Siblings
 from octavo.types import Delta, RequestOptions, SamplingParams
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Job(msgspec.Struct, frozen=True):
         params: how to sample.
         arrived: when the HTTP request came, `time.perf_counter()`.
         options: how to treat it; `timeout_s` counts from `arrived`.
+        siblings: for metrics: sequences of the same prompt; None: there are no others.
     """
 
     request_id: str
@@ -41,6 +43,7 @@ class Job(msgspec.Struct, frozen=True):
     params: SamplingParams
     arrived: float
     options: RequestOptions = RequestOptions()
+    siblings: Siblings | None = None
 
 
 async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGenerator[Delta, None]:
@@ -50,7 +53,9 @@ async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGene
         RequestError: before the first delta: the engine refuses the request.
         EngineError: the engine failed.
     """
-    timer = metrics.start_request(job.arrived)
+    timer = metrics.start_request(
+        job.arrived, max_tokens=job.params.max_tokens, siblings=job.siblings
+    )
     is_admitted = False
     stream = engine.generate(
         job.prompt_token_ids,
@@ -75,6 +80,8 @@ async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGene
     except Exception as exc:
         if is_admitted or not isinstance(exc, RequestError):
             timer.finish("error")
+        elif isinstance(exc, QueueFullError):
+            timer.refuse()
         raise
 
 

@@ -19,6 +19,7 @@ from octavo.errors import (
     EngineError,
     EngineUnavailableError,
     InvalidRequestError,
+    QueueFullError,
     RequestError,
 )
 from octavo.server.generation import with_time_left
@@ -250,12 +251,15 @@ async def _pool_one(
     except asyncio.CancelledError:
         timer.finish("abort")
         raise
+    except QueueFullError:
+        timer.refuse()
+        raise
     except RequestError:
         raise  # it was not admitted, and does not count
     except Exception:
         timer.finish("error")
         raise
-    timer.finish(pooled.finish_reason)
+    timer.on_pooled(len(token_ids), pooled.finish_reason)
     if pooled.finish_reason == "stop":
         return pooled.vector
     if pooled.finish_reason == "timeout":

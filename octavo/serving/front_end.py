@@ -146,7 +146,13 @@ class FrontEnd:
         from octavo.server.http_server import HTTPServer
 
         self._grammars = text.grammar_checker(engine.info.vocab_size)
-        metrics = Metrics(config.served_model_names[0], lambda: engine.stats, board)
+        metrics = Metrics(
+            config.served_model_names[0],
+            lambda: engine.stats,
+            board,
+            info=engine.info,
+            check_health=engine.check_health,
+        )
         app = create_app(
             engine,
             text.tokenizer,
