@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from octavo.errors import ConfigError
 from octavo.ledger.database import PG_OPTIONS, Database, prepare_sqlite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_READS = "ledger_reads"
 
 
 def make_engine(database: Database) -> sa.Engine:
@@ -35,7 +41,18 @@ def make_engine(database: Database) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        reads = connection.get_execution_options().get("ledger_reads", False)
+        # A transaction for reading sees what was there when it first read, and waits for nobody.
+        reads = connection.get_execution_options().get(_READS, False)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+@contextlib.contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction whose view of the database does not move."""
+    level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+    with engine.connect() as plain:
+        connection = plain.execution_options(**{_READS: True}, **level)
+        with connection.begin():
+            yield connection

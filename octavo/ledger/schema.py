@@ -101,6 +101,8 @@ usage_hourly = sa.Table(
     _text("backend", primary_key=True),
     _text("finish_reason", primary_key=True),
     _text("currency", primary_key=True),
+    # The largest of `totals.INPUT_EDGES` that the inputs are longer than, or 0.
+    _int("input_over", primary_key=True),
     _int("num_requests"),
     _int("num_input_tokens"),
     _int("num_cached_tokens"),
@@ -146,10 +148,12 @@ engine_time = sa.Table(
     _int("device_ns"),
     _int("num_devices"),
     _int("hourly_rate_nano"),
+    _int("cost_nano"),
     _text("currency"),
     sqlite_with_rowid=False,
 )
 
+# `rolled_seq`: the watermark. `pruned_hour`: usage before this hour is in the roll-ups alone.
 meta = sa.Table(
     "meta",
     metadata,

@@ -9,12 +9,16 @@ import contextlib
 from typing import TYPE_CHECKING, Self
 
 from octavo.ledger.database import Connection, Database, DatabaseUnavailableError, ensure_schema
+from octavo.ledger.rollup import prune, roll_up
 from octavo.ledger.writes import insert_engine_time, insert_outcomes, insert_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import sqlalchemy as sa
 
     from octavo.ledger.record import EngineTime, Outcome, UsageRecord
+    from octavo.ledger.totals import EngineTotals, OutcomeTotals, Totals
 
 
 def open_ledger(url: str, *, create: bool = True) -> Ledger:
@@ -43,6 +47,7 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: Connection | None = None
+        self._engine: sa.Engine | None = None
 
     @property
     def name(self) -> str:
@@ -64,6 +69,121 @@ class Ledger:
         with self._writing() as connection, connection.transaction():
             insert_engine_time(connection, times)
 
+    def roll_up(self) -> int:
+        """Add all that is new to the hourly sums; how many records that were."""
+        with self._writing() as connection:
+            return sum(iter(lambda: roll_up(connection), 0))
+
+    def prune(self, before_ns: int) -> int:
+        """Delete raw records of hours that ended before a time, which hourly sums keep then.
+
+        Args:
+            before_ns: nanoseconds since 1970 UTC.
+
+        Returns:
+            How many rows went.
+        """
+        self.roll_up()
+        with self._writing() as connection:
+            return sum(iter(lambda: prune(connection, before_ns), 0))
+
+    def totals(
+        self,
+        by: Sequence[str] = (),
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        where: Mapping[str, Sequence[str]] | None = None,
+        edges: Sequence[int] = (),
+    ) -> list[Totals]:
+        """Sums over requests that ended in `[start_ns, end_ns)`, by group, in order of the groups.
+
+        Args:
+            by: any of feature, tenant, key, model, backend, finish_reason, currency, hour, day,
+                month; and of session, trace, route, tag:NAME, which pruned requests do not have.
+            start_ns: nanoseconds since 1970 UTC; None: since ever.
+            end_ns: the first one that is out; None: without a limit.
+            where: by such a name (times excepted) the values that are let in.
+            edges: lengths of inputs by which each group is divided further (`Totals.band`); others
+                than `INPUT_EDGES` are not known of pruned requests.
+
+        Raises:
+            ConfigError: an unknown name, or what is asked for is pruned; says since when it is
+                known.
+        """
+        with self._reading() as connection:
+            from octavo.ledger.queries import usage_totals
+
+            return usage_totals(connection, by, start_ns, end_ns, where or {}, edges)
+
+    def outcome_totals(
+        self,
+        by: Sequence[str] = (),
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        where: Mapping[str, Sequence[str]] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> list[OutcomeTotals]:
+        """Sums over outcomes and the requests that they join, by group and name of outcome.
+
+        Args:
+            by: as in `totals`, of requests: an outcome is dated and grouped by the last request
+                that it joins.
+            start_ns: of requests, as in `totals`.
+            end_ns: likewise.
+            where: likewise.
+            names: of outcomes; None: all.
+
+        Raises:
+            ConfigError: as `totals`.
+        """
+        with self._reading() as connection:
+            from octavo.ledger.outcome_queries import outcome_totals
+
+            return outcome_totals(connection, by, start_ns, end_ns, where or {}, names)
+
+    def num_unmatched_outcomes(self, start_ns: int | None = None, end_ns: int | None = None) -> int:
+        """How many outcomes of `[start_ns, end_ns)`, by their own time, join no known request."""
+        with self._reading() as connection:
+            from octavo.ledger.outcome_queries import unmatched
+
+            return unmatched(connection, start_ns, end_ns)
+
+    def engine_totals(
+        self,
+        by: Sequence[str] = (),
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+    ) -> list[EngineTotals]:
+        """Sums over engines' device time; an hour counts whole, where it begins in the range.
+
+        Args:
+            by: any of hour, day, month, server.
+            start_ns: nanoseconds since 1970 UTC; None: since ever.
+            end_ns: the first one that is out; None: without a limit.
+
+        Raises:
+            ConfigError: another name.
+        """
+        with self._reading() as connection:
+            from octavo.ledger.queries import engine_totals
+
+            return engine_totals(connection, by, start_ns, end_ns)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        """A transaction whose view of the database does not move."""
+        import sqlalchemy as sa
+
+        from octavo.ledger.engine import make_engine, reading
+
+        if self._engine is None:
+            self._engine = make_engine(self._database)
+        try:
+            with reading(self._engine) as connection:
+                yield connection
+        except sa.exc.DBAPIError as exc:
+            raise DatabaseUnavailableError(f"{self.name}: {exc.orig}") from exc
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Connection]:
         if self._connection is None:
@@ -79,6 +199,9 @@ class Ledger:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
 
     def __enter__(self) -> Self:
         return self

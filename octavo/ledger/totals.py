@@ -1,7 +1,8 @@
 """What reports get from a ledger: sums over groups. Plain values, integers throughout.
 
-`key` is the group: one text for each name in `by`, in its order. `day` is `2026-11-28`, `hour` is
-`2026-11-28T20:00Z`; a tag that a request does not have is the empty text, as is a missing feature.
+`key` is the group: one text for each name in `by`, in its order. An hour is `2026-11-28T20`, a day
+`2026-11-28`, a month `2026-11`, in UTC; a tag that a request does not have is the empty text, as is
+a missing feature.
 Amounts of different currencies are never added up: one group has one line per currency.
 """
 
@@ -9,11 +10,15 @@ from __future__ import annotations
 
 import msgspec
 
+INPUT_EDGES = (32_000, 100_000, 128_000, 199_999, 200_000, 256_000, 272_000, 512_000, 524_288)
+"""Lengths of inputs above which list prices are others; roll-ups keep requests apart by them."""
+
 
 class Totals(msgspec.Struct, kw_only=True):
     """Requests of one group, in one currency.
 
     Attributes:
+        band: how many of the edges that were asked for the requests' inputs are longer than.
         num_input_tokens: cached ones included.
         prefill_ns, decode_ns: device time; `waste_ns` is a part of the two.
         e2e_ns: from arrival to end, added up over the requests.
@@ -22,6 +27,7 @@ class Totals(msgspec.Struct, kw_only=True):
 
     key: tuple[str, ...]
     currency: str
+    band: int = 0
     num_requests: int = 0
     num_input_tokens: int = 0
     num_cached_tokens: int = 0
@@ -67,7 +73,8 @@ class EngineTotals(msgspec.Struct, kw_only=True):
     Attributes:
         buckets: nanoseconds by name (`requests`, `idle`, ...); together they are all the device
             time that was paid for.
-        cost_nano: what each bucket cost, nano-units; rounded once per bucket, server and hour.
+        cost_nano: what each bucket cost, nano-units; rounded once per bucket, server and hour, so
+            that it adds up like the rest.
     """
 
     key: tuple[str, ...]

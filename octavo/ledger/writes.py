@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.ledger.record import EngineTime, Outcome, UsageRecord
+from octavo.ledger.record import EngineTime, Outcome, UsageRecord, cost_nano
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,14 +41,11 @@ def _insert(table: str, columns: Sequence[str]) -> str:
 
 _INSERT_USAGE = _insert("usage", _USAGE_COLUMNS) + " ON CONFLICT (request_id) DO NOTHING"
 _INSERT_OUTCOME = _insert("outcomes", _OUTCOME_COLUMNS) + " ON CONFLICT (id) DO NOTHING"
+_ENGINE_TIME_VALUES = ("device_ns", "num_devices", "hourly_rate_nano", "cost_nano", "currency")
 _INSERT_ENGINE_TIME = (
-    _insert(
-        "engine_time",
-        ("hour", "server", "bucket", "device_ns", "num_devices", "hourly_rate_nano", "currency"),
-    )
-    + " ON CONFLICT (hour, server, bucket) DO UPDATE SET device_ns = excluded.device_ns,"
-    " num_devices = excluded.num_devices, hourly_rate_nano = excluded.hourly_rate_nano,"
-    " currency = excluded.currency"
+    _insert("engine_time", ("hour", "server", "bucket", *_ENGINE_TIME_VALUES))
+    + " ON CONFLICT (hour, server, bucket) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in _ENGINE_TIME_VALUES)
 )
 
 
@@ -76,6 +73,7 @@ def insert_engine_time(connection: Connection, times: Sequence[EngineTime]) -> N
                 device_ns,
                 time.num_devices,
                 time.hourly_rate_nano,
+                cost_nano(time.hourly_rate_nano, device_ns),
                 clean(time.currency),
             )
             for time in times

@@ -74,10 +74,11 @@ def upgrade() -> None:
         "usage_hourly",
         integer("hour"),
         *map(text, CELL),
+        integer("input_over"),
         *map(integer, ("num_requests", "num_input_tokens", "num_cached_tokens")),
         *map(integer, ("num_output_tokens", "prefill_ns", "decode_ns", "waste_ns")),
         *map(integer, ("e2e_ns", "cost_nano")),
-        sa.PrimaryKeyConstraint("hour", *CELL),
+        sa.PrimaryKeyConstraint("hour", *CELL, "input_over"),
         sqlite_with_rowid=False,
     )
     op.create_table(
@@ -95,7 +96,7 @@ def upgrade() -> None:
         integer("hour"),
         text("server"),
         text("bucket"),
-        *map(integer, ("device_ns", "num_devices", "hourly_rate_nano")),
+        *map(integer, ("device_ns", "num_devices", "hourly_rate_nano", "cost_nano")),
         text("currency"),
         sa.PrimaryKeyConstraint("hour", "server", "bucket"),
         sqlite_with_rowid=False,
@@ -107,6 +108,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name"),
         sqlite_with_rowid=False,
     )
+    op.execute("INSERT INTO meta (name, value) VALUES ('rolled_seq', 0), ('pruned_hour', 0)")
 
 
 def given_index(table: str, column: str) -> None:
