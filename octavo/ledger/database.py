@@ -94,7 +94,25 @@ class Database:
             DatabaseUnavailableError: it cannot be reached.
             ConfigError: PostgreSQL's driver is not installed.
         """
-        return Connection(self._connect_sqlite() if self.path is not None else self._connect_pg())
+        if self.path is None:
+            return Connection(self._connect_pg())
+        raw = self._connect_sqlite()
+        return Connection(raw, self._file())
+
+    def is_replaced(self, connection: Connection) -> bool:
+        """Whether the file at our path is another than the one that the connection has open.
+
+        Who writes on into a file that was deleted or moved away writes for nobody.
+        """
+        return self.path is not None and connection.file != self._file()
+
+    def _file(self) -> tuple[int, int] | None:
+        assert self.path is not None
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def _connect_sqlite(self) -> Any:
         assert self.path is not None
@@ -157,8 +175,9 @@ class Connection:
     DataRefusedError when it does not take the values.
     """
 
-    def __init__(self, raw: Any) -> None:
+    def __init__(self, raw: Any, file: tuple[int, int] | None = None) -> None:
         self._raw = raw
+        self.file = file
         self.is_sqlite = isinstance(raw, sqlite3.Connection)
         if not self.is_sqlite:
             with self._errors():

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from octavo.ledger.groups import Column, Grouping, number, ordinals, raw_hour
-from octavo.ledger.queries import FOREVER_NS, Span, Where
-from octavo.ledger.record import HOUR_NS
+from octavo.ledger.queries import Span, Where
+from octavo.ledger.record import FOREVER_NS, HOUR_NS
 from octavo.ledger.rollup import JOINS, OUTCOME_SUMS
 from octavo.ledger.schema import outcomes, outcomes_hourly, usage
 from octavo.ledger.totals import OutcomeTotals

@@ -13,13 +13,12 @@ import sqlalchemy as sa
 
 from octavo.errors import ConfigError
 from octavo.ledger.groups import Column, Grouping, number, ordinals, raw_hour, time_text
-from octavo.ledger.record import HOUR_NS
+from octavo.ledger.record import FOREVER_NS, HOUR_NS
 from octavo.ledger.rollup import USAGE_SUMS
 from octavo.ledger.schema import engine_time, meta, usage, usage_hourly
 from octavo.ledger.totals import INPUT_EDGES, EngineTotals, Totals
 
 Where = Mapping[str, Sequence[str]]
-FOREVER_NS = 2**62
 
 
 class Span:

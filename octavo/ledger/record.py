@@ -15,6 +15,8 @@ from octavo.errors import InvalidRequestError
 
 NANO = 10**9
 HOUR_NS = 3600 * NANO
+FOREVER_NS = 2**62
+"""A time after all others, nanoseconds since 1970."""
 MAX_INT = 2**63 - 1
 """Largest integer that both databases keep."""
 
@@ -139,11 +141,12 @@ class EngineTime(msgspec.Struct, frozen=True, kw_only=True):
     """Where the device time of one engine went within one hour, until now.
 
     A later one of the same server and hour replaces it, so one may be sent again and again while
-    the hour runs.
+    the hour runs, in any order.
 
     Attributes:
         server: names one run of one engine; a restarted engine is another.
         hour: hours since 1970 UTC.
+        time_ns: until when it counts, nanoseconds since 1970 UTC.
         num_devices: of the engine.
         buckets: nanoseconds of device time by name, `requests` among them; their sum is
             `num_devices` times the hour's part that the engine ran in.
@@ -152,6 +155,7 @@ class EngineTime(msgspec.Struct, frozen=True, kw_only=True):
 
     server: str
     hour: int
+    time_ns: int
     num_devices: int
     buckets: dict[str, int]
     hourly_rate_nano: int

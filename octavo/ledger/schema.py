@@ -145,6 +145,7 @@ engine_time = sa.Table(
     _int("hour", primary_key=True),
     _text("server", primary_key=True),
     _text("bucket", primary_key=True),
+    _int("time_ns"),
     _int("device_ns"),
     _int("num_devices"),
     _int("hourly_rate_nano"),

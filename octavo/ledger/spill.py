@@ -19,7 +19,6 @@ import mmap
 import os
 import struct
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -29,6 +28,7 @@ from octavo.ledger.record import EngineTime, Entry, Outcome, UsageRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 logger = logging.getLogger("octavo.ledger")
 
@@ -151,16 +151,16 @@ class FoundSpill:
         size = os.fstat(self._fd).st_size
         if not size:
             return
-        bad = position = 0
+        bad = tail = 0
         with mmap.mmap(self._fd, size, access=mmap.ACCESS_READ) as data:
             for found in read_frames(data):
                 if isinstance(found, int):
                     bad += found
-                    position = found
+                    tail = found
                 else:
-                    position = 0
+                    tail = 0
                     yield found
-        if bad > position:
+        if bad > tail:
             kept = self.path.with_suffix(".damaged")
             with contextlib.suppress(OSError):
                 os.link(self.path, kept)

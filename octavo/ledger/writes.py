@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.ledger.record import EngineTime, Outcome, UsageRecord, cost_nano
+from octavo.ledger.database import DataRefusedError
+from octavo.ledger.record import FOREVER_NS, EngineTime, Entry, Outcome, UsageRecord, cost_nano
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,8 @@ INSERT_LOCK = 0x0C7A_0002
 MAX_NAME_BYTES = 200
 """Of what reports group by. Longer ones are cut: PostgreSQL takes 2.7 kB in a key of an index."""
 MAX_ID_BYTES = 1000
+MAX_VALUE = 2**53
+"""Of one request: 104 days, or 9 million of the currency. A thousand of them fit into one hour."""
 
 _USAGE_COLUMNS = (*UsageRecord.__struct_fields__, "cost_nano")
 _OUTCOME_COLUMNS = (
@@ -41,12 +44,25 @@ def _insert(table: str, columns: Sequence[str]) -> str:
 
 _INSERT_USAGE = _insert("usage", _USAGE_COLUMNS) + " ON CONFLICT (request_id) DO NOTHING"
 _INSERT_OUTCOME = _insert("outcomes", _OUTCOME_COLUMNS) + " ON CONFLICT (id) DO NOTHING"
-_ENGINE_TIME_VALUES = ("device_ns", "num_devices", "hourly_rate_nano", "cost_nano", "currency")
+_ENGINE_TIME_VALUES = (
+    "time_ns", "device_ns", "num_devices", "hourly_rate_nano", "cost_nano", "currency",
+)  # fmt: skip
 _INSERT_ENGINE_TIME = (
     _insert("engine_time", ("hour", "server", "bucket", *_ENGINE_TIME_VALUES))
     + " ON CONFLICT (hour, server, bucket) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in _ENGINE_TIME_VALUES)
+    + " WHERE excluded.time_ns >= engine_time.time_ns"
 )
+
+
+def insert(connection: Connection, entries: Sequence[Entry]) -> None:
+    """Insert entries of any kind within the caller's transaction."""
+    if records := [entry for entry in entries if isinstance(entry, UsageRecord)]:
+        insert_usage(connection, records)
+    if outcomes := [entry for entry in entries if isinstance(entry, Outcome)]:
+        insert_outcomes(connection, outcomes)
+    if times := [entry for entry in entries if isinstance(entry, EngineTime)]:
+        insert_engine_time(connection, times)
 
 
 def insert_usage(connection: Connection, records: Sequence[UsageRecord]) -> None:
@@ -62,7 +78,7 @@ def insert_outcomes(connection: Connection, outcomes: Sequence[Outcome]) -> None
 
 
 def insert_engine_time(connection: Connection, times: Sequence[EngineTime]) -> None:
-    """Insert or replace device time within the caller's transaction."""
+    """Insert or replace device time within the caller's transaction; what is older is not taken."""
     connection.execute_many(
         _INSERT_ENGINE_TIME,
         [
@@ -70,6 +86,7 @@ def insert_engine_time(connection: Connection, times: Sequence[EngineTime]) -> N
                 time.hour,
                 clean(time.server),
                 clean(bucket),
+                time.time_ns,
                 device_ns,
                 time.num_devices,
                 time.hourly_rate_nano,
@@ -88,7 +105,7 @@ def _announce(connection: Connection) -> None:
 
 
 def _usage_row(record: UsageRecord) -> tuple[Value, ...]:
-    return (
+    row = (
         clean(record.request_id, MAX_ID_BYTES),
         record.time_ns,
         clean(record.parent_id, MAX_ID_BYTES),
@@ -114,6 +131,8 @@ def _usage_row(record: UsageRecord) -> tuple[Value, ...]:
         clean(record.currency),
         record.cost_nano,
     )
+    _check(row)
+    return row
 
 
 def _outcome_row(outcome: Outcome) -> tuple[Value, ...]:
@@ -129,6 +148,13 @@ def _outcome_row(outcome: Outcome) -> tuple[Value, ...]:
         _tags(outcome.tags),
         0,
     )
+
+
+def _check(row: Sequence[Value]) -> None:
+    """Refuse numbers that only a fault can have made: their sums would not fit any more."""
+    time_ns, *numbers = [value for value in row if isinstance(value, int)]
+    if min(numbers) < 0 or max(numbers) > MAX_VALUE or not 0 <= time_ns < FOREVER_NS:
+        raise DataRefusedError(f"a number is below 0 or above {MAX_VALUE}: {row}")
 
 
 def _tags(tags: dict[str, str]) -> str:

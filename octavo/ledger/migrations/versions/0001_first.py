@@ -96,7 +96,7 @@ def upgrade() -> None:
         integer("hour"),
         text("server"),
         text("bucket"),
-        *map(integer, ("device_ns", "num_devices", "hourly_rate_nano", "cost_nano")),
+        *map(integer, ("time_ns", "device_ns", "num_devices", "hourly_rate_nano", "cost_nano")),
         text("currency"),
         sa.PrimaryKeyConstraint("hour", "server", "bucket"),
         sqlite_with_rowid=False,
