@@ -9,6 +9,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, get_args
 
+from octavo.errors import QueueFullError, RequestError
 from octavo.observability.histogram import Histogram
 from octavo.observability.metrics_buckets import (
     E2E_BUCKETS,
@@ -253,9 +254,12 @@ class RequestTimer:
         self._metrics.prompt_tokens.observe(num_prompt_tokens)
         self.finish(reason)
 
-    def refuse(self) -> None:
-        """The engine's queue is full: the request was never admitted."""
-        self._metrics.count_rejection()
+    def refuse(self, error: RequestError) -> None:
+        """The engine never admitted the request."""
+        if isinstance(error, QueueFullError):
+            self._metrics.count_rejection()
+        if self.call is not None:
+            self.call.refuse(error.code or type(error).__name__)
 
     def _count_output(self, num_tokens: int) -> None:
         siblings = Siblings() if self._siblings is None else self._siblings

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
@@ -124,9 +125,10 @@ class Telemetry:
 
     def shutdown(self, timeout_s: float = SHUTDOWN_S) -> None:
         """Send what there is, for so long. Blocks; may be called again."""
+        deadline = time.monotonic() + timeout_s
         for sender in (self._spans, self._points):
             if sender is not None:
-                sender.close(timeout_s)
+                sender.close(max(0.1, deadline - time.monotonic()))
         self._words.close()
 
 

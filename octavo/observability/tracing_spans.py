@@ -25,6 +25,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.status import Status, StatusCode
 
+from octavo.errors import DeadlineError, EngineError, RequestError
 from octavo.observability import tracing_names as names
 from octavo.observability.trace_context import TraceContext, TraceParent
 from octavo.types import Delta, PoolingParams, SamplingParams
@@ -306,6 +307,16 @@ class ModelCall:
     def end_vectors(self, num_inputs: int, num_input_tokens: int) -> None:
         """The vectors of so many inputs came."""
         self._finish("", None, Delta(num_prompt_tokens=num_input_tokens), None, num_inputs)
+
+    def fail_vectors(self, error: BaseException) -> None:
+        """There are none, because of this."""
+        if isinstance(error, RequestError):
+            is_counted = isinstance(error, DeadlineError)
+            error_type = error.code or type(error).__name__
+        else:
+            is_counted = True
+            error_type = "engine_error" if isinstance(error, EngineError) else "aborted"
+        self._finish(error_type, None, None, None, is_counted=is_counted)
 
     def refuse(self, error_type: str) -> None:
         """The model never ran: metrics do not count it. `error_type` is one of few."""

@@ -25,6 +25,7 @@ from octavo.server.prompts import PromptEncoder
 from octavo.server.routes import ENDPOINTS
 from octavo.server.scope import CLIENT_LEFT, RequestScope, content_length
 from octavo.server.server_state import ServerState
+from octavo.server.tracing import TracedRequests
 from octavo.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from octavo.config import ServerConfig
     from octavo.engine.interface import EngineClient
+    from octavo.observability.tracing_export import Telemetry
     from octavo.server.context import GrammarCheck
     from octavo.server.prompts import TokenizerLike
     from octavo.server.routes import Endpoint
@@ -43,13 +45,14 @@ if TYPE_CHECKING:
 class Application:
     """One server's routes behind its layers; an ASGI application without lifespan.
 
-    From the outside in: request ids and the log; CORS, where pages may ask; errors as answers;
-    authentication; the drain and the load; the routes.
+    From the outside in: request ids and the log; traces, where they are wanted; CORS, where pages
+    may ask; errors as answers; authentication; the drain and the load; the routes.
 
     Args:
         context: what the handlers share.
         config: the whole of it, API keys' digests included.
         endpoints: the routes.
+        telemetry: told of every request; None: nobody wants to know.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Application:
         context: ServerContext,
         config: ServerConfig,
         endpoints: Sequence[Endpoint] = ENDPOINTS,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.context = context
         self.endpoints = tuple(endpoints)
@@ -67,9 +71,11 @@ class Application:
         layer: ASGIApp = Router(routes, redirect_slashes=False)
         layer = Admission(layer, lifecycle, operational)
         dialects = {e.path: e.dialect for e in self.endpoints}
-        self._within: ASGIApp = RequestScope(
-            ErrorAnswers(layer, dialects), lambda: lifecycle.is_draining, operational
-        )
+        tracer = None if telemetry is None else telemetry.tracer
+        within: ASGIApp = ErrorAnswers(layer, dialects)
+        if tracer is not None:
+            within = TracedRequests(within, tracer, self.endpoints, is_internal=True)
+        self._within: ASGIApp = RequestScope(within, lambda: lifecycle.is_draining, operational)
         self.batch_runs = BatchRuns(context, self._within_for)
         layer = Authentication(
             layer, config.api_key_digests, [e.path for e in self.endpoints if e.is_open]
@@ -84,8 +90,10 @@ class Application:
                 allow_methods=config.allowed_methods,
                 allow_headers=config.allowed_headers,
                 allow_credentials=config.allow_credentials,
-                expose_headers=("X-Request-Id", "Retry-After"),
+                expose_headers=("X-Request-Id", "Retry-After", "traceresponse"),
             )
+        if tracer is not None:
+            layer = TracedRequests(layer, tracer, self.endpoints)
         self._handlers: dict[Any, str] = {e.handler: e.path for e in self.endpoints}
         self._http = context.metrics.track_http(
             (e.path, method) for e in self.endpoints if not e.is_operational for method in e.methods
@@ -138,6 +146,7 @@ def create_app(
     metrics: Metrics | None = None,
     defaults: Mapping[str, Any] | None = None,
     grammars: GrammarCheck | None = None,
+    telemetry: Telemetry | None = None,
 ) -> Application:
     """The OpenAI application over an engine.
 
@@ -150,6 +159,7 @@ def create_app(
             leave them out.
         grammars: tries out what outputs shall follow, before the engine sees it; the caller closes
             it.
+        telemetry: told of every request; the caller shuts it down. None: nobody wants to know.
 
     Raises:
         ConfigError: no served name, a default out of range, no such format of answers.
@@ -182,7 +192,7 @@ def create_app(
         lifecycle,
         grammars,
     )
-    return Application(context, config)
+    return Application(context, config, telemetry=telemetry)
 
 
 def _checked_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:

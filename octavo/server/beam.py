@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from octavo.errors import EngineError, QueueFullError, RequestError
+from octavo.errors import EngineError, RequestError
+from octavo.observability.tracing import start_call
 from octavo.server.generation import side_by_side, with_time_left
 from octavo.types import MAX_LOGPROBS, Delta, PositionLogprobs, SamplingParams
 
@@ -183,6 +184,7 @@ async def run_beam_search(
     timer = metrics.start_request(
         job.arrived, max_tokens=job.params.max_tokens, siblings=job.siblings
     )
+    timer.call = start_call(job.request_id, job.params, job.arrived)
     is_admitted = False
     first: Delta | None = None
     try:
@@ -206,8 +208,8 @@ async def run_beam_search(
     except Exception as exc:
         if is_admitted or not isinstance(exc, RequestError):
             timer.finish("error")
-        elif isinstance(exc, QueueFullError):
-            timer.refuse()
+        else:
+            timer.refuse(exc)
         raise
 
 

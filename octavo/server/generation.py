@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 
-from octavo.errors import EngineError, QueueFullError, RequestError
+from octavo.errors import EngineError, RequestError
 from octavo.observability.metrics_requests import Siblings
+from octavo.observability.tracing import start_call
 from octavo.types import Delta, RequestOptions, SamplingParams
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGene
     timer = metrics.start_request(
         job.arrived, max_tokens=job.params.max_tokens, siblings=job.siblings
     )
+    timer.call = start_call(job.request_id, job.params, job.arrived)
     is_admitted = False
     stream = engine.generate(
         job.prompt_token_ids,
@@ -80,8 +82,8 @@ async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGene
     except Exception as exc:
         if is_admitted or not isinstance(exc, RequestError):
             timer.finish("error")
-        elif isinstance(exc, QueueFullError):
-            timer.refuse()
+        else:
+            timer.refuse(exc)
         raise
 
 

@@ -13,15 +13,17 @@ from sys import byteorder
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from octavo.engine.admission import check_dimensions
 from octavo.errors import (
     DeadlineError,
     EngineError,
     EngineUnavailableError,
     InvalidRequestError,
-    QueueFullError,
     RequestError,
 )
+from octavo.observability.tracing import start_call
 from octavo.server.generation import with_time_left
 from octavo.server.prompts import MAX_CHARS_PER_TOKEN, MAX_INLINE_CHARS
 from octavo.types import PoolingParams, RequestOptions
@@ -208,17 +210,14 @@ async def pool(
         RequestError: the engine refuses one of them, or time is up; the others are aborted.
         EngineError: the engine failed.
     """
+    params = PoolingParams(task=task, dimensions=dimensions, is_activated=is_activated)
+    call = start_call(request_id, params, arrived)
     tasks = [
         asyncio.ensure_future(
             _pool_one(
                 context,
                 item.token_ids,
-                PoolingParams(
-                    task=task,
-                    dimensions=dimensions,
-                    is_activated=is_activated,
-                    second_start=item.second_start,
-                ),
+                msgspec.structs.replace(params, second_start=item.second_start),
                 f"{request_id}-{index}",
                 arrived,
                 options,
@@ -228,11 +227,18 @@ async def pool(
     ]
     try:
         vectors = await asyncio.gather(*tasks)
+    except BaseException as exc:
+        if call is not None:
+            call.fail_vectors(exc)
+        raise
     finally:
         for running in tasks:
             running.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return Vectors(vectors, sum(len(item.token_ids) for item in inputs))
+    num_tokens = sum(len(item.token_ids) for item in inputs)
+    if call is not None:
+        call.end_vectors(len(inputs), num_tokens)
+    return Vectors(vectors, num_tokens)
 
 
 async def _pool_one(
@@ -251,11 +257,9 @@ async def _pool_one(
     except asyncio.CancelledError:
         timer.finish("abort")
         raise
-    except QueueFullError:
-        timer.refuse()
+    except RequestError as exc:
+        timer.refuse(exc)
         raise
-    except RequestError:
-        raise  # it was not admitted, and does not count
     except Exception:
         timer.finish("error")
         raise
