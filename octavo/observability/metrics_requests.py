@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from octavo.observability.board import Board
+    from octavo.observability.tracing_spans import ModelCall
 
 REASONS: dict[FinishReason, int] = {
     reason: index for index, reason in enumerate(get_args(FinishReason))
@@ -189,6 +190,10 @@ class RequestTimer:
         arrived: `time.perf_counter()` when the request came.
         max_tokens: most tokens that it may generate; None: it generates none.
         siblings: sequences of the same prompt, this one among them; None: there are no others.
+
+    Attributes:
+        call: told of the end too, for its trace; None: nobody traces the request.
+        finished_reason: None until the end.
     """
 
     __slots__ = (
@@ -199,6 +204,7 @@ class RequestTimer:
         "_newest",
         "_siblings",
         "_start",
+        "call",
         "finished_reason",
     )
 
@@ -216,6 +222,7 @@ class RequestTimer:
         self._first: float | None = None
         self._last = arrived
         self._newest: Delta | None = None
+        self.call: ModelCall | None = None
         self.finished_reason: FinishReason | None = None
 
     def on_delta(self, delta: Delta) -> None:
@@ -248,6 +255,18 @@ class RequestTimer:
             self._count_output(0 if newest is None else newest.num_output_tokens)
             if newest is not None:
                 self._count_way(newest)
+        if self.call is not None:
+            self.call.end(reason, self._newest, self._first)
+
+    @property
+    def first_token_at(self) -> float | None:
+        """`time.perf_counter()` when the first token came; None: none has."""
+        return self._first
+
+    @property
+    def newest(self) -> Delta | None:
+        """The last delta that came, which has the numbers of tokens."""
+        return self._newest
 
     def on_pooled(self, num_prompt_tokens: int, reason: FinishReason) -> None:
         """Count the end of a request for a vector."""
