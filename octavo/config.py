@@ -189,6 +189,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         attention_backend: `auto` or a backend's name.
         num_threads: threads for computing on a CPU; None: one per physical core at hand.
         seed: base of the seeds drawn for requests that bring none.
+        metering: share each step's device time out to its requests, so that it is known what each
+            one cost.
     """
 
     model: str
@@ -211,6 +213,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     attention_backend: str = "auto"
     num_threads: int | None = None
     seed: int | None = None
+    metering: bool = True
 
     def __post_init__(self) -> None:
         bounds: list[tuple[str, int | None, int]] = [

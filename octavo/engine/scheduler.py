@@ -141,18 +141,18 @@ class Scheduler:
         self._requests[request.request_id] = request
         self.policy.push(request)
 
-    def abort(self, request_id: str) -> bool:
-        """Forget a request and free what it holds; no output follows. False: no such request."""
+    def abort(self, request_id: str) -> Request | None:
+        """Forget a request and free what it holds; no output follows. None: no such request."""
         request = self._requests.get(request_id)
         if request is None:
-            return False
+            return None
         if request.status is RUNNING:
             self._running.remove(request)
             self._finish(request)
         else:
             self._finish(request)
             self.policy.forget(request)
-        return True
+        return request
 
     def plan(self, now_ns: int = 0) -> StepPlan:
         """The next step. May be called while earlier steps are in flight."""
@@ -315,6 +315,11 @@ class Scheduler:
         """The requests of a plan in flight, in the order of its rows."""
         return self._in_flight[plan.step_id]
 
+    def last_step_of(self, request: Request) -> int | None:
+        """Id of the last step in flight that computes something for the request."""
+        steps = (step for step, requests in self._in_flight.items() if request in requests)
+        return max(steps, default=None)
+
     def fail(self, plan: StepPlan, message: str) -> list[TokenOutput]:
         """End the requests of a failed step, alone, with an error. Takes the place of `update`."""
         outputs: list[TokenOutput] = []
@@ -425,6 +430,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Back to the queue without blocks; tokens and seed stay, so that it goes on the same."""
         self._running.remove(request)
+        request.num_lost_tokens = max(request.num_lost_tokens, request.num_computed_tokens)
         self._release(request)
         request.status = WAITING
         request.num_preemptions += 1
