@@ -19,7 +19,7 @@ import msgspec
 from octavo.engine.constraints import Constraints
 from octavo.engine.kv_cache import KVCacheManager
 from octavo.engine.messages import TokenOutput
-from octavo.engine.metering import make_meter
+from octavo.engine.metering_switch import make_meter
 from octavo.engine.metering_time import Activity
 from octavo.engine.policy import make_policy
 from octavo.engine.request import Request
@@ -245,7 +245,7 @@ class EngineCore:
         except Exception:
             self._meter.fail_launch()
             return outputs + self._fail(plan)
-        self._meter.launch(launched)
+        self._meter.launch(plan, self.scheduler.requests_of(plan), launched)
         self._in_flight.append((plan, future))
         if masks is not None and not masks.done():
             try:

@@ -51,11 +51,13 @@ class StepCost:
         self._decode_flops = self._token_flops + self._sample_flops
         self._decode_bytes = self._token_bytes + self._written
 
-    def decodes(self, context: Floats) -> Floats:
+    def decodes(self, context: Floats, num_tokens: int, num_samples: float) -> Floats:
         """Of requests that compute and sample one token each.
 
         Args:
             context: [n] tokens that each one looks at, its own included.
+            num_tokens: of the whole step, which share the weights.
+            num_samples: of the whole step, which share the output layer's.
         """
         flops: Floats | float = self._decode_flops
         moved: Floats | float = self._decode_bytes
@@ -64,16 +66,25 @@ class StepCost:
             flops = flops + seen * pair_ns
             moved = moved + seen * bytes_ns
         cost: Floats = np.maximum(flops, moved)
-        cost += (self._weights + self._head) / len(context)
+        cost += self._weights / num_tokens + self._head / num_samples
         return cost
 
-    def mixed(self, computed: Floats, new: Floats, samples: Floats | None) -> Floats:
+    def any(
+        self,
+        computed: Floats,
+        new: Floats,
+        samples: Floats,
+        num_tokens: float,
+        num_samples: float,
+    ) -> Floats:
         """Of any requests.
 
         Args:
             computed: [n] tokens whose keys and values are in the cache.
             new: [n] tokens that are computed, >= 1.
-            samples: [n] 1.0 for those that sample a token, else 0.0; None: nobody does.
+            samples: [n] rows of the output layer: 1.0 for those that sample a token.
+            num_tokens: of the whole step, which share the weights.
+            num_samples: of the whole step, which share the output layer's.
         """
         end = computed + new
         flops = new * self._token_flops
@@ -82,11 +93,10 @@ class StepCost:
             pairs, seen = self._attention(computed, new, end, window)
             flops += pairs * pair_ns
             moved += seen * bytes_ns
-        if samples is not None:
-            flops += samples * self._sample_flops
+        flops += samples * self._sample_flops
         cost: Floats = np.maximum(flops, moved)
-        cost += new * (self._weights / new.sum())
-        if samples is not None and (num_samples := samples.sum()):
+        cost += new * (self._weights / num_tokens)
+        if num_samples:
             cost += samples * (self._head / num_samples)
         return cost
 
@@ -121,7 +131,7 @@ def share_out(total: int, weights: Floats) -> Ints:
     whole = float(weights.sum())
     if whole <= 0.0:
         weights, whole = np.ones(len(weights)), float(len(weights))
-    exact = weights * (total / whole)
+    exact = weights / whole * total
     shares = exact.astype(np.int64)
     left = total - int(shares.sum())
     if 0 < left < len(shares):

@@ -10,7 +10,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Protocol, Self, cast
 
 from octavo.engine.messages import PoolingOutput
-from octavo.engine.metering import make_meter
+from octavo.engine.metering_switch import make_meter
 from octavo.engine.metering_time import Activity
 from octavo.engine.policy import FCFSPolicy, make_policy
 from octavo.engine.request import Request, RequestStatus
@@ -182,7 +182,7 @@ class PoolingCore:
     ) -> list[PoolingOutput]:
         rows = _rows(plan)
         self._meter.turn_to(Activity.LAUNCH, launched)
-        self._meter.launch(launched)
+        self._meter.launch(rows, requests, launched)
         try:
             result = self._executor.submit(plan).result()
         except DeviceLostError:

@@ -93,7 +93,8 @@ def shares(batch: str, device: str, model: str) -> tuple[Floats, Floats]:
     simulated = CostModel(DEVICES[device], HOSTS["ideal"], MODELS[model])
     fair = np.array(shapley(step_times(simulated, rows), len(rows)))
     computed, new, samples = (np.array(c, np.float64) for c in zip(*rows, strict=True))
-    split = StepCost(work_of(simulated)).mixed(computed, new, samples)
+    cost = StepCost(work_of(simulated))
+    split = cost.any(computed, new, samples, float(new.sum()), float(samples.sum()))
     return split / split.sum(), fair / fair.sum()
 
 
