@@ -127,16 +127,22 @@ class Sender(Generic[_T]):
         while not self._is_closed:
             self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
-            is_due = time.monotonic() >= due or self._is_closed
+            is_due = time.monotonic() >= due
             if is_due:
                 due = time.monotonic() + self._interval_s
                 self._queue.extend(self._poll())
-            while len(self._queue) >= self._batch_len or (is_due and self._queue):
-                if not self._send() and self._is_closed:
-                    return  # nobody is there, and there is no time to wait for somebody
-                if time.monotonic() > self._deadline:
-                    return
+            self._flush(0 if is_due else self._batch_len - 1)
             self._report()
+        self._queue.extend(self._poll())
+        self._flush(0)
+
+    def _flush(self, num_kept: int) -> None:
+        """Send batches until at most so many items are left."""
+        while len(self._queue) > num_kept:
+            if not self._send() and self._is_closed:
+                return  # nobody is there, and there is no time to wait for somebody
+            if time.monotonic() > self._deadline:
+                return
 
     def _send(self) -> bool:
         num = min(self._batch_len, len(self._queue))

@@ -155,6 +155,21 @@ def test_the_end_does_not_wait_for_a_collector_that_hangs(
     assert "3 left at the end" in caplog.text
 
 
+def test_the_end_finds_what_came_while_a_batch_was_sent(collector: Collector) -> None:
+    collector.gate.clear()
+    sender = sender_to(collector)
+    for item in range(4):
+        sender.put(item)
+    eventually(lambda: not sender._queue)  # the first batch is on its way
+    sender.put(4)
+    closing = threading.Thread(target=sender.close, args=(WAIT_S,))
+    closing.start()
+    eventually(lambda: sender._is_closed)
+    collector.gate.set()
+    closing.join()
+    assert collector.batches == [[0, 1, 2, 3], [4]]
+
+
 def test_what_is_polled_comes_at_each_interval_and_at_the_end(collector: Collector) -> None:
     readings = iter(range(1000))
     sender = sender_to(
