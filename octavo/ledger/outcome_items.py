@@ -35,7 +35,7 @@ def to_outcome(item: OutcomeItem, outcome_id: str, now_ns: int) -> Outcome:
         trace_id=(item.trace_id or "").lower(),
         name=item.name,
         success=item.success,
-        value=item.value,
+        value=item.amount,
         tags=item.tags or {},
     )
 

@@ -39,7 +39,7 @@ class Span:
         self.end_ns = max(self.start_ns, min(FOREVER_NS, FOREVER_NS if end_ns is None else end_ns))
         self.first_hour = -(-self.start_ns // HOUR_NS)
         self.last_hour = max(self.first_hour, self.end_ns // HOUR_NS)
-        numbers = dict(connection.execute(sa.select(meta.c.name, meta.c.value)).tuples().all())
+        numbers = {row.name: int(row.value) for row in connection.execute(sa.select(meta))}
         self.rolled = numbers["rolled_seq"]
         self.pruned_hour = numbers["pruned_hour"]
 

@@ -35,6 +35,7 @@ logger = logging.getLogger("octavo.ledger")
 _MARK = b"\xf5OL\x01"
 _HEAD = struct.Struct(">4sBII")  # marker, kind, length of the payload, CRC of kind and payload
 _KINDS: tuple[type[Entry], ...] = (UsageRecord, Outcome, EngineTime)
+_NAME_LEN = 12
 _SUFFIX = ".spill"
 _MAX_PAYLOAD = 2**24
 
@@ -101,7 +102,7 @@ class SpillFile:
 
     def __init__(self, stem: Path) -> None:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        self.path = stem.with_name(f"{stem.name}.{uuid4().hex[:12]}{_SUFFIX}")
+        self.path = stem.with_name(f"{stem.name}.{uuid4().hex[:_NAME_LEN]}{_SUFFIX}")
         # Locked before it has the name that others look for, or they would take it for a dead
         # process's.
         hidden = self.path.with_suffix(".new")
@@ -182,7 +183,8 @@ class FoundSpill:
 
 def find_spills(stem: Path) -> Iterator[FoundSpill]:
     """The files that no living process holds, oldest first; each is closed before the next one."""
-    pattern = f"{_escape(stem.name)}.*{_SUFFIX}"
+    # As long as our names are, or the ledger `a` would take the files of a ledger `a.b`.
+    pattern = f"{_escape(stem.name)}.{'?' * _NAME_LEN}{_SUFFIX}"
 
     def age(path: Path) -> float:
         with contextlib.suppress(OSError):

@@ -184,7 +184,7 @@ class LedgerWriter:
         self._sink.disconnect()
 
     def _step(self) -> bool:
-        """One batch, or else a piece of what else there is to do; False: closed, and all done."""
+        """One batch, and a piece of what else there is to do; False: closed, and all done."""
         batch, is_back = self._handed_back, self._handed_back is not None
         if batch is None:
             wait_s = 0.5 if self._reading is None else 0.0
@@ -193,9 +193,8 @@ class LedgerWriter:
             self._keep(batch)
             if is_back:
                 self._handed_back = None
-            return True
         if self._queue.is_closed:
-            return False
+            return batch is not None
         if self._sink.is_due:
             try:
                 self._work_beside()
@@ -252,11 +251,11 @@ class LedgerWriter:
         elif self._spill is not None or now >= self._adopt_at:
             self._adopt_at = now + _ADOPT_S
             self._reading = self._read_spills()
-        elif now >= self._roll_up_at:
+        if now >= self._roll_up_at:
             with self._sink.asking() as connection:
                 if not roll_up(connection):
                     self._roll_up_at = now + _ROLL_UP_S
-        elif self._retention_days is not None and now >= self._prune_at:
+        if self._retention_days is not None and now >= self._prune_at:
             before_ns = time.time_ns() - int(self._retention_days * DAY_NS)
             with self._sink.asking() as connection:
                 if not prune(connection, before_ns):

@@ -6,7 +6,7 @@ what the same server said about the same hour before.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -34,6 +34,12 @@ _OUTCOME_COLUMNS = (
     "id", "time_ns", "request_id", "session_id", "trace_id", "name", "success", "value_nano",
     "tags", "counted",
 )  # fmt: skip
+
+_NUMBERS = [
+    index
+    for index, name in enumerate(_USAGE_COLUMNS)
+    if name.endswith(("_ns", "_nano")) or name.startswith("num_")
+]
 
 
 def _insert(table: str, columns: Sequence[str]) -> str:
@@ -150,9 +156,9 @@ def _outcome_row(outcome: Outcome) -> tuple[Value, ...]:
     )
 
 
-def _check(row: Sequence[Value]) -> None:
+def _check(row: Sequence[Any]) -> None:
     """Refuse numbers that only a fault can have made: their sums would not fit any more."""
-    time_ns, *numbers = [value for value in row if isinstance(value, int)]
+    time_ns, *numbers = [value for index in _NUMBERS if (value := row[index]) is not None]
     if min(numbers) < 0 or max(numbers) > MAX_VALUE or not 0 <= time_ns < FOREVER_NS:
         raise DataRefusedError(f"a number is below 0 or above {MAX_VALUE}: {row}")
 
