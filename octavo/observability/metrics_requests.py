@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from octavo.observability.board import Board
-    from octavo.observability.tracing_spans import ModelCall
+    from octavo.observability.tracing_calls import ModelCall
 
 REASONS: dict[FinishReason, int] = {
     reason: index for index, reason in enumerate(get_args(FinishReason))

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from octavo.config import ServerConfig
+    from octavo.observability.tracing_calls import ModelCall
     from octavo.observability.tracing_export import Telemetry
-    from octavo.observability.tracing_spans import ModelCall, RequestTrace
+    from octavo.observability.tracing_spans import RequestTrace
     from octavo.types import PoolingParams, SamplingParams
 
 logger = logging.getLogger("octavo.telemetry")

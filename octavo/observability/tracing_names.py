@@ -56,6 +56,8 @@ GPU_SECONDS = "octavo.gpu_seconds"
 GPU_SECONDS_PREFILL = "octavo.gpu_seconds.prefill"
 GPU_SECONDS_DECODE = "octavo.gpu_seconds.decode"
 GPU_SECONDS_WASTE = "octavo.gpu_seconds.waste"
+COST = "octavo.cost"
+CURRENCY = "octavo.currency"
 
 # metrics, and the bounds of their buckets that the conventions prescribe
 REQUEST_DURATION = "gen_ai.server.request.duration"

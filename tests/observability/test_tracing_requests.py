@@ -132,6 +132,15 @@ async def test_a_chat_is_a_server_span_over_a_call_over_its_phases(traced: Trace
     assert len({s.context.span_id for s in spans.all}) == 5
 
 
+async def test_a_price_makes_a_cost(traced: Traced) -> None:
+    traced.telemetry.tracer.hourly_rate_nano = 3_600_000_000_000  # 3600 an hour, 1 a second
+    traced.telemetry.tracer.currency = "EUR"
+    await traced.chat()
+    attributes = traced.end().one(CALL).attributes or {}
+    assert attributes["octavo.cost"] == pytest.approx(attributes["octavo.gpu_seconds"])
+    assert attributes["octavo.currency"] == "EUR"
+
+
 def length_of(span: ReadableSpan) -> int:
     assert span.start_time is not None
     assert span.end_time is not None
