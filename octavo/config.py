@@ -80,6 +80,15 @@ def default_otlp_is_on() -> bool:
     return any(default_otel(f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT") for signal in signals)
 
 
+def default_grpc_quiet() -> None:
+    """Let gRPC's own library write errors only, unless the environment says otherwise.
+
+    Must run before it is imported. By default it also tells on standard error, past our log, of
+    every collector that goes away.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
 def default_cpu_isa() -> str | None:
     """The instruction set that `$OCTAVO_CPU_ISA` names for native kernels, `off`, or None."""
     return os.environ.get("OCTAVO_CPU_ISA") or None

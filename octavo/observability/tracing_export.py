@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from octavo.config import OTLPProtocol, default_otel
+from octavo.config import OTLPProtocol, default_grpc_quiet, default_otel
 from octavo.errors import ConfigError
 from octavo.observability.tracing_metrics import TelemetryMetrics
 from octavo.observability.tracing_sender import LastWords, Sender
@@ -150,6 +150,7 @@ def own_resource() -> Resource:
 def span_exporter(config: ServerConfig) -> SpanExporter:
     """What sends spans to the collector."""
     if _protocol(config, "TRACES") == "grpc":
+        default_grpc_quiet()
         from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as by_grpc
 
         return by_grpc.OTLPSpanExporter(endpoint=_endpoint(config))
@@ -161,6 +162,7 @@ def span_exporter(config: ServerConfig) -> SpanExporter:
 def metric_exporter(config: ServerConfig) -> MetricExporter:
     """What sends metrics to the collector."""
     if _protocol(config, "METRICS") == "grpc":
+        default_grpc_quiet()
         from opentelemetry.exporter.otlp.proto.grpc import metric_exporter as by_grpc
 
         return by_grpc.OTLPMetricExporter(endpoint=_endpoint(config))
