@@ -137,6 +137,8 @@ def _notes(
     if not report.rows:
         yield "there is no request in this time that the filters let in"
         return
+    if report.total.device_ns and not report.total.cost_nano:
+        yield "these requests have no price: start servers with --price-per-device-hour"
     if not report.device_ns:
         yield "the ledger has no device time of engines in this time: idle is not known"
     if not query.outcomes:

@@ -49,6 +49,7 @@ a_record = st.fixed_dictionaries(
         "time_ns": st.integers(-30, 120).map(lambda hours: BEGIN + hours * HOUR + 17),
         "feature": st.sampled_from(["", "chat", "search"]),
         "tenant": st.sampled_from(["acme", "globex"]),
+        "parent_id": st.sampled_from(["", "", "r1", "given"]),
         "session_id": st.sampled_from(["", "s1", "s2", "s3"]),
         "trace_id": st.sampled_from(["", "t1", "t2"]),
         "tags": st.sampled_from([{}, {"team": "a"}, {"team": "b", "x": "1"}]),
@@ -64,6 +65,7 @@ an_outcome = st.fixed_dictionaries(
     {
         "target": st.one_of(
             st.integers(0, 14).map(lambda n: {"request_id": f"r{n}"}),
+            st.just({"request_id": "given"}),
             st.sampled_from([{"session_id": s} for s in ("s1", "s2", "nobody")]),
             st.sampled_from([{"trace_id": t} for t in ("t1", "t2")]),
         ),
@@ -84,7 +86,7 @@ an_hour = st.fixed_dictionaries(
 
 def joins(outcome: Outcome, request: UsageRecord) -> bool:
     return bool(
-        (outcome.request_id and outcome.request_id == request.request_id)
+        (outcome.request_id and outcome.request_id in (request.request_id, request.parent_id))
         or (outcome.session_id and outcome.session_id == request.session_id)
         or (outcome.trace_id and outcome.trace_id == request.trace_id)
     )
@@ -388,7 +390,7 @@ def test_notes_tell_what_is_missing(new_ledger: Callable[[], Path]) -> None:
         assert report_of(ledger, CostQuery(since_ns=0))[1] == [
             "there is no request in this time that the filters let in"
         ]
-        ledger.add_usage([record("a", time_ns=BEGIN, decode_ns=NANO)])
+        ledger.add_usage([record("a", time_ns=BEGIN, decode_ns=NANO, hourly_rate_nano=0)])
         ledger.add_outcomes(
             [
                 Outcome(id="1", time_ns=BEGIN, request_id="a", name="won", success=True),
@@ -396,6 +398,7 @@ def test_notes_tell_what_is_missing(new_ledger: Callable[[], Path]) -> None:
             ]
         )
         _, notes = report_of(ledger, CostQuery(since_ns=0, outcomes=("wom",)))
+    assert any("--price-per-device-hour" in note for note in notes)
     assert any("idle is not known" in note for note in notes)
     assert any("no outcome named wom" in note and "there are won" in note for note in notes)
     assert any(note.startswith("1 outcomes of this time") for note in notes)
