@@ -57,13 +57,23 @@ class Grouping:
         self.raw_names = [name for name in (*by, *where) if name not in (*CELL, *TIMES)]
         self._is_sqlite = is_sqlite
 
+    @property
+    def is_hourly(self) -> bool:
+        """Days are not fine enough."""
+        return "hour" in self.by
+
     def keys(self, table: sa.FromClause, hour: Column) -> list[Column]:
         """What to select and group by: the hour or day, the group's texts, the currency.
+
+        Args:
+            table: with the columns of a roll-up or of `usage`.
+            hour: of its rows; `usage_daily` has days, and is for groups that are not hourly.
 
         Sums of one day stay within 64 bits for 100,000 devices, those of all time need not: so a
         day is always among the keys, and Python adds up the days.
         """
-        time = hour if "hour" in self.by else hour // number(24)
+        is_time = self.is_hourly or "day" in table.c
+        time = hour if is_time else hour // number(24)
         texts = [self._text(table, name) for name in self.by if name not in TIMES]
         return [time.label("time"), *texts, table.c.currency]
 
@@ -74,7 +84,7 @@ class Grouping:
     def key(self, row: Sequence[Any]) -> tuple[tuple[str, ...], str]:
         """The group and the currency of a row that begins with `keys`."""
         texts = iter(row[1:])
-        hours = row[0] if "hour" in self.by else row[0] * 24
+        hours = row[0] if self.is_hourly else row[0] * 24
         group = tuple(
             time_text(hours, name) if name in TIMES else str(next(texts)) for name in self.by
         )

@@ -15,7 +15,7 @@ from octavo.errors import ConfigError
 from octavo.ledger.groups import Column, Grouping, number, ordinals, raw_hour, time_text
 from octavo.ledger.record import FOREVER_NS, HOUR_NS
 from octavo.ledger.rollup import USAGE_SUMS
-from octavo.ledger.schema import engine_time, meta, usage, usage_hourly
+from octavo.ledger.schema import engine_time, meta, usage, usage_daily, usage_hourly
 from octavo.ledger.totals import INPUT_EDGES, EngineTotals, Totals
 
 Where = Mapping[str, Sequence[str]]
@@ -45,10 +45,19 @@ class Span:
 
     @property
     def edges(self) -> list[tuple[int, int]]:
-        """The parts at both ends that are less than an hour."""
-        begin, end = self.first_hour * HOUR_NS, self.last_hour * HOUR_NS
-        parts = [(self.start_ns, min(begin, self.end_ns)), (max(end, begin), self.end_ns)]
-        return [(low, high) for low, high in parts if low < high]
+        """The parts at both ends that are less than an hour, nanoseconds."""
+        return _around(self.start_ns, self.end_ns, self.first_hour, self.last_hour, HOUR_NS)
+
+    @property
+    def days(self) -> tuple[int, int]:
+        """The whole days in it."""
+        first = -(-self.first_hour // 24)
+        return first, max(first, self.last_hour // 24)
+
+    @property
+    def hours_around_days(self) -> list[tuple[int, int]]:
+        """The whole hours at both ends that are no whole days."""
+        return _around(self.first_hour, self.last_hour, *self.days, 24)
 
     def check_raw(self, what: str, low_ns: int) -> None:
         """Refuse to answer out of raw rows that are gone.
@@ -90,19 +99,21 @@ def usage_totals(
     """Sums over requests; see `Ledger.totals`."""
     grouping = Grouping(by, where, is_sqlite=connection.dialect.name == "sqlite")
     span = Span(connection, start_ns, end_ns)
-    found: dict[tuple[Any, ...], Totals] = {}
+    found: dict[tuple[Any, ...], list[int]] = {}
 
     def add(table: sa.Table, hour: Column, band: Column, num: Column, *rows: Column) -> None:
         keys = [*grouping.keys(table, hour), band]
         sums = [num, *(sa.func.sum(table.c[name]) for name in USAGE_SUMS)]
         query = sa.select(*keys, *sums).where(*rows, *grouping.filters(table))
         for row in connection.execute(query.group_by(*ordinals(len(keys)))):
-            key = grouping.key(row)
-            num_band, *values = map(int, row[grouping.num_keys :])
-            new = Totals(key=key[0], currency=key[1], band=num_band)
-            total = found.setdefault((*key, num_band), new)
-            for name, value in zip(("num_requests", *USAGE_SUMS), values, strict=True):
-                setattr(total, name, getattr(total, name) + value)
+            band_of, *values = map(int, row[grouping.num_keys :])
+            key = (*grouping.key(row), band_of)
+            known = found.get(key)
+            found[key] = [*map(int.__add__, known, values)] if known else values
+
+    def add_rolled(table: sa.Table, time: Column, begin: int, end: int) -> None:
+        band = _band(table.c.input_over + number(1), edges)
+        add(table, time, band, sa.func.sum(table.c.num_requests), time >= begin, time < end)
 
     def add_raw(*rows: Column) -> None:
         add(usage, raw_hour(), _band(usage.c.num_input_tokens, edges), sa.func.count(), *rows)
@@ -111,22 +122,23 @@ def usage_totals(
     if not span.check(grouping, edges):
         add_raw(time_ns >= span.start_ns, time_ns < span.end_ns)
     else:
-        hourly = usage_hourly.c
-        add(
-            usage_hourly,
-            hourly.hour,
-            _band(hourly.input_over + number(1), edges),
-            sa.func.sum(hourly.num_requests),
-            hourly.hour >= span.first_hour,
-            hourly.hour < span.last_hour,
-        )
+        hours = [(span.first_hour, span.last_hour)]
+        if not grouping.is_hourly:
+            add_rolled(usage_daily, usage_daily.c.day, *span.days)
+            hours = span.hours_around_days
+        for begin, end in hours:
+            add_rolled(usage_hourly, usage_hourly.c.hour, begin, end)
         # The watermark leaves few rows, the time may leave all: `0 +` keeps SQLite from taking the
         # index of times.
         time: Column = number(0) + time_ns
         add_raw(usage.c.seq > span.rolled, time >= span.start_ns, time < span.end_ns)
         for low, high in span.edges:
             add_raw(usage.c.seq <= span.rolled, time_ns >= low, time_ns < high)
-    return [found[key] for key in sorted(found)]
+    names = ("num_requests", *USAGE_SUMS)
+    return [
+        Totals(key=key, currency=currency, band=band, **dict(zip(names, values, strict=True)))
+        for (key, currency, band), values in sorted(found.items())
+    ]
 
 
 def engine_totals(
@@ -166,3 +178,10 @@ def _band(length: Column, edges: Sequence[int]) -> Column:
     for edge in edges:
         band = band + sa.case((length > edge, number(1)), else_=number(0))
     return band.label("band")
+
+
+def _around(start: int, end: int, first: int, last: int, length: int) -> list[tuple[int, int]]:
+    """What of `[start, end)` is before and after its whole units `[first, last)` of a length."""
+    begin = first * length
+    parts = [(start, min(begin, end)), (max(last * length, begin), end)]
+    return [(low, high) for low, high in parts if low < high]

@@ -1,4 +1,4 @@
-"""Adds usage up by the hour, and prunes what is older than the retention.
+"""Adds usage up by the hour and by the day, and prunes what is older than the retention.
 
 A row of `usage` is in the roll-up when its `seq` is at most the watermark, whatever hour it is of:
 late records need no care, and a report that adds the roll-up to the rows above the watermark is
@@ -19,7 +19,7 @@ from octavo.ledger.writes import INSERT_LOCK
 if TYPE_CHECKING:
     from octavo.ledger.database import Connection
 
-ROLL_ROWS = 20_000
+ROLL_ROWS = 10_000
 PRUNE_ROWS = 2_000
 """Rows per transaction: some 0.1 s on SQLite, during which other processes' writers wait."""
 
@@ -49,14 +49,24 @@ _INPUT_OVER = (
     + " ".join(f"WHEN num_input_tokens > {edge} THEN {edge}" for edge in reversed(INPUT_EDGES))
     + " ELSE 0 END"
 )
-_ROLL_UP = _add_to(
-    "usage_hourly",
-    ("hour", *CELL, "input_over"),
-    ("num_requests", *USAGE_SUMS),
-    f"SELECT time_ns / {HOUR_NS}, {_quoted(CELL)}, {_INPUT_OVER}, count(*), "
-    + ", ".join(f"sum({name})" for name in USAGE_SUMS)
-    + " FROM usage WHERE seq > ? AND seq <= ? "
-    f"GROUP BY time_ns / {HOUR_NS}, {_quoted(CELL)}, {_INPUT_OVER}",
+
+
+def _roll_up_into(table: str, time: str, length_ns: int) -> str:
+    """Adds the rows between two `seq` to sums by a length of time."""
+    return _add_to(
+        table,
+        (time, *CELL, "input_over"),
+        ("num_requests", *USAGE_SUMS),
+        f"SELECT time_ns / {length_ns}, {_quoted(CELL)}, {_INPUT_OVER}, count(*), "
+        + ", ".join(f"sum({name})" for name in USAGE_SUMS)
+        + " FROM usage WHERE seq > ? AND seq <= ? "
+        f"GROUP BY time_ns / {length_ns}, {_quoted(CELL)}, {_INPUT_OVER}",
+    )
+
+
+_ROLL_UPS = (
+    _roll_up_into("usage_hourly", "hour", HOUR_NS),
+    _roll_up_into("usage_daily", "day", 24 * HOUR_NS),
 )
 
 JOINS = (
@@ -133,7 +143,7 @@ def visible_seq(connection: Connection) -> int:
 
 
 def roll_up(connection: Connection, max_rows: int = ROLL_ROWS) -> int:
-    """Add the next rows to the hourly sums; 0: there are none, or another process is at it.
+    """Add the next rows to the sums; 0: there are none, or another process is at it.
 
     Raises:
         DatabaseUnavailableError: nothing was changed.
@@ -144,7 +154,8 @@ def roll_up(connection: Connection, max_rows: int = ROLL_ROWS) -> int:
         if rolled is None or rolled >= newest:
             return 0
         end = min(newest, rolled + max_rows)
-        connection.execute(_ROLL_UP, (rolled, end))
+        for statement in _ROLL_UPS:
+            connection.execute(statement, (rolled, end))
         _set(connection, "rolled_seq", end)
         return end - rolled
 

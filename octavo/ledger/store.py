@@ -70,7 +70,7 @@ class Ledger:
             insert_engine_time(connection, times)
 
     def roll_up(self) -> int:
-        """Add all that is new to the hourly sums; how many records that were."""
+        """Add all that is new to the sums by hour and day; how many records that were."""
         with self._writing() as connection:
             return sum(iter(lambda: roll_up(connection), 0))
 

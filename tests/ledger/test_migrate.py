@@ -25,8 +25,12 @@ FIRST_ROWS = (
     " trace_id, tags, route, backend, model, prefill_ns, decode_ns, waste_ns, num_input_tokens,"
     " num_cached_tokens, num_output_tokens, ttft_ns, e2e_ns, finish_reason, hourly_rate_nano,"
     " currency, cost_nano) VALUES ('old', '', 36000000000000, 'chat', '', '', '', '', '{}', '/v1',"
-    " 'octavo', 'm', 5, 6, 0, 1, 0, 2, NULL, 9, 'stop', 1, 'USD', 17)"
+    " 'octavo', 'm', 5, 6, 0, 1, 0, 2, NULL, 9, 'stop', 1, 'USD', 17)",
+    "INSERT INTO usage_hourly VALUES"
+    " (10, 'chat', '', '', 'm', 'octavo', 'stop', 'USD', 0, 1, 1, 0, 2, 5, 6, 0, 9, 17)",
+    "UPDATE meta SET value = 1 WHERE name = 'rolled_seq'",
 )
+"""A request as the first revision kept it, rolled up."""
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -60,15 +64,17 @@ def test_a_ledger_of_any_revision_comes_up_with_its_rows(empty_url: str, revisio
     database = Database(empty_url)
     upgrade(database, REVISIONS[0])
     connection = database.connect()
-    connection.execute(FIRST_ROWS)
+    for statement in FIRST_ROWS:
+        connection.execute(statement)
     upgrade(database, revision)
     assert revision_of(connection) == revision
     connection.close()
     with open_ledger(empty_url) as ledger:
         ledger.add_usage([usage("new")])
         ledger.roll_up()
-        total = ledger.totals(["feature"])[-1]
-        assert (total.key, total.cost_nano) == (("chat",), 17)
+        for by in (["feature"], ["feature", "hour"]):
+            total = ledger.totals(by)[-1]
+            assert (total.key[0], total.num_requests, total.cost_nano) == ("chat", 1, 17)
 
 
 def test_a_revision_that_fails_changes_nothing(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FIRST = 490_000  # hours since 1970; 2025
-NUM_HOURS = 30  # two days and something
+NUM_HOURS = 90  # three days and something
 
 _numbers = count()
 
