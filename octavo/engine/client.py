@@ -64,6 +64,9 @@ MAX_MESSAGES_PER_TURN = 16
 LAST_WORDS_S = 0.2
 """How long a process's last messages may take to arrive after its end."""
 
+LAST_CHARGES_S = 1.0
+"""How long an engine that is closed gets for the steps in flight, to tell what requests cost."""
+
 
 _NO_OPTIONS = RequestOptions()
 
@@ -106,7 +109,7 @@ class AsyncEngine:
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[EngineInfo] = self._loop.create_future()
         self._death: asyncio.Future[str] = self._loop.create_future()
-        self._is_closing = False
+        self._is_closing = self._is_released = False
         self._last_message_at = time.monotonic()
         self._fd = int(self._channel.socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._fd, self._read)
@@ -308,7 +311,8 @@ class AsyncEngine:
                 self._end(engine_id, "abort")
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        """Stop the engine and wait for its end. Requests in flight end with `abort`.
+        """Stop the engine and wait for its end. Requests in flight end with `abort`, and are
+        charged with what they cost.
 
         Args:
             timeout_s: after as many seconds the process is terminated, and then killed.
@@ -317,12 +321,15 @@ class AsyncEngine:
             return
         self._is_closing = True
         if not self._death.done():
+            for engine_id in list(self._streams):
+                self._end(engine_id, "abort")
+            await self._dues.all_settled(min(timeout_s, LAST_CHARGES_S))
             self._send(Shutdown())
         self._end_all("abort", None)
         await self._release(timeout_s)
 
     async def _release(self, timeout_s: float) -> None:
-        self._is_closing = True
+        self._is_closing = self._is_released = True
         self._loop.remove_reader(self._fd)
         await asyncio.to_thread(self._process.stop, timeout_s)
 
@@ -361,7 +368,7 @@ class AsyncEngine:
         return EngineUnavailableError(reason, code="engine_dead")
 
     def _send(self, message: ToEngine) -> bool:
-        if self._is_closing and not isinstance(message, Shutdown):
+        if self._is_released:
             return False
         is_sent = self._channel.send(message)
         # Sending may take the descriptor's news of a message that came, so look for one.
@@ -370,7 +377,7 @@ class AsyncEngine:
 
     def _read(self) -> None:
         """Take messages until there are none: the descriptor tells only of changes."""
-        if self._is_closing:
+        if self._is_released:
             return
         for _ in range(MAX_MESSAGES_PER_TURN):
             message = self._channel.receive()

@@ -6,6 +6,8 @@ it was ended from this side. Knows nothing of messages, streams or how charges c
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,8 @@ class Dues:
         self.listener: Callable[[str, Charge], None] | None = None
         self.is_metered = False
         self._open: dict[str, str] = {}
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
 
     def __len__(self) -> int:
         """Requests whose charge has not come."""
@@ -39,10 +43,13 @@ class Dues:
     def open(self, engine_id: str, request_id: str) -> None:
         """A request was sent to the engine, under an id of its own."""
         self._open[engine_id] = request_id
+        self._is_empty.clear()
 
     def settle(self, engine_id: str, charge: Charge | None) -> None:
         """A charge has come, or none will. Only the first word counts."""
         request_id = self._open.pop(engine_id, None)
+        if not self._open:
+            self._is_empty.set()
         if request_id is None or self.listener is None:
             return
         try:
@@ -54,6 +61,12 @@ class Dues:
         """The engine was told to forget the request: where it meters, the charge comes later."""
         if not self.is_metered:
             self.settle(engine_id, None)
+
+    async def all_settled(self, timeout_s: float) -> None:
+        """Wait until all charges have come, or for so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._is_empty.wait()
 
     def settle_all(self) -> None:
         """The engine has ended: no charge will come any more."""
