@@ -19,6 +19,7 @@ from octavo.server.batch_runs import BatchRuns
 from octavo.server.context import ServerContext
 from octavo.server.errors import ErrorAnswers
 from octavo.server.lifecycle import Admission, Lifecycle
+from octavo.server.metering import UsageBook
 from octavo.server.openapi import document
 from octavo.server.parsing import answer_reading
 from octavo.server.prompts import PromptEncoder
@@ -146,6 +147,7 @@ def create_app(
     metrics: Metrics | None = None,
     defaults: Mapping[str, Any] | None = None,
     grammars: GrammarCheck | None = None,
+    usage: UsageBook | None = None,
     telemetry: Telemetry | None = None,
 ) -> Application:
     """The OpenAI application over an engine.
@@ -159,6 +161,7 @@ def create_app(
             leave them out.
         grammars: tries out what outputs shall follow, before the engine sees it; the caller closes
             it.
+        usage: what requests used and cost; the caller settles it. None: one without a ledger.
         telemetry: told of every request; the caller shuts it down. None: nobody wants to know.
 
     Raises:
@@ -173,6 +176,8 @@ def create_app(
             info=engine.info,
             check_health=engine.check_health,
         )
+    if usage is None:
+        usage = UsageBook(engine, metrics, model=config.served_model_names[0])
     encoder = PromptEncoder(
         tokenizer,
         vocab_size=engine.info.vocab_size,
@@ -188,6 +193,7 @@ def create_app(
         metrics,
         _checked_defaults(defaults or {}),
         answer_reading(config, tokenizer),
+        usage,
         ServerState(config.state_dir, lifecycle),
         lifecycle,
         grammars,

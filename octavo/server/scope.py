@@ -36,14 +36,18 @@ class Exchange:
     Attributes:
         request_id: the caller's `X-Request-Id` if that is 1 to 128 visible ASCII characters, else
             one of ours.
+        is_given_id: it is the caller's, who may have given it before.
         status: of the answer; None until it started.
         body_len: of the answer, bytes, where its head tells; else 0.
     """
 
-    __slots__ = ("_send", "_write", "body_len", "request_id", "status")
+    __slots__ = ("_send", "_write", "body_len", "is_given_id", "request_id", "status")
 
-    def __init__(self, request_id: str, send: Send, write: Callable[[bytes], bool] | None) -> None:
-        self.request_id = request_id
+    def __init__(
+        self, given_id: str | None, send: Send, write: Callable[[bytes], bool] | None
+    ) -> None:
+        self.request_id = given_id or uuid4().hex
+        self.is_given_id = given_id is not None
         self.status: int | None = None
         self.body_len = 0
         self._send = send
@@ -102,7 +106,7 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         begin = time.perf_counter()
-        exchange = Exchange(_choose_request_id(scope), send, scope.get("extensions", {}).get(WRITE))
+        exchange = Exchange(_given_id(scope), send, scope.get("extensions", {}).get(WRITE))
         scope.setdefault("state", {})["exchange"] = exchange
 
         async def send_with_id(message: Message) -> None:
@@ -150,9 +154,10 @@ def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
     return 0
 
 
-def _choose_request_id(scope: Scope) -> str:
+def _given_id(scope: Scope) -> str | None:
+    """The caller's `X-Request-Id`, if it can be used."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _GIVEN_ID.fullmatch(value):
             given: str = value.decode("ascii")
             return given
-    return uuid4().hex
+    return None

@@ -58,8 +58,11 @@ _FIELDS = {
     "session_id": "session_id",
     "session.id": "session_id",
 }
-_HEADER_NAME = re.compile(rb"[a-z0-9][a-z0-9_.\-]{0,63}")
+_HEADER_NAME = re.compile(rb"(?!octavo\.)[a-z0-9][a-z0-9_.\-]{0,63}")
 _TRUTH = {b"1": True, b"true": True, b"0": False, b"false": False, b"": False}
+_OWN = "octavo."
+"""Tags whose names begin so are ours."""
+
 _FOREIGN = ("sentry-",)
 """Members of baggage that a vendor's client adds to every request by itself."""
 
@@ -157,7 +160,8 @@ def _tag_name(header: bytes) -> tuple[str, str]:
     shown = f"X-Octavo-Tag-{name[: MAX_NAME_LEN + 1].decode('latin-1')}"
     if not _HEADER_NAME.fullmatch(name):
         raise InvalidRequestError(
-            f"{shown}: a tag's name has 1 to {MAX_NAME_LEN} letters, digits, '-', '_' and '.'",
+            f"{shown}: a tag's name has 1 to {MAX_NAME_LEN} letters, digits, '-', '_' and '.', "
+            "and does not begin with 'octavo.'",
             param=shown,
         )
     return name.decode("ascii"), shown
@@ -224,6 +228,7 @@ def _add(fields: dict[str, str], tags: dict[str, str], pairs: Iterable[tuple[str
             text is None
             or not _is_good(text, max_len)
             or not _is_good(name, MAX_NAME_LEN)
+            or name.startswith(_OWN)
             or (into is tags and len(tags) >= MAX_TAGS)
         ):
             num_dropped += 1

@@ -10,7 +10,6 @@ from array import array
 from base64 import b64encode
 from dataclasses import dataclass
 from sys import byteorder
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,6 +30,7 @@ from octavo.types import PoolingParams, RequestOptions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from octavo.server.account import Account, UsageLine
     from octavo.server.context import ServerContext
     from octavo.types import Task
 
@@ -66,7 +66,7 @@ async def embed(
     inputs: Sequence[str | list[int]],
     *,
     request_id: str,
-    arrived: float | None = None,
+    account: Account,
     options: RequestOptions | None = None,
     max_len: int | None = None,
     dimensions: int | None = None,
@@ -81,7 +81,7 @@ async def embed(
         context: the server's.
         inputs: at least one.
         request_id: unique among those in flight.
-        arrived: when the HTTP request came, `time.perf_counter()`; None: now.
+        account: of the HTTP request.
         options: how to treat it.
         max_len: cut longer inputs to so many tokens; None: refuse them.
         dimensions: see `PoolingParams`.
@@ -94,7 +94,6 @@ async def embed(
         RequestError: the server does not embed, an input does not fit, or there is no engine now.
         EngineError: the engine failed.
     """
-    arrived = perf_counter() if arrived is None else arrived
     context.check_task("embed")
     check_dimensions(dimensions, context.engine.info)
     encoded = await encode(
@@ -110,7 +109,7 @@ async def embed(
         encoded,
         "embed",
         request_id=request_id,
-        arrived=arrived,
+        account=account,
         options=options or RequestOptions(),
         dimensions=dimensions,
         is_activated=is_normalized,
@@ -199,7 +198,7 @@ async def pool(
     task: Task,
     *,
     request_id: str,
-    arrived: float,
+    account: Account,
     options: RequestOptions,
     dimensions: int | None = None,
     is_activated: bool | None = None,
@@ -211,7 +210,8 @@ async def pool(
         EngineError: the engine failed.
     """
     params = PoolingParams(task=task, dimensions=dimensions, is_activated=is_activated)
-    call = start_call(request_id, params, arrived)
+    call = start_call(request_id, params, account.arrived)
+    lines = account.lines(len(inputs))
     tasks = [
         asyncio.ensure_future(
             _pool_one(
@@ -219,7 +219,8 @@ async def pool(
                 item.token_ids,
                 msgspec.structs.replace(params, second_start=item.second_start),
                 f"{request_id}-{index}",
-                arrived,
+                account.arrived,
+                lines[index],
                 options,
             )
         )
@@ -247,23 +248,29 @@ async def _pool_one(
     params: PoolingParams,
     request_id: str,
     arrived: float,
+    line: UsageLine,
     options: RequestOptions,
 ) -> bytes:
-    timer = context.metrics.start_request(arrived)
+    timer, num_tokens = context.metrics.start_request(arrived), len(token_ids)
+    line.open(request_id)
     try:
         pooled = await context.engine.pool(
             token_ids, params, request_id=request_id, options=with_time_left(options, arrived)
         )
     except asyncio.CancelledError:
         timer.finish("abort")
+        line.end("abort", None, num_input_tokens=num_tokens)
         raise
     except RequestError as exc:
         timer.refuse(exc)
+        line.refuse(request_id)
         raise
     except Exception:
         timer.finish("error")
+        line.end("error", None, num_input_tokens=num_tokens)
         raise
-    timer.on_pooled(len(token_ids), pooled.finish_reason)
+    timer.on_pooled(num_tokens, pooled.finish_reason)
+    line.end(pooled.finish_reason, None, num_input_tokens=num_tokens)
     if pooled.finish_reason == "stop":
         return pooled.vector
     if pooled.finish_reason == "timeout":
