@@ -208,6 +208,7 @@ class LLM:
         ids = [self._add(*request, way) for request, way in zip(checked, ways, strict=True)]
         try:
             self._finish(ids, show=use_tqdm)
+            self._await_charges(ids)
             return [self._output(request_id) for request_id in ids]
         finally:
             self._forget(ids)
@@ -400,6 +401,12 @@ class LLM:
             task = progress.add_task("prompts", total=len(ids))
             while open_ids:
                 progress.advance(task, step())
+
+    def _await_charges(self, ids: list[str]) -> None:
+        """Run the last steps of those that were ended here: they pay for them."""
+        if self.info.work is not None:
+            while any(self._running[i].charge is None for i in ids):
+                self._step()
 
     def _output(self, request_id: str) -> RequestOutput:
         running = self._running[request_id]
