@@ -149,9 +149,7 @@ def run_report(args: argparse.Namespace) -> int:
 
     from octavo.planning.cost_table import print_report
 
-    console = Console()
-    console.width = 400  # a pipe has no width, and a narrow terminal breaks lines: nothing is cut
-    print_report(report, query, notes, console)
+    print_report(report, query, notes, Console())
     return 0
 
 
