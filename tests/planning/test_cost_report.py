@@ -421,4 +421,4 @@ def test_notes_tell_what_is_missing(new_ledger: Callable[[], Path]) -> None:
     assert any("--price-per-device-hour" in note for note in notes)
     assert any("idle is not known" in note for note in notes)
     assert any("no outcome named wom" in note and "there are won" in note for note in notes)
-    assert any(note.startswith("1 outcomes of this time") for note in notes)
+    assert any(note.endswith("joined with no request: 1") for note in notes)
