@@ -15,6 +15,7 @@ import msgspec
 
 from octavo.errors import EngineUnavailableError
 from octavo.ledger.record import UsageRecord, from_nano
+from octavo.observability.logs import BARE_LOGGER
 from octavo.server.account import Account
 from octavo.server.tags import MAX_FEATURES, MAX_TENANTS, DistinctCap, read_tags
 
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
+    from octavo.config import ServerConfig
     from octavo.engine.interface import EngineClient
     from octavo.observability.metrics import Metrics
     from octavo.server.account import UsageLine
     from octavo.types import Charge
 
-usage_log = logging.getLogger("octavo.usage")
+usage_log = logging.getLogger(BARE_LOGGER)
 """One line of JSON for each record, where they are asked for."""
 
 LATE_S = 600.0
@@ -51,11 +53,8 @@ class UsageBook:
     Args:
         engine: whose charges come here; the book becomes its listener.
         metrics: told of each record.
-        model: the name that records carry.
-        hourly_rate_nano: price of one device hour, in 1e-9 of the currency; 0: there is none.
-        currency: of the price.
+        config: has the name that records carry, the price, and whether they are logged.
         sink: where records go; None: nowhere but metrics and the log.
-        logs_usage: each record is a line of the log `octavo.usage`.
 
     Attributes:
         sink: see above.
@@ -69,16 +68,12 @@ class UsageBook:
         self,
         engine: EngineClient,
         metrics: Metrics,
-        *,
-        model: str,
-        hourly_rate_nano: int = 0,
-        currency: str = "USD",
+        config: ServerConfig,
         sink: RecordSink | None = None,
-        logs_usage: bool = False,
     ) -> None:
-        self.model = model
-        self.hourly_rate_nano = hourly_rate_nano
-        self.currency = currency
+        self.model = config.served_model_names[0]
+        self.hourly_rate_nano = config.hourly_rate_nano
+        self.currency = config.currency
         self.sink = sink
         self.waiting: dict[str, UsageLine] = {}
         self.open_lines: set[UsageLine] = set()
@@ -87,8 +82,10 @@ class UsageBook:
         self.tenants = DistinctCap(MAX_TENANTS)
         self._engine = engine
         self._metrics = metrics
-        self._logs_usage = logs_usage
+        self._logs_usage = config.log_usage
         self._settled: asyncio.Event | None = None
+        if config.log_usage:
+            usage_log.setLevel(logging.INFO)  # whatever else is logged
         engine.listen_for_charges(self.on_charge)
 
     def open(
