@@ -146,7 +146,7 @@ def configured(folder: Path, target: str) -> Path:
 def url(tiny_llama: TinyLlama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`octavo serve` of a tiny model."""
     command = [sys.executable, "-m", "octavo.cli.main", "serve", str(tiny_llama()), "--port", "0"]
-    command += ["--served-model-name", "m"]
+    command += ["--served-model-name", "m", "--price-per-device-hour", "3.6"]
     home = {"OCTAVO_HOME": str(tmp_path_factory.mktemp("home"))}
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(
@@ -237,5 +237,13 @@ def test_what_the_load_left(prometheus: Prometheus) -> None:
         (count,) = prometheus.query(f"vllm:request_{name}_time_seconds_count")
         assert 2 * 9 <= count <= 2 * 10  # those whose time was up may have had a first token
     assert prometheus.query("vllm:prefix_cache_hits_total")[0] > 0
+    assert len(prometheus.query("octavo:feature_cost_total > 0")) == 3
+    spent = prometheus.query("sum by (currency) (octavo:feature_cost_total)")
+    assert spent == pytest.approx(prometheus.query("octavo:cost_total"))
+    seconds = prometheus.query("sum(octavo:feature_gpu_seconds_total)")
+    assert spent == pytest.approx([x * 3.6 / 3600 for x in seconds])
+    assert prometheus.query("octavo:ledger_records_written_total")[0] >= 2 * 9
+    parts, whole = "octavo:gpu_seconds_total", "octavo:device_wall_seconds_total"
+    assert prometheus.query(f"sum({parts}) / sum({whole})") == pytest.approx([1], abs=0.05)
     answers = 'sum by (status) (http_requests_total{handler="/v1/completions",method="POST"})'
     assert len(prometheus.query(answers)) >= 2
