@@ -116,7 +116,10 @@ class Telemetry:
             raise
         except Exception as exc:  # whatever a certificate or a compression may be wrong in
             raise ConfigError(f"OTLP cannot be set up: {type(exc).__name__}: {exc}") from exc
-        return cls(config.served_model_names[0], spans, metrics, sampler)
+        telemetry = cls(config.served_model_names[0], spans, metrics, sampler)
+        telemetry.tracer.hourly_rate_nano = config.hourly_rate_nano
+        telemetry.tracer.currency = config.currency
+        return telemetry
 
     @property
     def num_lost_spans(self) -> int:

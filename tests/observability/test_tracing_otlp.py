@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -253,8 +254,15 @@ def test_variables_that_the_sdk_refuses(
 def test_signals_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
-    config = ServerConfig(otlp_endpoint="http://localhost:4317", served_model_names=("m",))
+    config = ServerConfig(
+        otlp_endpoint="http://localhost:4317",
+        served_model_names=("m",),
+        price_per_device_hour=Decimal(2),
+        currency="EUR",
+    )
     telemetry = Telemetry.from_config(config)
+    assert telemetry.tracer.hourly_rate_nano == 2_000_000_000
+    assert telemetry.tracer.currency == "EUR"
     trace = telemetry.tracer.begin("x", "chat", {})
     assert not trace.is_sampled
     assert telemetry.tracer.metrics is None
