@@ -113,9 +113,9 @@ def add_ledger_flag(parser: argparse.ArgumentParser) -> None:
 
 def ledger_url(args: argparse.Namespace) -> str:
     """The ledger that the flag names, or the one that a server writes by default."""
-    from octavo.config import default_home
+    from octavo.config import default_ledger
 
-    return str(args.ledger or default_home() / "ledger.db")
+    return str(args.ledger or default_ledger())
 
 
 def run_report(args: argparse.Namespace) -> int:
