@@ -166,7 +166,7 @@ def test_a_killed_engine_is_replaced(model: str, tmp_path: Path) -> None:
             assert answer["usage"]["completion_tokens"] == 5
             metrics = httpx.get(f"{base}/metrics").text
             expected = (
-                f'octavo:engine_restarts_total{{engine="0",model_name="fake"}} {num_restarts}.0'
+                f'octavo:engine_restarts_total{{engine="0",model_name="fake"}} {num_restarts}\n'
             )
             assert expected in metrics
         server.popen.send_signal(signal.SIGTERM)
