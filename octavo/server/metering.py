@@ -60,7 +60,6 @@ class UsageBook:
         sink: see above.
         waiting: lines by the engine's ids that are not charged yet.
         open_lines: those that have no record yet.
-        num_dropped_tags: tags of callers that were malformed, too long or too many.
         features, tenants: keep the number of different values in bounds.
     """
 
@@ -77,7 +76,6 @@ class UsageBook:
         self.sink = sink
         self.waiting: dict[str, UsageLine] = {}
         self.open_lines: set[UsageLine] = set()
-        self.num_dropped_tags = 0
         self.features = DistinctCap(MAX_FEATURES)
         self.tenants = DistinctCap(MAX_TENANTS)
         self._engine = engine
@@ -109,11 +107,14 @@ class UsageBook:
         """
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         tags = read_tags(headers, metadata=metadata, user=user)
-        self.num_dropped_tags += tags.num_dropped
+        num_capped = 0
         if tags.feature or tags.tenant:
             feature, tenant = self.features.admit(tags.feature), self.tenants.admit(tags.tenant)
-            if feature is not tags.feature or tenant is not tags.tenant:
+            num_capped = (feature is not tags.feature) + (tenant is not tags.tenant)
+            if num_capped:
                 tags = msgspec.structs.replace(tags, feature=feature, tenant=tenant)
+        if num_capped or tags.num_dropped:
+            self._metrics.count_tags(tags.num_dropped, num_capped)
         return Account(self, tags, scope, arrived)
 
     def on_charge(self, engine_id: str, charge: Charge) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from decimal import Decimal
 from functools import partial
@@ -356,7 +357,9 @@ def test_features_are_bounded(metered: Metered, monkeypatch: pytest.MonkeyPatch)
     assert [record.feature for record in metered.settled()] == ["a", "b", "other", "a", "other"]
     assert metered.book.features.num_capped == 2
     metered.post("/v1/completions", {**COMPLETION, "metadata": {"bad": "a\nb"}})
-    assert metered.book.num_dropped_tags == 1
+    told = metered.server.client.get("/metrics").text
+    assert re.search(r"^octavo:usage_tags_dropped_total\{.*\} 1(\.0)?$", told, re.M)
+    assert re.search(r"^octavo:usage_tags_capped_total\{.*\} 2(\.0)?$", told, re.M)
 
 
 def test_a_line_of_the_log(
