@@ -84,10 +84,8 @@ def outcome_totals(
         },
     )
 
-    rows = [*wanted, _o.c.counted == 0]
-    if in_range:
-        rows.append(_o.c.seq.in_(_pairs([_o.c.seq], [*wanted, *in_range])))
-    ranked = _ranked(rows)
+    # Which request is an outcome's last one is not known before all of its requests are.
+    ranked = _ranked([*wanted, _o.c.counted == 0])
     last = sa.select(ranked).where(ranked.c.n == 1).subquery()
     keys = [*grouping.keys(usage, raw_hour()), outcomes.c.name, outcomes.c.success]
     query = (

@@ -7,7 +7,7 @@ import os
 from hypothesis import HealthCheck, settings
 
 SETTINGS = settings(
-    max_examples=int(os.environ.get("LEDGER_EXAMPLES", "25")),
+    max_examples=int(os.environ.get("LEDGER_EXAMPLES", "12")),
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

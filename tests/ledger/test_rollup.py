@@ -278,7 +278,7 @@ def test_postgresql_says_what_python_says(postgres: Any) -> None:
     """The same statements on the other database: one long example instead of many short ones."""
     examples: dict[str, Any] = {}
 
-    @settings(SETTINGS, max_examples=4, derandomize=True)
+    @settings(SETTINGS, max_examples=2, derandomize=True)
     @given(st.lists(records, min_size=40, max_size=40), st.lists(outcomes, min_size=20))
     def draw(drawn: list[UsageRecord], more: list[Outcome]) -> None:
         examples.update(kept=drawn, came=more)
