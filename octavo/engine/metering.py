@@ -32,6 +32,9 @@ ENDED = 0
 FEW_ROWS = 8
 """Rows that are charged one by one faster than by numpy."""
 
+MOST_ALIKE = 64
+"""Steps that are divided together: over so few the costs of decodes grow in a line, almost."""
+
 NO_CHARGE = Charge()
 _NONE = np.zeros(0)
 
@@ -66,6 +69,8 @@ class Meter:
         self._decoders: list[Request] = []
         self._accounts = self._prompt.astype(np.int64)
         self._context = np.zeros(1)
+        # Of later steps with the same decodes and nothing else: they are divided together.
+        self._alike_ns = self._num_alike = 0
         # By step: requests that may begin anew in it, and how many tokens they had lost by then.
         self._restarts: dict[int, list[tuple[Request, int]]] = {}
         self._leaving: list[tuple[int, Request]] = []
@@ -159,9 +164,14 @@ class Meter:
                 self._lost[account] = num_lost
                 self._special[account] = max(num_lost, request.num_prompt_tokens)
         if len(requests) == 1:
-            self._decoders = []
+            self._forget_decoders()
             self._charge_row(plan, 0, requests[0], worked)
+        elif self._is_alike(plan, requests):
+            self._requests_ns += worked
+            self._alike_ns += worked
+            self._num_alike += 1
         else:
+            self._divide_alike()
             self._charge_many(plan, requests, worked, told)
         if self._leaving:
             self._settle_leaving(plan.step_id)
@@ -199,6 +209,35 @@ class Meter:
         assert sorted(accounts) == list(range(len(self._prefill))), "accounts"
         assert not self._prefill[self._free].any(), "a free account holds time"
         assert not self._decode[self._free].any(), "a free account holds time"
+
+    def _is_alike(self, plan: StepPlan, requests: Sequence[Request]) -> bool:
+        """Whether a step has the decodes of the step before, and nothing else.
+
+        None of their requests has ended, or `_decoders` would be empty.
+        """
+        num = len(requests)
+        return (
+            num == len(self._decoders)
+            and self._num_alike < MOST_ALIKE
+            and not plan.new_rows
+            and plan.num_tokens == num
+            and requests == self._decoders
+        )
+
+    def _divide_alike(self) -> None:
+        """Divide the time of steps with the same decodes, by what those half-way through cost."""
+        if not self._num_alike:
+            return
+        steps, self._num_alike = self._num_alike, 0
+        total, self._alike_ns = self._alike_ns, 0
+        num = len(self._decoders)
+        weights = self._cost.decodes(self._context + (steps + 1) / 2, num, num)
+        self._decode[self._accounts] += share_out(total, weights)
+        self._context += float(steps)
+
+    def _forget_decoders(self) -> None:
+        self._divide_alike()
+        self._decoders = []
 
     def _charge_row(self, plan: StepPlan, index: int, request: Request, share: int) -> None:
         """Charge one row of a step; `_charge_rows` does the same for many."""
@@ -318,8 +357,8 @@ class Meter:
 
     def _take(self, request: Request) -> Charge:
         """A request's charge; its account is free again."""
+        self._forget_decoders()
         account, request.account = request.account, ENDED
-        self._decoders = []
         charge = Charge(
             int(self._prefill[account]), int(self._decode[account]), int(self._waste[account])
         )

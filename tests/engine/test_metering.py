@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.engine.metering import Meter
+from octavo.engine.metering import MOST_ALIKE, Meter
 from octavo.engine.metering_split import StepCost, share_out, split_exactly
 from octavo.engine.metering_time import Activity, DeviceTimeline
 from octavo.engine.request import Request
@@ -86,6 +86,23 @@ def test_equal_requests_pay_equally_and_a_long_context_more() -> None:
     assert bench.charge(far).decode_ns > max(charges) * 1.02
 
 
+def test_steps_of_the_same_decodes_are_divided_together_and_cost_what_each_would() -> None:
+    """Against a division of each step by itself, which many rows that come and go would bring."""
+    lengths, num_steps, took = (50, 900, 4_000), 3 * MOST_ALIKE + 5, 1_000_003
+    bench = Bench()
+    requests = [bench.add(length) for length in lengths]
+    expected = np.zeros(len(lengths))
+    for done in range(num_steps):
+        rows = [(each, n + done, 1, True) for each, n in zip(requests, lengths, strict=True)]
+        bench.step(*rows, took=took)
+        context = np.array(lengths, float) + done + 1
+        weights = bench.meter._cost.decodes(context, len(lengths), len(lengths))
+        expected += weights / weights.sum() * took
+    charges = [bench.charge(each).decode_ns for each in requests]
+    assert sum(charges) == num_steps * took
+    assert charges == pytest.approx(expected.tolist(), rel=1e-5)
+
+
 def test_prompts_pay_for_their_tokens_and_cached_ones_cost_nothing() -> None:
     bench = Bench()
     whole, cached = bench.add(64), bench.add(64)
@@ -103,6 +120,7 @@ def test_what_is_computed_again_is_waste() -> None:
     for computed in (8, 9, 10, 11):
         bench.step((one, computed, 1, True), (other, computed, 1, True))
     one.num_preemptions, one.num_lost_tokens = 1, 12
+    bench.meter._divide_alike()
     before = (int(bench.meter._prefill[one.account]), int(bench.meter._decode[one.account]))
     again = plan(99, (4, 9, True), (12, 1, True))  # four cached, eight lost, and one new
     again.new_rows = [None]  # type: ignore[list-item]

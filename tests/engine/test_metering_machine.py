@@ -199,7 +199,7 @@ class MeteringMachine(RuleBasedStateMachine):
         time = self.core.stats.device_time
         assert total_of(time) - time.num_devices * time.wall_ns == 0
         assert time.in_flight_ns == 0 or meter.time.num_in_flight
-        still_open = int(meter._prefill.sum() + meter._decode.sum())
+        still_open = int(meter._prefill.sum() + meter._decode.sum()) + meter._alike_ns
         charged = sum(charge.total_ns for charge in self.charged.values())
         assert charged + still_open - time.requests_ns == 0
 
