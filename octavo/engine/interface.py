@@ -35,6 +35,10 @@ class EngineClient(Protocol):
         """The newest snapshot that the engine sent."""
         ...
 
+    def ask_stats(self) -> None:
+        """Make a newer snapshot come soon: without requests the engine sends none by itself."""
+        ...
+
     def check_health(self) -> None:
         """Return while the engine takes requests and answers them.
 

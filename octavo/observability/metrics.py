@@ -54,6 +54,7 @@ class Metrics:
         currency: of costs.
 
     Attributes:
+        board: where it counts.
         requests: latencies and lengths.
         usage: costs.
         http: answered requests; None until `track_http`.
@@ -71,7 +72,7 @@ class Metrics:
     ) -> None:
         board = Board.private() if board is None else board
         self._stats = stats
-        self._board = board
+        self.board = board
         self._check_health = check_health
         self._fixed = () if info is None else (cache_config(info),)
         self.requests = RequestMetrics(
@@ -127,7 +128,7 @@ class Metrics:
         A board's servers must all call it with the same routes.
         """
         assert self.http is None
-        self.http = HTTPMetrics(self._board, routes)
+        self.http = HTTPMetrics(self.board, routes)
         return self.http
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
@@ -157,7 +158,7 @@ class Metrics:
             "octavo:api_server_restarts",
             "counter",
             "API servers started anew.",
-            [((), self._board.num_restarts)],
+            [((), self.board.num_restarts)],
         )
         yield from self.requests.families()
         yield from self.usage.families()

@@ -111,8 +111,13 @@ def _device_families(spent: DeviceTime) -> Iterator[Family]:
         "octavo:gpu_seconds",
         "counter",
         "Time of devices by what it went to: requests, or why not.",
-        [((("bucket", label),), getattr(spent, name) / 1e9) for name, label in _BUCKETS],
+        [((("bucket", label),), seconds) for label, seconds in device_seconds(spent).items()],
     )
+
+
+def device_seconds(spent: DeviceTime) -> dict[str, float]:
+    """Seconds by what they went to: requests, or why not; what runs now is in none of them."""
+    return {label: getattr(spent, name) / 1e9 for name, label in _BUCKETS}
 
 
 def cache_config(info: EngineInfo) -> Family:

@@ -94,6 +94,11 @@ class RequestMetrics:
             for reason, index in REASONS.items()
         }
 
+    @property
+    def num_rejected(self) -> int:
+        """Number of requests that were refused because too many waited."""
+        return int(sum(cells[0] for cells in self._rejections))
+
     def count_end(self, reason: FinishReason) -> None:
         """Count a request that ended."""
         self._ends[0][REASONS[reason]] += 1
@@ -114,7 +119,7 @@ class RequestMetrics:
             "vllm:admission_rejections",
             "counter",
             "Requests refused because too many waited.",
-            [((("reason", QUEUE_FULL),), int(sum(cells[0] for cells in self._rejections)))],
+            [((("reason", QUEUE_FULL),), self.num_rejected)],
         )
         itl = "Time between two tokens of a request, seconds."
         for name, text, histogram in (

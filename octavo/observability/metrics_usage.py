@@ -144,17 +144,29 @@ class UsageMetrics:
             for index, name in enumerate(_COUNTS):
                 self._records[0][index] = self._before[index] + getattr(self._ledger, name)
 
+    def by_feature(self) -> dict[str, list[float]]:
+        """Of ended requests, by feature: device time for the prompt and for the output, and the
+        part that was for nothing, ns; cost in 1e-9; requests; input, cached and output tokens.
+        """
+        return self._features.totals()
+
+    def records(self) -> dict[str, int]:
+        """What became of records, as `LedgerCounts` has it, of all servers."""
+        self._read_ledger()
+        return {
+            name: int(sum(cells[index] for cells in self._records))
+            for index, name in enumerate(_COUNTS)
+        }
+
     def families(self) -> Iterator[Family]:
         """What a scrape tells of it."""
-        self._read_ledger()
-        for index, (name, text) in enumerate(
-            (
-                ("written", "Usage records that are in the ledger."),
-                ("spilled", "Usage records that went to the spill file first."),
-                ("lost", "Usage records that could not be kept."),
-            )
+        records = self.records()
+        for name, text in (
+            ("written", "Usage records that are in the ledger."),
+            ("spilled", "Usage records that went to the spill file first."),
+            ("lost", "Usage records that could not be kept."),
         ):
-            num = int(sum(cells[index] for cells in self._records))
+            num = records[f"num_{name}"]
             yield Family(f"octavo:ledger_records_{name}", "counter", text, [((), num)])
         for index, (name, text) in enumerate(
             (
@@ -177,7 +189,7 @@ class UsageMetrics:
         yield from self._by_feature(money)
 
     def _by_feature(self, money: tuple[tuple[str, str], ...]) -> Iterator[Family]:
-        totals = [((("feature", name),), sums) for name, sums in self._features.totals().items()]
+        totals = [((("feature", name),), sums) for name, sums in self.by_feature().items()]
         yield Family(
             "octavo:feature_cost",
             "counter",

@@ -17,6 +17,7 @@ from octavo.protocol.generation import DEFAULTED_FIELDS
 from octavo.server.auth import Authentication
 from octavo.server.batch_runs import BatchRuns
 from octavo.server.context import ServerContext
+from octavo.server.dashboard.monitor import Monitor
 from octavo.server.errors import ErrorAnswers
 from octavo.server.lifecycle import Admission, Lifecycle
 from octavo.server.metering import UsageBook
@@ -110,8 +111,11 @@ class Application:
         await self._stack(scope, receive, send)
 
     def start(self) -> None:
-        """Begin what runs without a request: batches that were left. Call it in the event loop."""
+        """Begin what runs without a request: batches that were left, and the live page's readings.
+        Call it in the event loop.
+        """
         self.batch_runs.start()
+        self.context.monitor.start()
 
     def _observe(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
         """Count an answer; a route's path stands for all that it takes."""
@@ -186,6 +190,7 @@ def create_app(
         trusts_chat_templates=config.trust_request_chat_template,
     )
     lifecycle = Lifecycle()
+    monitor = Monitor(engine, metrics, config, lifecycle)
     context = ServerContext(
         engine,
         tokenizer,
@@ -194,7 +199,8 @@ def create_app(
         metrics,
         _checked_defaults(defaults or {}),
         answer_reading(config, tokenizer),
-        UsageBook(engine, metrics, config, ledger),
+        UsageBook(engine, metrics, config, ledger, monitor.slowest.add),
+        monitor,
         ServerState(config.state_dir, lifecycle),
         lifecycle,
         grammars,

@@ -20,7 +20,7 @@ from octavo.server.account import Account
 from octavo.server.tags import MAX_FEATURES, MAX_TENANTS, DistinctCap, read_tags
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from starlette.types import Scope
 
@@ -55,6 +55,7 @@ class UsageBook:
         metrics: told of each record.
         config: has the name that records carry, the price, and whether they are logged.
         sink: where records go; None: nowhere but metrics and the log.
+        listener: called with each record too; must not fail. None: nobody else wants to know.
 
     Attributes:
         sink: see above.
@@ -69,6 +70,7 @@ class UsageBook:
         metrics: Metrics,
         config: ServerConfig,
         sink: RecordSink | None = None,
+        listener: Callable[[UsageRecord], None] | None = None,
     ) -> None:
         self.model = config.served_model_names[0]
         self.hourly_rate_nano = config.hourly_rate_nano
@@ -82,6 +84,7 @@ class UsageBook:
         self._metrics = metrics
         self._logs_usage = config.log_usage
         self._settled: asyncio.Event | None = None
+        self._listener = listener
         if config.log_usage:
             usage_log.setLevel(logging.INFO)  # whatever else is logged
         engine.listen_for_charges(self.on_charge)
@@ -137,6 +140,8 @@ class UsageBook:
         if self.sink is not None:
             self.sink.put(record)
         self._metrics.observe_usage(record)
+        if self._listener is not None:
+            self._listener(record)
         if self._logs_usage:
             usage_log.info("%s", log_line(record))
 

@@ -14,6 +14,7 @@ from octavo.protocol.anthropic_answers import AnthropicAnswer, AnthropicEvent, T
 from octavo.protocol.batches import Batch, BatchList, BatchRequest
 from octavo.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from octavo.protocol.completions import Completion, CompletionRequest
+from octavo.protocol.dashboard import DashboardData
 from octavo.protocol.embeddings import EmbeddingAnswer, EmbeddingRequest
 from octavo.protocol.files import FileDeleted, FileList, FileObject
 from octavo.protocol.models import ModelCard, ModelList
@@ -48,6 +49,7 @@ from octavo.server.batches import (
 )
 from octavo.server.chat import create_chat_completion
 from octavo.server.completions import create_completion
+from octavo.server.dashboard.handlers import dashboard_data, dashboard_page
 from octavo.server.dialect import ANTHROPIC, OLLAMA, OPENAI
 from octavo.server.embeddings import create_embeddings
 from octavo.server.files import (
@@ -413,6 +415,16 @@ ENDPOINTS = (
         handler=health.metrics,
         media_type="text/plain",
         is_operational=True,
+    ),
+    Endpoint(
+        path="/dashboard",
+        handler=dashboard_page,
+        media_type="text/html",
+        is_open=True,
+        is_operational=True,
+    ),
+    Endpoint(
+        path="/dashboard/data", handler=dashboard_data, answer=DashboardData, is_operational=True
     ),
     Endpoint(path="/openapi.json", handler=openapi, is_operational=True),
     *OLLAMA_ENDPOINTS,

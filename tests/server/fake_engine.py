@@ -190,6 +190,9 @@ class FakeEngine:
     def listen_for_charges(self, listener: Callable[[str, Charge], None]) -> None:
         self.listener = listener
 
+    def ask_stats(self) -> None:
+        """The snapshot is always the newest."""
+
     def check_health(self) -> None:
         if not self.is_alive:
             raise EngineUnavailableError("the engine is dead", code="engine_dead", retry_after_s=4)

@@ -31,6 +31,7 @@ ROUTES = [
     ("GET", "/load"),
     ("GET", "/openapi.json"),
     ("GET", "/metrics"),
+    ("GET", "/dashboard/data"),
     ("GET", "/no/such/route"),
     ("DELETE", "/v1/models"),
     ("GET", "/health/"),

@@ -307,6 +307,6 @@ def test_keys_are_in_it_where_they_are_needed() -> None:
         {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
     ]
     open_paths = {path for path, operation in guarded.items() if operation.get("security") == []}
-    assert open_paths == {"/health", "/health/live", "/health/ready", "/ping"}
+    assert open_paths == {"/health", "/health/live", "/health/ready", "/ping", "/dashboard"}
     for path, operation in guarded.items():
         assert ("401" in operation["responses"]) == (path not in open_paths)

@@ -1,0 +1,1 @@
+"""The live page: `/dashboard`, one file without a build step, and the numbers that it draws."""
