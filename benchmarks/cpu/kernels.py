@@ -62,8 +62,9 @@ def packed_copies(name: str, shape: tuple[int, int], copies: int) -> list[torch.
     blocks[:, at : at + 2] = half
     blocks = blocks.reshape(shape[0], -1)
     made = []
+    memory = matmul.PackedMemory()
     for _ in range(copies):
-        packed = matmul.allocate_packed(matmul.packed_bytes(name, *shape))
+        packed = memory.take(matmul.packed_bytes(name, *shape))
         matmul.pack(packed, blocks, name, shape, None, is_last=True)
         made.append(packed)
     return made

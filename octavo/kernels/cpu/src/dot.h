@@ -189,21 +189,27 @@ static inline void add_block(const uint8_t *own, const uint8_t *scales, int64_t 
   }
 }
 
-constexpr int kAhead = 2048;  // bytes; prefetching beyond a matrix's end is harmless
+// Packed bytes of the scales of 8 rows and one block, on average.
+static constexpr int scale_bytes_of(int32_t type) {
+  return type == kQ6_K ? 18 : type == kQ4_K || type == kQ5_K ? 20
+         : type == kQ4_1 || type == kQ5_1 ? 32 : 16;
+}
+
+constexpr int kAhead = 8192;  // bytes; prefetching beyond a matrix's end is harmless
 
 // out[r][0..7] = the panel's 8 rows times row r of the tile. The order of sums is the same for every
 // R, so that a token's result does not depend on those beside it in the batch.
 template <int32_t kType, int R>
 static void dot_tile(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks,
                      const uint8_t *acts, float *out) {
-  constexpr int kCodeBytes = code_bytes_of(kType);
+  constexpr int kCodeBytes = code_bytes_of(kType), kStride = kCodeBytes + scale_bytes_of(kType);
   __m256 totals[R];
   for (int r = 0; r < R; ++r) totals[r] = _mm256_setzero_ps();
   for (int64_t b = 0; b < num_blocks; ++b) {
     const uint8_t *own = codes + b * kCodeBytes;
-    // Panels follow each other, so the next one's codes are fetched towards this one's end.
-    for (int line = 0; line < kCodeBytes; line += 64)
-      _mm_prefetch(reinterpret_cast<const char *>(own) + kAhead + line, _MM_HINT_T0);
+    // Codes, scales and the next panel's codes follow each other: one stream, fetched at one pace.
+    for (int line = 0; line < kStride; line += 64)
+      _mm_prefetch(reinterpret_cast<const char *>(codes) + b * kStride + kAhead + line, _MM_HINT_T0);
     add_block<kType, R>(own, scales, b, acts + b * R * kActBytes, totals);
   }
   for (int r = 0; r < R; ++r) _mm256_storeu_ps(out + kPanel * r, totals[r]);
