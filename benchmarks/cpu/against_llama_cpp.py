@@ -164,9 +164,7 @@ class Octavo:
 
     def generate(self, prompts: list[list[int]], num_outputs: int) -> None:
         """See `LlamaCpp.generate`."""
-        params = self._params(
-            temperature=0, max_tokens=num_outputs, ignore_eos=True, detokenize=False
-        )
+        params = self._params(temperature=0, max_tokens=num_outputs, ignore_eos=True)
         self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], params)
 
 
