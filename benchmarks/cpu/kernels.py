@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SHAPES = {"qkv": (960, 576), "o": (576, 576), "gate_up": (3072, 576), "down": (576, 1536)}
 """SmolLM2's layers, (outputs, inputs)."""
-WAYS = {"native": "blocks", "torch": "auto"}
+WAYS = {"native": "blocks", "torch": "decoded"}
 
 
 def times(run: Callable[[int], object], copies: int, repeats: int) -> list[float]:

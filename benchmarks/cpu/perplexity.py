@@ -212,7 +212,7 @@ def main() -> None:
     checkpoint.close()
     beginning = list(tokenizer.encode(""))  # Gemma wants its first token at each window's begin
     token_ids = list(tokenizer.encode(args.text.read_text()))[len(beginning) :][: args.tokens]
-    decoded = make_runner(path, "auto", args.threads)
+    decoded = make_runner(path, "decoded", args.threads)
     ways = {name: Way(name, decoded, path, args.threads) for name in args.way}
     found = {name: Distance() for name in args.way}
     reference = Distance()
