@@ -21,7 +21,7 @@ from octavo.types import PoolingType, SchedulingPolicy, Task
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
-LoadFormat = Literal["auto", "blocks", "dummy"]
+LoadFormat = Literal["auto", "blocks", "decoded", "dummy"]
 
 KVCacheDType = Literal["auto", "fp8"]
 
@@ -197,10 +197,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         pooling_type: which hidden state an embedding is: the `mean` of a text's, that of its first
             token (`cls`) or its `last` one. `auto` takes what the folder says
             (1_Pooling/config.json), else `cls` for encoders and `last` for decoders.
-        load_format: `auto` reads the model's weights into the computing precision; `blocks` keeps a
-            GGUF file's blocks as they are, for native kernels of a CPU (faster, with activations
-            rounded to 8 bits); `dummy` makes random weights, so that speed and memory of a model
-            can be measured with its config.json alone.
+        load_format: `decoded` reads the model's weights into the computing precision; `blocks`
+            keeps a GGUF file's blocks as they are, for native kernels of a CPU (faster, with
+            activations rounded to 8 bits); `auto` is `blocks` where that can be, else `decoded`;
+            `dummy` makes random weights, so that speed and memory of a model can be measured with
+            its config.json alone.
         dtype: `auto` takes the checkpoint's precision where the device computes it well.
         device: `auto` takes CUDA where there is a card.
         max_model_len: most tokens of prompt and output together; None: what the model allows.

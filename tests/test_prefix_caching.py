@@ -71,6 +71,7 @@ def engine(path: Path, *, caching: bool, num_blocks: int) -> EngineCore:
         max_num_seqs=8,
         kv_cache_memory=num_blocks * BYTES_PER_BLOCK,
         enable_prefix_caching=caching,
+        load_format="decoded",  # equal texts for any pieces of a prompt
     )
     built = build_engine(config)
     assert built.info.kv_cache.num_blocks == num_blocks

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SHAPES = {"qkv": (960, 576), "o": (576, 576), "gate_up": (3072, 576), "down": (576, 1536)}
 """SmolLM2's layers, (outputs, inputs)."""
-WAYS = {"native": "blocks", "torch": "auto"}
+WAYS = {"native": "blocks", "torch": "decoded"}
 
 
 def times(run: Callable[[int], object], copies: int, repeats: int) -> list[float]:
@@ -62,8 +62,9 @@ def packed_copies(name: str, shape: tuple[int, int], copies: int) -> list[torch.
     blocks[:, at : at + 2] = half
     blocks = blocks.reshape(shape[0], -1)
     made = []
+    memory = matmul.PackedMemory()
     for _ in range(copies):
-        packed = matmul.allocate_packed(matmul.packed_bytes(name, *shape))
+        packed = memory.take(matmul.packed_bytes(name, *shape))
         matmul.pack(packed, blocks, name, shape, None, is_last=True)
         made.append(packed)
     return made

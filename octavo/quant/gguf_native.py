@@ -31,6 +31,7 @@ class GGUFNative:
     def __init__(self, dense: LinearMethod) -> None:
         self._dense = dense
         self._num_outputs: dict[int, int] = {}  # by the address of a layer's blocks
+        self._memory = matmul.PackedMemory()
 
     def param_specs(self, in_features: int, out_features: int) -> tuple[ParamSpec, ...]:
         """Of a layer that is not kept in blocks."""
@@ -48,7 +49,7 @@ class GGUFNative:
     def keep(self, parts: Sequence[StoredBlocks]) -> dict[str, torch.Tensor]:
         """See `BlockMethod.keep`."""
         sizes = [matmul.packed_bytes(part.block_format, *part.shape) for part in parts]
-        packed = matmul.allocate_packed(sum(sizes))
+        packed = self._memory.take(sum(sizes))
         start = 0
         for part, size in zip(parts, sizes, strict=True):
             matmul.pack(

@@ -70,16 +70,18 @@ def pick_method(
 ) -> LinearMethod:
     """How linear layers keep their weights.
 
-    With `--load-format blocks` those of a GGUF file stay in the file's blocks, unless the library
-    of kernels is missing; the log says which.
+    Those of a GGUF file stay in the file's blocks on a CPU, unless the library of kernels is
+    missing (the log says which) or `--load-format` says otherwise.
 
     Raises:
-        ConfigError: there are no blocks to keep, or it is not a CPU that computes.
+        ConfigError: blocks were asked for, and there are none to keep or no CPU that computes.
     """
     dense = Unquantized(dtype, has_fast_16_bit=has_fast_16_bit(device, dtype))
-    if config.load_format != "blocks":
+    if config.load_format not in ("auto", "blocks"):
         return dense
     if device.type != "cpu" or checkpoint.format != "gguf":
+        if config.load_format == "auto":
+            return dense
         raise ConfigError(
             "--load-format blocks is for GGUF files on a CPU: leave it out, or give --device cpu"
         )

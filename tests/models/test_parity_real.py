@@ -46,6 +46,7 @@ def prompts() -> list[str]:
 
 
 def run(path: Path, step: int = 1, **options: Any) -> list[RequestOutput]:
+    options = {"load_format": "decoded"} | options  # native kernels round: tests/kernels/cpu
     llm = LLM(str(path), dtype="float32", kv_cache_memory=1024**3, **options)
     try:
         return llm.generate(prompts()[::step], GREEDY)
@@ -75,7 +76,10 @@ def test_smollm2_in_chunks_of_16(smollm2_path: Path, smollm2_reference: Any) -> 
 
 
 def test_smollm2_alone_and_streamed(smollm2_path: Path, smollm2_reference: Any) -> None:
-    llm = LLM(str(smollm2_path), dtype="float32", kv_cache_memory=1024**3, max_num_seqs=1)
+    llm = LLM(
+        str(smollm2_path), dtype="float32", kv_cache_memory=1024**3, max_num_seqs=1,
+        load_format="decoded",
+    )  # fmt: skip
     outputs = llm.generate(prompts()[::SLOWEST_STEP], GREEDY)
     check(compare(smollm2_reference, outputs), SLOWEST_STEP)
     for prompt, output in list(zip(prompts()[::SLOWEST_STEP], outputs, strict=True))[::4]:

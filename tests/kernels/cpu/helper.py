@@ -54,12 +54,25 @@ def decode(stored: NDArray[np.uint8], name: str, shape: tuple[int, int]) -> NDAr
 
 
 def rounded(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """X as the kernels round it: 8 bits for each 32 columns, one scale."""
-    blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, 32)
+    """X [t, k] as the kernels round it: 8 bits for each 32 columns, one scale; the eighth of the
+    blocks with the largest scales has what is left over in 8 bits as well.
+    """
+    blocks = x.astype(np.float32).reshape(len(x), -1, 32)
+    codes, scale = eight_bits(blocks)
+    values = codes * scale.astype(np.float64)
+    second, second_scale = eight_bits(blocks - codes * scale)
+    num_second = -(-blocks.shape[1] // 8)
+    largest = np.argsort(-scale[..., 0], axis=1, kind="stable")[:, :num_second]
+    rows = np.arange(len(x))[:, None]
+    values[rows, largest] += (second * second_scale.astype(np.float64))[rows, largest]
+    return values.reshape(x.shape)
+
+
+def eight_bits(blocks: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Codes [..., 32] and their scale [..., 1]."""
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
-    scale = largest / np.float32(127)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    return (np.rint(blocks * inverse) * scale.astype(np.float64)).reshape(x.shape)
+    return np.rint(blocks * inverse), largest / np.float32(127)
 
 
 def bound(x: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -206,3 +206,33 @@ def test_many_callers_at_once_and_changing_thread_counts(native: None) -> None:
         thread.join(60)
         assert not thread.is_alive()
     assert not wrong
+
+
+def test_memory_for_many_matrices(native: None) -> None:
+    """Aligned, apart from each other, and alive for as long as its last matrix."""
+    memory = matmul.PackedMemory()
+    sizes = [64, 1, 40 * 1024**2, 100, 20 * 1024**2, 20 * 1024**2]
+    taken = [memory.take(size) for size in sizes]
+    del memory
+    for index, (each, size) in enumerate(zip(taken, sizes, strict=True)):
+        assert each.numel() == size
+        assert each.data_ptr() % matmul.ALIGNMENT == 0
+        each[0] = each[-1] = index + 1
+    assert (
+        [int(each[0]) for each in taken] == [int(each[-1]) for each in taken] == [1, 2, 3, 4, 5, 6]
+    )
+
+
+def test_columns_beside_a_large_one_are_not_lost(isa: str) -> None:
+    """One column of a block is 200 times the others, which one code of 8 bits would make zero."""
+    stored = random_blocks("Q8_0", 8, 512, np.random.default_rng(3))
+    w = decode(stored, "Q8_0", (8, 512))
+    x = torch.zeros(1, 512)
+    x[0, 64:96] = 0.5
+    x[0, 70] = 200.0
+    small = x.clone()
+    small[0, 70] = 0
+    packed = pack(stored, "Q8_0", (8, 512))
+    found = matmul.linear(x, packed, 8, None).double().numpy() - 200.0 * w[:, 70]
+    want = small.double().numpy() @ w.T
+    assert np.abs(found - want).max() < 0.02 * np.abs(want).max()

@@ -15,6 +15,11 @@ static constexpr int bits_of(int32_t type) {
          : type == kQ5_0 || type == kQ5_1 || type == kQ5_K ? 5 : 4;
 }
 
+// Packed bytes of the codes of 8 rows and one block.
+static constexpr int code_bytes_of(int32_t type) {
+  return bits_of(type) == 8 ? 256 : 128 + 32 * (bits_of(type) - 4);
+}
+
 #if defined(__AVX2__)
 
 static inline __m256i load256(const void *at) {
@@ -154,46 +159,71 @@ static inline void add_groups(const uint8_t *codes, const uint8_t *acts, __m256i
   if constexpr (G + 1 < kLast) add_groups<kBits, R, G + 1, kLast>(codes, acts, words, sums);
 }
 
-constexpr int kAhead = 2048;  // bytes; prefetching beyond a matrix's end is harmless
+// Adds to totals[r][0..7] the products of one block of the panel's 8 rows, its codes at `own` and
+// number b among its scales, with row r of a tile's block.
+template <int32_t kType, int R>
+static inline void add_block(const uint8_t *own, const uint8_t *scales, int64_t b,
+                             const uint8_t *block, __m256 *totals) {
+  constexpr int kBits = bits_of(kType), kSubs = subs_of(kType), kGroups = 8 / kSubs;
+#if defined(OCTAVO_HAS_DOT4)
+  constexpr bool kHasMin = true;  // codes of 8 bits are moved by 128
+#else
+  constexpr bool kHasMin = kType != kQ8_0;
+#endif
+  const float *act_scales = reinterpret_cast<const float *>(block + 32 * R);
+  for (int h = 0; h < kSubs; ++h) {
+    __m256i words[R], sums[R];
+    for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_si256();
+    if (h == 0)
+      add_groups<kBits, R, 0, kGroups>(own, block, words, sums);
+    else
+      add_groups<kBits, R, kGroups % 8, 8>(own, block, words, sums);
+    __m256 d, m;
+    scales_at<kType>(scales, b, h, &d, &m);
+    for (int r = 0; r < R; ++r) {
+      const __m256 both = _mm256_mul_ps(d, _mm256_set1_ps(act_scales[r]));
+      totals[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r]), both, totals[r]);
+      const float sum = kSubs == 1 ? act_scales[R + r] : act_scales[2 * R + 2 * r + h];
+      if constexpr (kHasMin) totals[r] = _mm256_fmadd_ps(m, _mm256_set1_ps(sum), totals[r]);
+    }
+  }
+}
+
+// Packed bytes of the scales of 8 rows and one block, on average.
+static constexpr int scale_bytes_of(int32_t type) {
+  return type == kQ6_K ? 18 : type == kQ4_K || type == kQ5_K ? 20
+         : type == kQ4_1 || type == kQ5_1 ? 32 : 16;
+}
+
+constexpr int kAhead = 8192;  // bytes; prefetching beyond a matrix's end is harmless
 
 // out[r][0..7] = the panel's 8 rows times row r of the tile. The order of sums is the same for every
 // R, so that a token's result does not depend on those beside it in the batch.
 template <int32_t kType, int R>
 static void dot_tile(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks,
                      const uint8_t *acts, float *out) {
-  constexpr int kBits = bits_of(kType), kSubs = subs_of(kType), kGroups = 8 / kSubs;
-  constexpr int kCodeBytes = kBits == 8 ? 256 : 128 + 32 * (kBits - 4);
-#if defined(OCTAVO_HAS_DOT4)
-  constexpr bool kHasMin = true;  // codes of 8 bits are moved by 128
-#else
-  constexpr bool kHasMin = kType != kQ8_0;
-#endif
+  constexpr int kCodeBytes = code_bytes_of(kType), kStride = kCodeBytes + scale_bytes_of(kType);
   __m256 totals[R];
   for (int r = 0; r < R; ++r) totals[r] = _mm256_setzero_ps();
   for (int64_t b = 0; b < num_blocks; ++b) {
-    const uint8_t *block = acts + b * R * kActBytes, *own = codes + b * kCodeBytes;
-    const float *act_scales = reinterpret_cast<const float *>(block + 32 * R);
-    // Panels follow each other, so the next one's codes are fetched towards this one's end.
-    for (int line = 0; line < kCodeBytes; line += 64)
-      _mm_prefetch(reinterpret_cast<const char *>(own) + kAhead + line, _MM_HINT_T0);
-    for (int h = 0; h < kSubs; ++h) {
-      __m256i words[R], sums[R];
-      for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_si256();
-      if (h == 0)
-        add_groups<kBits, R, 0, kGroups>(own, block, words, sums);
-      else
-        add_groups<kBits, R, kGroups % 8, 8>(own, block, words, sums);
-      __m256 d, m;
-      scales_at<kType>(scales, b, h, &d, &m);
-      for (int r = 0; r < R; ++r) {
-        const __m256 both = _mm256_mul_ps(d, _mm256_set1_ps(act_scales[r]));
-        totals[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r]), both, totals[r]);
-        const float sum = kSubs == 1 ? act_scales[R + r] : act_scales[2 * R + 2 * r + h];
-        if constexpr (kHasMin) totals[r] = _mm256_fmadd_ps(m, _mm256_set1_ps(sum), totals[r]);
-      }
-    }
+    const uint8_t *own = codes + b * kCodeBytes;
+    // Codes, scales and the next panel's codes follow each other: one stream, fetched at one pace.
+    for (int line = 0; line < kStride; line += 64)
+      _mm_prefetch(reinterpret_cast<const char *>(codes) + b * kStride + kAhead + line, _MM_HINT_T0);
+    add_block<kType, R>(own, scales, b, acts + b * R * kActBytes, totals);
   }
   for (int r = 0; r < R; ++r) _mm256_storeu_ps(out + kPanel * r, totals[r]);
+  const int64_t count = num_second(num_blocks);
+  const uint8_t *second = acts + num_blocks * R * kActBytes;
+  for (int r = 0; r < R; ++r) {
+    __m256 total = _mm256_loadu_ps(out + kPanel * r);
+    for (int64_t i = 0; i < count; ++i, second += kSecondBytes) {
+      int32_t b;
+      memcpy(&b, second + kActBytes, sizeof(b));
+      add_block<kType, 1>(codes + b * kCodeBytes, scales, b, second, &total);
+    }
+    _mm256_storeu_ps(out + kPanel * r, total);
+  }
 }
 
 constexpr int kMaxTile = 6;
@@ -201,31 +231,44 @@ constexpr int kMaxTile = 6;
 #else  // every other processor
 
 template <int32_t kType, int R>
+static void add_block(const uint8_t *own, const uint8_t *scales, int64_t b, const uint8_t *block,
+                      float *out) {
+  constexpr int kBits = bits_of(kType);
+  const float *act_scales = reinterpret_cast<const float *>(block + 32 * R);
+  int8_t weights[kPanel][kBlock];
+  float d[2][kPanel], m[2][kPanel];
+  for (int row = 0; row < kPanel; ++row) {
+    for (int c = 0; c < kBlock; ++c)
+      weights[row][c] = static_cast<int8_t>(code_at(kBits, own, row, c));
+    for (int h = 0; h < 2; ++h) scale_at(kType, scales, b, h, row, &d[h][row], &m[h][row]);
+  }
+  for (int r = 0; r < R; ++r) {
+    const int8_t *a = reinterpret_cast<const int8_t *>(block + 32 * r);
+    for (int row = 0; row < kPanel; ++row) {
+      for (int h = 0; h < 2; ++h) {
+        int32_t sum = 0;
+        for (int c = 16 * h; c < 16 * h + 16; ++c) sum += weights[row][c] * a[c];
+        out[kPanel * r + row] += static_cast<float>(sum) * d[h][row] * act_scales[r] +
+                                 m[h][row] * act_scales[2 * R + 2 * r + h];
+      }
+    }
+  }
+}
+
+template <int32_t kType, int R>
 static void dot_tile(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks,
                      const uint8_t *acts, float *out) {
-  constexpr int kBits = bits_of(kType);
-  constexpr int kCodeBytes = kBits == 8 ? 256 : 128 + 32 * (kBits - 4);
+  constexpr int kCodeBytes = code_bytes_of(kType);
   for (int i = 0; i < kPanel * R; ++i) out[i] = 0;
-  for (int64_t b = 0; b < num_blocks; ++b) {
-    const uint8_t *block = acts + b * R * kActBytes;
-    const float *act_scales = reinterpret_cast<const float *>(block + 32 * R);
-    int8_t weights[kPanel][kBlock];
-    float d[2][kPanel], m[2][kPanel];
-    for (int row = 0; row < kPanel; ++row) {
-      for (int c = 0; c < kBlock; ++c)
-        weights[row][c] = static_cast<int8_t>(code_at(kBits, codes + b * kCodeBytes, row, c));
-      for (int h = 0; h < 2; ++h) scale_at(kType, scales, b, h, row, &d[h][row], &m[h][row]);
-    }
-    for (int r = 0; r < R; ++r) {
-      const int8_t *a = reinterpret_cast<const int8_t *>(block + 32 * r);
-      for (int row = 0; row < kPanel; ++row) {
-        for (int h = 0; h < 2; ++h) {
-          int32_t sum = 0;
-          for (int c = 16 * h; c < 16 * h + 16; ++c) sum += weights[row][c] * a[c];
-          out[kPanel * r + row] += static_cast<float>(sum) * d[h][row] * act_scales[r] +
-                                   m[h][row] * act_scales[2 * R + 2 * r + h];
-        }
-      }
+  for (int64_t b = 0; b < num_blocks; ++b)
+    add_block<kType, R>(codes + b * kCodeBytes, scales, b, acts + b * R * kActBytes, out);
+  const int64_t count = num_second(num_blocks);
+  const uint8_t *second = acts + num_blocks * R * kActBytes;
+  for (int r = 0; r < R; ++r) {
+    for (int64_t i = 0; i < count; ++i, second += kSecondBytes) {
+      int32_t b;
+      memcpy(&b, second + kActBytes, sizeof(b));
+      add_block<kType, 1>(codes + b * kCodeBytes, scales, b, second, out + kPanel * r);
     }
   }
 }

@@ -58,7 +58,7 @@ struct Job {
   const void *x;
   const void *bias;
   void *y;
-  int64_t x_stride, y_stride, num_blocks;
+  int64_t x_stride, y_stride, num_blocks, row_bytes;  // row_bytes: of quantized activations
   int64_t begin_row, num_tiles, num_wide;
   int32_t dtype, tile_rows, num_parts;
   uint8_t *acts;
@@ -68,7 +68,7 @@ struct Job {
     return tile * tile_rows - (tile > num_wide ? tile - num_wide : 0);
   }
   int rows_of(int64_t tile) const { return tile < num_wide ? tile_rows : tile_rows - 1; }
-  uint8_t *acts_of(int64_t tile) const { return acts + row_of(tile) * num_blocks * kActBytes; }
+  uint8_t *acts_of(int64_t tile) const { return acts + row_of(tile) * row_bytes; }
 };
 
 void quantize_tiles(void *context, int64_t begin, int64_t end, int32_t) {
@@ -152,7 +152,7 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
   } while (next != 0 && job.num_parts < kMaxParts);
   const int64_t cols = job.parts[0].header.cols;
   job.num_blocks = cols / kBlock;
-  const int64_t row_bytes = job.num_blocks * kActBytes;
+  const int64_t row_bytes = job.row_bytes = act_row_bytes(job.num_blocks);
   int64_t most_rows = kCachedActs / row_bytes / kMaxTile * kMaxTile;
   if (most_rows < 8 * kMaxTile) most_rows = 8 * kMaxTile;
   if (most_rows > num_rows) most_rows = num_rows;
