@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from octavo.attention.interface import AttentionSpec
+from octavo.attention.native_cpu import NativeAttention
 from octavo.attention.select import select_backend
+from octavo.layers.symbol import CannotRecordError
 from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
+from octavo.quant.gguf_native import GGUFNative
+from octavo.runner.forward import LayerByLayer
 from octavo.runner.loader import load_weights, model_bytes, read_config
 from octavo.runner.memory import (
     MIB,
@@ -29,6 +33,7 @@ from octavo.runner.memory import (
     refuse_if_full,
     total_memory,
 )
+from octavo.runner.native_plan import NativePlan
 from octavo.runner.options import (
     context_length,
     describe_device,
@@ -52,6 +57,7 @@ if TYPE_CHECKING:
     from octavo.config import EngineConfig
     from octavo.kernels.compile import Compiler
     from octavo.models.base import CausalModel, ModelShape
+    from octavo.runner.forward import Forward
     from octavo.runner.queued_steps import QueuedSteps
     from octavo.runner.steps import LaunchedStep
     from octavo.types import StepMasks, StepPlan, StepResult
@@ -90,7 +96,10 @@ class ModelRunner:
         method = pick_method(config, checkpoint, self.device, dtype)
         context = BuildContext(dtype, method, model_len)
         self.spec = _attention_spec(shape, dtype, self.device, config)
-        self.backend = select_backend(config.attention_backend, self.spec)
+        self._keeps_blocks = isinstance(method, GGUFNative)
+        self.backend = select_backend(
+            config.attention_backend, self.spec, prefers_native=self._keeps_blocks
+        )
         self._set_sizes(config)
 
         compiler = start_compiler(self.device)
@@ -194,10 +203,12 @@ class ModelRunner:
         self.kv_caches = [self.backend.allocate(self.spec, num_blocks) for _ in range(num_layers)]
         self.table = RowTable(num_rows, model_len, self.spec.block_size)
         sampler = SamplerRows(num_rows)
-        parts = (self.model, self.backend, self.spec, self.kv_caches, self.table, sampler)
         self._steps: EagerSteps | QueuedSteps
         if not self.backend.fuses_rotary:
-            self._steps = EagerSteps(*parts)
+            self._steps = EagerSteps(
+                self.model, self._make_forward(), self.backend, self.spec, self.kv_caches,
+                self.table, sampler,
+            )  # fmt: skip
             return
         from octavo.attention.triton_paged import TritonAttention
         from octavo.runner.queued_steps import QueuedSteps
@@ -207,6 +218,15 @@ class ModelRunner:
             self.model, self.backend, self.spec, self.kv_caches, self.table, sampler,
             self._shapes,
         )  # fmt: skip
+
+    def _make_forward(self) -> Forward:
+        """One native call for a step, where the model can be recorded; else its modules."""
+        if self._keeps_blocks and isinstance(self.backend, NativeAttention):
+            try:
+                return NativePlan(self.model, self.spec, self.kv_caches)
+            except CannotRecordError as error:
+                logger.info("torch runs the model layer by layer: %s", error)
+        return LayerByLayer(self.model)
 
     def _capture(self, shapes: Sequence[StepShape]) -> None:
         from octavo.runner.queued_steps import QueuedSteps

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from octavo.layers.batch import ForwardBatch
     from octavo.models.base import CausalModel
     from octavo.runner.batch import HostBatch
+    from octavo.runner.forward import Forward
     from octavo.runner.rows import RowTable
     from octavo.runner.sampler import SamplerRows
     from octavo.types import PositionLogprobs, StepMasks, StepPlan
@@ -69,13 +70,15 @@ class EagerSteps:
     def __init__(
         self,
         model: CausalModel,
+        forward: Forward,
         backend: AttentionBackend,
         spec: AttentionSpec,
         kv_caches: Sequence[torch.Tensor],
         table: RowTable,
         sampler: SamplerRows,
     ) -> None:
-        self._model, self._backend, self._spec = model, backend, spec
+        self._model, self._forward = model, forward
+        self._backend, self._spec = backend, spec
         self._kv_caches, self._table, self._sampler = kv_caches, table, sampler
 
     @torch.inference_mode()
@@ -93,9 +96,10 @@ class EagerSteps:
             rows = host.sampled_rows
             prompt = find_prompt_tokens(host, self._table, self._sampler)
             if prompt is None:
-                logits = self._model(self._batch(host))
+                logits = self._forward.logits(self._batch(host))
             else:
-                hidden = self._model.model(self._batch(with_more_logits(host, prompt.indices)))
+                more = with_more_logits(host, prompt.indices)
+                hidden = self._forward.hidden(self._batch(more))
                 logits = self._model.compute_logits(hidden[: len(rows)])
                 reports = report_prompt(self._model, hidden[len(rows) :], prompt)
                 prompt_logprobs = reports.entries(len(plan.rows))
