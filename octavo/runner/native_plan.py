@@ -74,9 +74,7 @@ class PlanRecorder:
         dtype = PACKED
         if weight is None:
             weight = tensors["weight"]
-            if weight.dtype not in DTYPES:
-                raise CannotRecordError(f"the embedding is in {weight.dtype}")
-            dtype = DTYPES[weight.dtype]
+            dtype = self._plain_dtype(weight)
         op = Op(
             kind=Kind.EMBED, dtype=dtype, weight=self._pointer(weight), num_rows=layer.num_rows,
             scale=1.0 if layer.scale is None else layer.scale,
@@ -146,11 +144,19 @@ class PlanRecorder:
     def _product(self, tensors: dict[str, torch.Tensor], x: Symbol) -> Op:
         packed, bias = tensors.get(BLOCKS), tensors.get("bias")
         if packed is None:
-            raise CannotRecordError("a layer's weights are not kept in blocks")
-        op = Op(kind=Kind.LINEAR, weight=self._pointer(packed), in_width=x.width)
+            plain = tensors["weight"]
+            dtype = self._plain_dtype(plain)
+            op = Op(kind=Kind.DENSE, dtype=dtype, weight=self._pointer(plain), in_width=x.width)
+        else:
+            op = Op(kind=Kind.LINEAR, weight=self._pointer(packed), in_width=x.width)
         if bias is not None:
             op.weight2 = self._pointer(bias.float())
         return op
+
+    def _plain_dtype(self, weight: torch.Tensor) -> int:
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            raise CannotRecordError(f"a layer's weights are in {weight.dtype}")
+        return DTYPES[weight.dtype]
 
     def _add(self, op: Op, width: int, *, is_selected: bool = False, **reads: Symbol) -> Symbol:
         is_selected |= any(symbol.is_selected for symbol in reads.values())

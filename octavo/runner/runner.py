@@ -16,6 +16,7 @@ import torch
 from octavo.attention.interface import AttentionSpec
 from octavo.attention.native_cpu import NativeAttention
 from octavo.attention.select import select_backend
+from octavo.kernels import cpu as native
 from octavo.layers.symbol import CannotRecordError
 from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
@@ -65,6 +66,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("octavo")
 
+_CACHE_DTYPES = {
+    "auto": None,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+}
 CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 512, 8192
 CPU_NUM_SEQS, GPU_NUM_SEQS = 256, 1024
 
@@ -95,11 +102,9 @@ class ModelRunner:
         model_len = context_length(config, shape.max_position)
         method = pick_method(config, checkpoint, self.device, dtype)
         context = BuildContext(dtype, method, model_len)
-        self.spec = _attention_spec(shape, dtype, self.device, config)
-        self._keeps_blocks = isinstance(method, GGUFNative)
-        self.backend = select_backend(
-            config.attention_backend, self.spec, prefers_native=self._keeps_blocks
-        )
+        is_native = isinstance(method, GGUFNative)
+        self.spec = _attention_spec(shape, dtype, self.device, config, is_native=is_native)
+        self.backend = select_backend(config.attention_backend, self.spec, prefers_native=is_native)
         self._set_sizes(config)
 
         compiler = start_compiler(self.device)
@@ -221,7 +226,8 @@ class ModelRunner:
 
     def _make_forward(self) -> Forward:
         """One native call for a step, where the model can be recorded; else its modules."""
-        if self._keeps_blocks and isinstance(self.backend, NativeAttention):
+        if isinstance(self.backend, NativeAttention):
+            native.set_num_threads(torch.get_num_threads())
             try:
                 return NativePlan(self.model, self.spec, self.kv_caches)
             except CannotRecordError as error:
@@ -298,8 +304,16 @@ class ModelRunner:
 
 
 def _attention_spec(
-    shape: ModelShape, dtype: torch.dtype, device: torch.device, config: EngineConfig
+    shape: ModelShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    config: EngineConfig,
+    *,
+    is_native: bool,
 ) -> AttentionSpec:
+    cache_dtype = _CACHE_DTYPES[config.kv_cache_dtype]
+    if is_native and config.kv_cache_dtype == "auto" and config.attention_backend != "torch":
+        cache_dtype = torch.bfloat16
     return AttentionSpec(
         num_heads=shape.num_heads,
         num_kv_heads=shape.num_kv_heads,
@@ -309,5 +323,5 @@ def _attention_spec(
         block_size=config.block_size,
         windows=frozenset(shape.windows),
         soft_cap=shape.soft_cap,
-        cache_dtype=torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else None,
+        cache_dtype=cache_dtype,
     )

@@ -34,6 +34,7 @@ class Kind(IntEnum):
     SELECT = 7
     SOFT_CAP = 8
     ARGMAX = 9
+    DENSE = 10
 
 
 TOKENS, LOGITS = 0, 1
@@ -43,7 +44,7 @@ ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu": 2}
 """Of `Kind.GATE`."""
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-"""Of an embedding's rows (but int8) and of a cache."""
+"""Of an embedding's rows and of plain weights (but int8), and of a cache."""
 
 PACKED = 3
 """In the place of a dtype: an embedding's rows are packed blocks."""

@@ -8,14 +8,13 @@
 // else is in the batch, bit for bit: neither sums over dimensions nor those over keys are regrouped.
 #include "attend.h"
 
+#include "attend_inner.h"
 #include "pool.h"
-#include "vec.h"
 
 namespace octavo {
 namespace OCTAVO_ISA {
 namespace {
 
-constexpr int64_t kPart = 128;      // positions
 constexpr int64_t kTileRows = 48;   // most rows of a tile that has several tokens
 constexpr int64_t kLeastWork = 1 << 17;  // multiplications of a piece: some 5 us
 
@@ -39,9 +38,13 @@ struct Tile {
   float *part;     // [rows, dim] a part's weighted values
   float *total;    // [rows, dim]
   float *part_max, *part_sum, *total_max, *total_sum;  // [rows]
+  float *scales;   // [2, kPart] of keys and of values in 8 bits, of a part
+  float *widened;  // [2, kPart * dim] keys and values of a part, where many rows read them
 };
 
-int64_t tile_floats(int64_t rows, int64_t dim) { return rows * (3 * dim + kPart + 4) + 8 * 16; }
+int64_t tile_floats(int64_t rows, int64_t dim) {
+  return rows * (3 * dim + kPart + 4) + 2 * kPart * (dim + 1) + 8 * 16;
+}
 
 float *aligned(float *at) {
   return reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(at) + 63) & ~uintptr_t{63});
@@ -69,6 +72,8 @@ bool make_tile(const Job &job, int64_t seq, int64_t head, int64_t tile, Tile *ou
     *run = memory;
     memory += rows;
   }
+  out->scales = memory = aligned(memory);
+  out->widened = memory + 2 * kPart;
   const float *from = static_cast<const float *>(job.op.in) + (begin + out->first) * job.row_width +
                       head * job.per_kv * dim;
   for (int64_t token = 0; token < out->tokens; ++token, from += job.row_width)
@@ -80,69 +85,6 @@ bool make_tile(const Job &job, int64_t seq, int64_t head, int64_t tile, Tile *ou
   }
   memset(out->total, 0, sizeof(float) * static_cast<size_t>(rows * dim));
   return true;
-}
-
-// Logits of R rows with V vectors of keys, to `out` [R, kPart].
-template <int R, int V, typename T>
-inline void multiply_keys(const float *queries, int64_t dim, const T *const *columns, int64_t stride,
-                          float *out) {
-  Vec sums[R][V];
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) sums[r][v] = Vec{};
-  for (int64_t i = 0; i < dim; ++i) {
-    Vec keys[V];
-    for (int v = 0; v < V; ++v) keys[v] = load(columns[v] + i * stride);
-    for (int r = 0; r < R; ++r) {
-      const Vec query = all(queries[r * dim + i]);
-      for (int v = 0; v < V; ++v) sums[r][v] += query * keys[v];
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) store(out + r * kPart + v * kLanes, sums[r][v]);
-}
-
-template <int R, typename T>
-void multiply_all_keys(const float *queries, int64_t dim, const T *const *columns, int64_t count,
-                       int64_t stride, float *out) {
-  constexpr int kWide = R <= 3 ? 4 : 2;  // so many sums that none waits for the one before it
-  int64_t v = 0;
-  for (; v + kWide <= count; v += kWide)
-    multiply_keys<R, kWide>(queries, dim, columns + v, stride, out + v * kLanes);
-  for (; v < count; ++v) multiply_keys<R, 1>(queries, dim, columns + v, stride, out + v * kLanes);
-}
-
-// Adds `count` values [count, dim], each times its weight in each of R rows, from dimension i on.
-template <int R, int V, typename T>
-inline void add_vectors(const float *weights, const T *values, int64_t count, int64_t dim, int64_t i,
-                        float *out) {
-  Vec sums[R][V];
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) sums[r][v] = load(out + r * dim + i + v * kLanes);
-  for (int64_t j = 0; j < count; ++j) {
-    Vec value[V];
-    for (int v = 0; v < V; ++v) value[v] = load(values + j * dim + i + v * kLanes);
-    for (int r = 0; r < R; ++r) {
-      const Vec weight = all(weights[r * kPart + j]);
-      for (int v = 0; v < V; ++v) sums[r][v] += weight * value[v];
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) store(out + r * dim + i + v * kLanes, sums[r][v]);
-}
-
-template <int R, typename T>
-void add_values(const float *weights, const T *values, int64_t count, int64_t dim, float *out) {
-  constexpr int kWide = R <= 3 ? 4 : 2;
-  int64_t i = 0;
-  for (; i + kWide * kLanes <= dim; i += kWide * kLanes)
-    add_vectors<R, kWide>(weights, values, count, dim, i, out);
-  for (; i + kLanes <= dim; i += kLanes) add_vectors<R, 1>(weights, values, count, dim, i, out);
-  for (; i < dim; ++i)
-    for (int r = 0; r < R; ++r) {
-      float sum = out[r * dim + i];
-      for (int64_t j = 0; j < count; ++j) sum += weights[r * kPart + j] * load_one(values + j * dim + i);
-      out[r * dim + i] = sum;
-    }
 }
 
 template <typename T>
@@ -162,22 +104,47 @@ struct Cache {
   const T *value(int64_t position) const {
     return reinterpret_cast<const T *>(unit(position)) + (size + position % size) * dim;
   }
-  float scale(int64_t position, int64_t which) const {
-    float found;
-    memcpy(&found, unit(position) + 2 * dim * size + 4 * (which * size + position % size), 4);
-    return found;
+  // Scales of keys and values [from, to), which begin `at` places behind the part's beginning.
+  void read_scales(int64_t from, int64_t to, int64_t at, float *out) const {
+    for (int64_t j = from; j < to;) {
+      const int64_t place = j % size, left = size - place;
+      const int64_t count = left < to - j ? left : to - j;
+      const uint8_t *own = unit(j) + 2 * dim * size + 4 * place;
+      memcpy(out + at, own, 4 * static_cast<size_t>(count));
+      memcpy(out + kPart + at, own + 4 * size, 4 * static_cast<size_t>(count));
+      at += count;
+      j += count;
+    }
   }
 };
 
-#define OCTAVO_FOR_ROWS(take, call)  \
-  switch (take) {                    \
-    case 1: call(1); break;          \
-    case 2: call(2); break;          \
-    case 3: call(3); break;          \
-    case 4: call(4); break;          \
-    case 5: call(5); break;          \
-    default: call(6);                \
+// Rows from which keys and values are widened once for all of them.
+constexpr int64_t kManyRows = 13;
+
+template <typename T>
+void multiply_by_rows(const Tile &tile, const T *const *columns, int64_t count, int64_t stride,
+                      int64_t dim, float *out) {
+  for (int64_t row = 0; row < tile.rows;) {
+    const int64_t take = tile.rows - row < 6 ? tile.rows - row : 6;
+#define CALL(R) \
+  multiply_all_keys<R>(tile.queries + row * dim, dim, columns, count, stride, out + row * kPart)
+    OCTAVO_FOR_ROWS(take, CALL)
+#undef CALL
+    row += take;
   }
+}
+
+template <typename T>
+void add_by_rows(const Tile &tile, const T *values, int64_t at, int64_t count, int64_t dim) {
+  for (int64_t row = 0; row < tile.rows;) {
+    const int64_t take = tile.rows - row < 6 ? tile.rows - row : 6;
+    const float *weights = tile.weights + row * kPart + at;
+#define CALL(R) add_values<R>(weights, values, count, dim, tile.part + row * dim)
+    OCTAVO_FOR_ROWS(take, CALL)
+#undef CALL
+    row += take;
+  }
+}
 
 // Logits of positions [from, to) of a part that begins at `begin`.
 template <typename T>
@@ -189,14 +156,19 @@ void make_logits(const Tile &tile, const Cache<T> &cache, int64_t begin, int64_t
     int64_t count = 0;
     for (int64_t j = first; j < to; j += kLanes) columns[count++] = cache.key(j);
     float *out = tile.weights + (first - begin);
-    for (int64_t row = 0; row < tile.rows;) {
-      const int64_t take = tile.rows - row < 6 ? tile.rows - row : 6;
-#define CALL(R) \
-  multiply_all_keys<R>(tile.queries + row * dim, dim, columns, count, size, out + row * kPart)
-      OCTAVO_FOR_ROWS(take, CALL)
-#undef CALL
-      row += take;
+    if constexpr (sizeof(T) < sizeof(float)) {
+      if (tile.rows >= kManyRows) {
+        const float *wide[kPart / kLanes];
+        for (int64_t i = 0; i < count; ++i) {
+          float *own = tile.widened + i * kLanes * dim;
+          for (int64_t c = 0; c < dim; ++c) store(own + c * kLanes, load(columns[i] + c * size));
+          wide[i] = own;
+        }
+        multiply_by_rows(tile, wide, count, kLanes, dim, out);
+        return;
+      }
     }
+    multiply_by_rows(tile, columns, count, size, dim, out);
   } else {
     for (int64_t j = from; j < to; ++j) {
       const T *key = cache.key(j);
@@ -252,30 +224,29 @@ void attend_part(const Job &job, const Tile &tile, int64_t part) {
   if (op.window > 0 && position + 1 - op.window > from) from = position + 1 - op.window;
   if (begin + kPart < to) to = begin + kPart;
   make_logits(tile, cache, begin, from, to);
+  if (op.dtype == kI8) cache.read_scales(from, to, from - begin, tile.scales);
   for (int64_t row = 0; row < tile.rows; ++row) {
     const int64_t own = position + row / job.per_kv;
     float *x = tile.weights + row * kPart;
-    if (op.dtype == kI8)
-      for (int64_t j = from; j < to; ++j) x[j - begin] *= cache.scale(j, 0);
+    if (op.dtype == kI8) scale_by(tile.scales + (from - begin), to - from, x + (from - begin));
     int64_t low = from, high = to;
     if (op.window > 0 && own + 1 - op.window > low) low = own + 1 - op.window;
     if (own + 1 < high) high = own + 1;
     make_weights(op, x, from - begin, to - begin, low - begin, high - begin, tile.part_max + row,
                  tile.part_sum + row);
     if (op.dtype == kI8)
-      for (int64_t j = from; j < to; ++j) x[j - begin] *= cache.scale(j, 1);
+      scale_by(tile.scales + kPart + (from - begin), to - from, x + (from - begin));
   }
   memset(tile.part, 0, sizeof(float) * static_cast<size_t>(tile.rows * dim));
   for (int64_t j = from; j < to;) {
     const int64_t block_end = (j / size + 1) * size, end = block_end < to ? block_end : to;
     const T *values = cache.value(j);
-    for (int64_t row = 0; row < tile.rows;) {
-      const int64_t take = tile.rows - row < 6 ? tile.rows - row : 6;
-      const float *weights = tile.weights + row * kPart + (j - begin);
-#define CALL(R) add_values<R>(weights, values, end - j, dim, tile.part + row * dim)
-      OCTAVO_FOR_ROWS(take, CALL)
-#undef CALL
-      row += take;
+    if (sizeof(T) < sizeof(float) && tile.rows >= kManyRows) {
+      float *wide = tile.widened + kPart * dim;
+      widen(values, (end - j) * dim, wide);
+      add_by_rows(tile, wide, j - begin, end - j, dim);
+    } else {
+      add_by_rows(tile, values, j - begin, end - j, dim);
     }
     j = end;
   }

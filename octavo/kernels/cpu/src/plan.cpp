@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "attend.h"
+#include "dense.h"
 #include "pool.h"
 #include "rows.h"
 #include "table.h"
@@ -27,7 +28,7 @@ struct Rows {
   bool *bad_token;
 };
 
-bool is_by_rows(const Op &op) { return op.kind != kLinear && op.kind != kAttend; }
+bool is_by_rows(const Op &op) { return op.kind != kLinear && op.kind != kDense && op.kind != kAttend; }
 
 int64_t rows_of(const Op &op, const Step &step) {
   return op.scope == kTokens ? step.num_tokens : step.num_logits;
@@ -92,6 +93,10 @@ int64_t run_by_rows(const Op *ops, int64_t count, Step &step) {
 int64_t run_one(const Op &op, Step &step) {
   if (op.kind == kAttend) return attend(op, step) ? kGood : kNoMemory;
   void *out = op.out == nullptr ? step.logits : op.out;
+  if (op.kind == kDense) {
+    multiply_dense(op, static_cast<const float *>(op.in), rows_of(op, step), static_cast<float *>(out));
+    return kGood;
+  }
   linear(static_cast<const uint8_t *>(op.weight), op.in, rows_of(op, step), op.in_width, op.weight2,
          out, op.width, 0);
   return kGood;

@@ -20,6 +20,7 @@ enum Kind : int32_t {
   kSelect = 7,   // out = rows of in whose logits are wanted
   kSoftCap = 8,  // out = scale tanh(out / scale)
   kArgmax = 9,   // Step::argmax = place of the largest of in
+  kDense = 10,   // kLinear with plain weights [width, in_width] of `dtype`
 };
 
 enum Scope : int32_t { kTokens = 0, kLogits = 1 };
@@ -31,7 +32,7 @@ enum Dtype : int32_t { kF32 = 0, kBF16 = 1, kI8 = 2, kPacked = 3 };
 
 struct Op {
   int32_t kind, scope;
-  int32_t dtype;   // of an embedding's rows, of a cache
+  int32_t dtype;   // of an embedding's rows, of plain weights, of a cache
   int32_t option;
   const void *in;  // null for logits, which each step brings; so are `out` and `out2`
   void *out, *out2;

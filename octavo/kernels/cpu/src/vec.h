@@ -7,6 +7,10 @@
 
 #include "blocks.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace octavo {
 namespace OCTAVO_ISA {
 
@@ -39,9 +43,16 @@ static inline Vec load(const uint16_t *at) {  // bfloat16
 }
 
 static inline Vec load(const int8_t *at) {
-  ByteVec bytes;
-  memcpy(&bytes, at, sizeof bytes);
-  return __builtin_convertvector(__builtin_convertvector(bytes, IntVec), Vec);
+  const void *bytes = at;
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(bytes))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(bytes))));
+#else
+  ByteVec own;
+  memcpy(&own, bytes, sizeof own);
+  return __builtin_convertvector(__builtin_convertvector(own, IntVec), Vec);
+#endif
 }
 
 static inline float load_one(const float *at) { return *at; }
