@@ -53,8 +53,9 @@ format: $(DEV)  ## let ruff format the code
 models: $(DEV)  ## pull the small models that tests use
 	@$(BIN)/octavo pull smollm2 gemma3-270m all-minilm >/dev/null
 
-docs: $(DEV)  ## write the generated part of docs/
+docs: $(DEV)  ## write the generated parts of docs/ and deploy/
 	$(BIN)/python scripts/cli_docs.py
+	$(BIN)/python -m scripts.grafana
 
 constraints:  ## choose new versions of all packages: TORCH=x.y.z, oldest PYTHON
 	$(PYTHON) scripts/constraints.py --torch $(TORCH)

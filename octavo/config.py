@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -28,6 +29,8 @@ TaskChoice = Literal["auto", Task]
 PoolingChoice = Literal["auto", PoolingType]
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+OTLPProtocol = Literal["grpc", "http/protobuf"]
 
 GIB = 1024**3
 _SUFFIXES = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": GIB, "t": 1024**4}
@@ -62,6 +65,28 @@ def default_home() -> Path:
         return Path(home).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "octavo"
+
+
+def default_otel(name: str) -> str:
+    """One of OpenTelemetry's own variables, such as `OTEL_TRACES_EXPORTER`; empty: it is unset."""
+    return os.environ.get(name, "").strip()
+
+
+def default_otlp_is_on() -> bool:
+    """Whether OpenTelemetry's variables name a collector, and do not switch telemetry off."""
+    if default_otel("OTEL_SDK_DISABLED").lower() == "true":
+        return False
+    signals = ("", "TRACES_", "METRICS_")
+    return any(default_otel(f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT") for signal in signals)
+
+
+def default_grpc_quiet() -> None:
+    """Let gRPC's own library write errors only, unless the environment says otherwise.
+
+    Must run before it is imported. By default it also tells on standard error, past our log, of
+    every collector that goes away.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def default_cpu_isa() -> str | None:
@@ -103,6 +128,29 @@ def api_key_digest(key: str) -> bytes:
     if not key or not key.isascii() or not key.isprintable() or key != key.strip():
         raise ConfigError("an API key must be printable ASCII, not empty, without outer spaces")
     return hashlib.sha256(key.encode("ascii")).digest()
+
+
+def check_otlp_endpoint(url: str) -> None:
+    """Refuse what is no collector's URL, or shows a password to whoever lists processes.
+
+    Raises:
+        ConfigError: what is wrong, and what helps.
+    """
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https", "grpc") and bool(parts.hostname)
+        _ = parts.port
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise ConfigError(
+            f"--otlp-endpoint must be a URL such as http://localhost:4317, got {url!r}"
+        )
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            "--otlp-endpoint must not hold a password: put a header into "
+            "$OTEL_EXPORTER_OTLP_HEADERS"
+        )
 
 
 def default_thread_waiting() -> None:
@@ -152,6 +200,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         attention_backend: `auto` or a backend's name.
         num_threads: threads for computing on a CPU; None: one per physical core at hand.
         seed: base of the seeds drawn for requests that bring none.
+        metering: share each step's device time out to its requests, so that it is known what each
+            one cost.
     """
 
     model: str
@@ -174,6 +224,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     attention_backend: str = "auto"
     num_threads: int | None = None
     seed: int | None = None
+    metering: bool = True
 
     def __post_init__(self) -> None:
         bounds: list[tuple[str, int | None, int]] = [
@@ -224,6 +275,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             proxies do not give it up; 0 sends none.
         shutdown_timeout: seconds that running requests get to finish after the first SIGTERM.
         log_level: least level that is logged.
+        otlp_endpoint: URL of the OpenTelemetry collector that gets traces and metrics, such as
+            http://localhost:4317; None: what $OTEL_EXPORTER_OTLP_ENDPOINT says, else nobody gets
+            any.
+        otlp_protocol: how to speak to it; None: what $OTEL_EXPORTER_OTLP_PROTOCOL says, else
+            `grpc`.
+        otlp_traces_sample_ratio: share of traces that are sent, 0 to 1, of those that begin here:
+            a caller's own decision is kept to; None: what $OTEL_TRACES_SAMPLER says, else all.
         max_num_queued_requests: most requests that wait for a place in the batch; more get a 503
             with Retry-After; None: no bound.
         watchdog_timeout: seconds without a finished step, while there are requests, after which the
@@ -253,6 +311,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     sse_keep_alive: float = 15.0
     shutdown_timeout: float = 30.0
     log_level: LogLevel = "info"
+    otlp_endpoint: str | None = None
+    otlp_protocol: OTLPProtocol | None = None
+    otlp_traces_sample_ratio: float | None = None
     max_num_queued_requests: int | None = None
     watchdog_timeout: float = 120.0
     max_engine_restarts: int = 3
@@ -270,6 +331,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         for flag, value, least in bounds:
             if value is not None and not value >= least:
                 raise ConfigError(f"{flag} must be at least {least}, got {value}")
+        if self.otlp_endpoint is not None:
+            check_otlp_endpoint(self.otlp_endpoint)
+        ratio = self.otlp_traces_sample_ratio
+        if ratio is not None and not 0 <= ratio <= 1:
+            raise ConfigError(f"--otlp-traces-sample-ratio must be in 0..1, got {ratio}")
         if not self.watchdog_timeout > 0:
             raise ConfigError(f"--watchdog-timeout must be above 0, got {self.watchdog_timeout}")
         if self.ssl_keyfile and not self.ssl_certfile:

@@ -58,12 +58,14 @@ def serve(
     from octavo.serving.service import OneProcess, SeveralProcesses
 
     times = StartTimes()
+    from octavo.observability.tracing import check_installed
     from octavo.server.listen import bound, tls_context
     from octavo.weights import store
 
     if not server.served_model_names:
         server = msgspec.structs.replace(server, served_model_names=(engine.model,))
     engine = msgspec.structs.replace(engine, model=str(store.resolve(engine.model)))
+    check_installed(server)
     tls = tls_context(server)
     with bound(server) as listener, run_folder() as folder:
         server = with_state_dir(server, folder)

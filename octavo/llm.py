@@ -21,7 +21,7 @@ from octavo.engine.messages import AddRequest
 from octavo.engine.output import DeltaSum, OutputProcessor
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.text.tokenizer import load_tokenizer
-from octavo.types import Delta, EngineInfo, EngineStats, RequestOptions, SamplingParams
+from octavo.types import Charge, Delta, EngineInfo, EngineStats, RequestOptions, SamplingParams
 from octavo.weights.open import open_checkpoint
 from octavo.weights.store import resolve
 
@@ -65,7 +65,7 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """A prompt and its answers."""
+    """A prompt and its answers; `charge` is the device time that they cost, with `metering`."""
 
     request_id: str
     prompt: str | None
@@ -73,6 +73,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool = True
     num_cached_tokens: int = 0
+    charge: Charge | None = None
 
 
 @dataclass(slots=True)
@@ -84,6 +85,7 @@ class _Running:
     processor: OutputProcessor
     wants_logprobs: bool
     output: DeltaSum = field(default_factory=DeltaSum)
+    charge: Charge | None = None
 
 
 class LLM:
@@ -112,6 +114,7 @@ class LLM:
             raise ConfigError(
                 f"LLM generates text only: serve the model with `octavo serve --task {config.task}`"
             )
+        began_ns = time.perf_counter_ns()
         default_thread_waiting()
         path = resolve(model)
         checkpoint = open_checkpoint(path, load_format=config.load_format)
@@ -142,6 +145,7 @@ class LLM:
         self._running: dict[str, _Running] = {}
         self._deadlines: dict[str, float] = {}
         self._ids = itertools.count()
+        self._core.ready(began_ns)
         if not gc.get_freeze_count():  # once: what a closed engine leaves must be found
             gc.freeze()  # what start-up left lives for good: collections need not walk it
 
@@ -204,6 +208,7 @@ class LLM:
         ids = [self._add(*request, way) for request, way in zip(checked, ways, strict=True)]
         try:
             self._finish(ids, show=use_tqdm)
+            self._await_charges(ids)
             return [self._output(request_id) for request_id in ids]
         finally:
             self._forget(ids)
@@ -350,9 +355,14 @@ class LLM:
                 continue
             running.output.add(running.processor.push(output))
             num_ended += running.processor.is_finished
+            running.charge = output.charge
             if running.processor.hit_stop_string:
                 self._core.abort([output.request_id])
-        return num_ended + self._end_overdue()
+        num_ended += self._end_overdue()
+        for request_id, charge in self._core.take_charges():
+            if (ended := self._running.get(request_id)) is not None:
+                ended.charge = charge
+        return num_ended
 
     def _end_overdue(self) -> int:
         """End what has passed its deadline, with what there is; how many."""
@@ -392,6 +402,12 @@ class LLM:
             while open_ids:
                 progress.advance(task, step())
 
+    def _await_charges(self, ids: list[str]) -> None:
+        """Run the last steps of those that were ended here: they pay for them."""
+        if self.info.work is not None:
+            while any(self._running[i].charge is None for i in ids):
+                self._step()
+
     def _output(self, request_id: str) -> RequestOutput:
         running = self._running[request_id]
         whole = running.output.take()
@@ -409,6 +425,7 @@ class LLM:
             prompt_token_ids=running.prompt_token_ids,
             outputs=[completion],
             num_cached_tokens=whole.num_cached_tokens,
+            charge=running.charge,
         )
 
     def _forget(self, ids: Sequence[str]) -> None:

@@ -29,6 +29,9 @@ number for a pair of texts (a cross-encoder). Embeddings score pairs too, by the
 PoolingType = Literal["mean", "cls", "last"]
 """Which of a text's hidden states its vector is: their mean, the first one, or the last one."""
 
+ITERATION_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper bounds, inclusive, by which steps are counted (`EngineStats.iteration_tokens`); vLLM's."""
+
 MAX_LOGPROBS = 20
 """Most alternatives that a request may ask for per position (OpenAI's bound)."""
 
@@ -411,6 +414,7 @@ class StepResult(msgspec.Struct, array_like=True):
         prompt_logprobs: parallel to the plan's rows: of those that ask for it, what the step
             computed of their prompt's tokens (`SamplingParams.prompt_logprobs`), in order, the
             prompt's first token left out; None for the others. Empty when nobody asked.
+        waited_ns: how much of `device_ns` the device waited for masks.
     """
 
     step_id: int
@@ -418,6 +422,7 @@ class StepResult(msgspec.Struct, array_like=True):
     logprobs: list[PositionLogprobs | None]
     device_ns: int
     prompt_logprobs: list[list[PositionLogprobs] | None] = []
+    waited_ns: int = 0
 
 
 class KVCacheLayout(msgspec.Struct, frozen=True):
@@ -472,6 +477,99 @@ class PoolingResult(msgspec.Struct, array_like=True):
     device_ns: int
 
 
+class Charge(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Device time that a request is charged with, nanoseconds; see `docs/metering.md`.
+
+    Attributes:
+        prefill_ns: its share of steps, for tokens of its prompt.
+        decode_ns: for tokens that it generated.
+        waste_ns: how much of the two was for nothing: computing again after a preemption.
+    """
+
+    prefill_ns: int = 0
+    decode_ns: int = 0
+    waste_ns: int = 0
+
+    @property
+    def total_ns(self) -> int:
+        """All of it; waste is a part of the other two."""
+        return self.prefill_ns + self.decode_ns
+
+
+class DeviceTime(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an engine's device time went since its process began, nanoseconds.
+
+    `requests_ns` and the buckets add up to `num_devices * wall_ns` exactly, in every snapshot.
+
+    Attributes:
+        num_devices: of the engine; 0 where it is not metered.
+        wall_ns: since the engine process began.
+        requests_ns: charged to requests so far, those that have not ended included.
+        startup_ns: loading the model, until the engine was ready.
+        idle_ns: there was no request.
+        scheduler_ns: the host planned a step or took in a result, and nothing ran.
+        messages_ns: the host took requests or sent outputs, and nothing ran.
+        launch_ns: the host handed a step over or waited for its result, and nothing ran.
+        grammar_ns: the device waited for a grammar to be compiled, or for masks of one.
+        run_ahead_ns: work for requests whose end was not known when the step was planned.
+        failed_ns: steps that failed.
+        in_flight_ns: since the last step that was accounted for; it belongs to the steps in flight
+            and goes elsewhere when they end. The only one that ever falls.
+    """
+
+    num_devices: int = 0
+    wall_ns: int = 0
+    requests_ns: int = 0
+    startup_ns: int = 0
+    idle_ns: int = 0
+    scheduler_ns: int = 0
+    messages_ns: int = 0
+    launch_ns: int = 0
+    grammar_ns: int = 0
+    run_ahead_ns: int = 0
+    failed_ns: int = 0
+    in_flight_ns: int = 0
+
+
+class AttentionWork(msgspec.Struct, frozen=True, array_like=True):
+    """What attention does, summed over the layers of one window.
+
+    Attributes:
+        flops_per_pair: of a token and one that it looks at.
+        bytes_per_token: keys and values of one token in the cache.
+        window: how many tokens one looks at, itself included; None: all before it.
+    """
+
+    flops_per_pair: float
+    bytes_per_token: float
+    window: int | None = None
+
+
+class WorkModel(msgspec.Struct, frozen=True, kw_only=True):
+    """What a step's tokens cost a device: a model's shape and the device's rates, as data.
+
+    Attributes:
+        flops_per_token: of all products but the output layer's.
+        flops_per_sample: of the output layer, for each row that samples.
+        bytes_per_token: activations that are read and written.
+        weight_bytes: weights read in each step, the output layer's left out.
+        head_weight_bytes: the output layer's, in each step that samples.
+        attention: one entry for each kind of layer.
+        is_causal: whether tokens look at those before them only.
+        flops_per_s, bytes_per_s: what the device reaches.
+    """
+
+    flops_per_token: float
+    flops_per_sample: float
+    bytes_per_token: float
+    weight_bytes: float
+    head_weight_bytes: float
+    attention: tuple[AttentionWork, ...]
+    is_causal: bool = True
+    flops_per_s: float
+    bytes_per_s: float
+
+
 class Pooled(msgspec.Struct, frozen=True, kw_only=True):
     """How a request for a vector ended, as `AsyncEngine.pool` returns it.
 
@@ -479,11 +577,13 @@ class Pooled(msgspec.Struct, frozen=True, kw_only=True):
         vector: float32, least significant byte first; empty unless `finish_reason` is `stop`.
         finish_reason: `stop`, or why there is no vector.
         error: a message, when `finish_reason` is `error`.
+        charge: device time it cost, where the engine ended it and meters; see `Delta`.
     """
 
     vector: bytes = b""
     finish_reason: FinishReason = "stop"
     error: str | None = None
+    charge: Charge | None = None
 
 
 class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -527,6 +627,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         memory: bytes of a GPU: `total`, and what holds or will hold them, part by part; else empty.
         tasks: what it does.
         pooling: what vectors it makes; None where it generates.
+        num_devices: it computes on.
+        work: what tokens cost, by which device time is shared out; None: it is not metered.
     """
 
     architecture: str
@@ -541,6 +643,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     memory: dict[str, int] = {}
     tasks: tuple[Task, ...] = ("generate",)
     pooling: PoolingInfo | None = None
+    num_devices: int = 1
+    work: WorkModel | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -549,11 +653,15 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         num_running: requests that hold a row.
         num_waiting: requests admitted to the queue and not running.
+        num_deferred: those of them that wait for something other than room: a grammar.
         num_free_rows: how many more could run, as far as rows go.
         num_received: requests that reached the engine, those it refused included, counter.
         kv_cache_usage: share of KV blocks in use, 0..1.
         num_steps, num_preemptions, num_prompt_tokens, num_generation_tokens: counters.
             Prompt tokens count once per request, when its first token was sampled.
+        num_cached_prompt_tokens: those of `num_prompt_tokens` that the prefix cache had, counter.
+        iteration_tokens: steps by the tokens that they computed, up to each of `ITERATION_BUCKETS`
+            and above the last one, then all those tokens, counters; empty: there was no step.
         device_ns: time in steps, nanoseconds, counter.
         scheduler_ns: the host's time for planning and updating, nanoseconds, counter.
         prefix_cache_queries, prefix_cache_hits: prompt tokens looked up in the prefix cache, and
@@ -561,10 +669,12 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
         num_restarts: engine processes started in the place of one that failed, counter; the API
             server's, like `is_up`.
         is_up: whether the engine takes requests.
+        device_time: where the device's time went.
     """
 
     num_running: int = 0
     num_waiting: int = 0
+    num_deferred: int = 0
     num_free_rows: int = 0
     num_received: int = 0
     kv_cache_usage: float = 0.0
@@ -572,12 +682,15 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions: int = 0
     num_prompt_tokens: int = 0
     num_generation_tokens: int = 0
+    num_cached_prompt_tokens: int = 0
+    iteration_tokens: list[int] = []
     device_ns: int = 0
     scheduler_ns: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
     num_restarts: int = 0
     is_up: bool = True
+    device_time: DeviceTime = DeviceTime()
 
 
 class Delta(msgspec.Struct, kw_only=True, gc=False):
@@ -597,8 +710,14 @@ class Delta(msgspec.Struct, kw_only=True, gc=False):
         error: a message, when `finish_reason` is `error`.
         num_prompt_tokens, num_output_tokens: totals so far.
         num_cached_tokens: prompt tokens found in the prefix cache.
+        num_preemptions: how often it lost its blocks so far.
+        queue_ns: from the engine's queue to its first step, nanoseconds; 0 before the first token.
+        prefill_ns: from there to the first token, nanoseconds; 0 before it.
         prompt_logprobs: when asked for: of the prompt's tokens but the first, each once, in order,
             before or with the first new token.
+        charge: device time that the request cost, in the last delta of one that the engine ended,
+            where it meters. Of one ended from outside it is known later: see
+            `EngineClient.listen_for_charges`.
     """
 
     text: str = ""
@@ -610,7 +729,11 @@ class Delta(msgspec.Struct, kw_only=True, gc=False):
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    queue_ns: int = 0
+    prefill_ns: int = 0
     prompt_logprobs: list[PositionLogprobs] = []
+    charge: Charge | None = None
 
 
 JSONObject = dict[str, Any]

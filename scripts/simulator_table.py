@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from octavo.bench.simulate.cost import CostModel
-from octavo.bench.simulate.hardware import DEVICES, HOSTS, MODELS, WeightDType
+from octavo.bench.simulate.hardware import HOSTS, MODELS
 from octavo.bench.simulate.run import Simulation
 from octavo.bench.simulate.settings import EngineSettings
 from octavo.bench.simulate.trace import Lengths, Synthetic, make_trace
+from octavo.runner.devices import DEVICES, WeightDType
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "decisions" / "0007-simulator.md"
 BEGIN, END = "<!-- table: scripts/simulator_table.py -->", "<!-- end -->"

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from octavo.config import EngineConfig
     from octavo.engine.messages import AddRequest, TokenOutput
+    from octavo.types import Charge
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP_S = "FRONT_END_STEP_S"
@@ -68,6 +69,12 @@ class EchoCore:
     @property
     def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self._requests), num_received=self._num_received)
+
+    def ready(self, began_ns: int) -> None:
+        """Nothing is metered."""
+
+    def take_charges(self) -> list[tuple[str, Charge]]:
+        return []
 
     def add(self, request: AddRequest) -> None:
         self._num_received += 1

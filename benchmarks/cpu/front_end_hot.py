@@ -37,10 +37,10 @@ from octavo.text.tokenizer import load_tokenizer
 from octavo.types import EngineInfo, EngineStats, KVCacheLayout, RequestOptions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from octavo.text.tokenizer import Tokenizer
-    from octavo.types import Delta, SamplingParams
+    from octavo.types import Charge, Delta, SamplingParams
 
 NUM_TOKENS = 1 << 19  # more than anybody asks for: no stream ends
 NO_OPTIONS = RequestOptions()
@@ -83,6 +83,9 @@ class HandedEngine:
         self.streams.append(stream)
         while True:
             yield await stream.next()
+
+    def listen_for_charges(self, listener: Callable[[str, Charge], None]) -> None:
+        """Nothing is charged."""
 
     async def abort(self, request_id: str) -> None:
         """Streams are just dropped."""

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from octavo.bench.simulate.hardware import DEVICES, HOSTS, MODELS
+from octavo.bench.simulate.hardware import HOSTS, MODELS
 from octavo.errors import ConfigError
+from octavo.runner.devices import DEVICES
 from octavo.types import SchedulingPolicy
 
 if TYPE_CHECKING:

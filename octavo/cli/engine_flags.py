@@ -44,6 +44,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "attention_backend": {"metavar": "NAME"},
     "num_threads": {"type": int, "metavar": "N"},
     "seed": {"type": int, "metavar": "N"},
+    "metering": {"action": argparse.BooleanOptionalAction},
 }
 """Fields of `EngineConfig` that are flags, and how argparse reads each."""
 

@@ -39,6 +39,8 @@ COMMANDS: dict[str, str] = {
     "models": "models",
     "rm": "models",
     "bench": "bench",
+    "cost": "cost",
+    "outcomes": "outcomes",
 }
 """Command, and the module of this package that has it. The order is the order of the help."""
 

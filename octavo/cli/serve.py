@@ -13,6 +13,7 @@ from typing import get_args
 from octavo.cli.engine_flags import add_engine_flags, attribute_docs, engine_config
 from octavo.config import (
     LogLevel,
+    OTLPProtocol,
     ServerConfig,
     api_key_digest,
     default_api_keys,
@@ -132,7 +133,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help=_help(docs, "trust_request_chat_template"),
     )
+    server.add_argument(
+        "--otlp-endpoint",
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help=_help(docs, "otlp_endpoint"),
+    )
+    server.add_argument(
+        "--otlp-protocol", choices=get_args(OTLPProtocol), help=_help(docs, "otlp_protocol")
+    )
     numbers: tuple[tuple[str, type, str], ...] = (
+        ("otlp_traces_sample_ratio", float, "RATIO"),
         ("api_server_count", int, "N"),
         ("sse_keep_alive", float, "SECONDS"),
         ("shutdown_timeout", float, "SECONDS"),
@@ -213,6 +224,9 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
         reasoning_parser=args.reasoning_parser,
         trust_request_chat_template=args.trust_request_chat_template,
         log_level=args.log_level,
+        otlp_endpoint=args.otlp_endpoint,
+        otlp_protocol=args.otlp_protocol,
+        otlp_traces_sample_ratio=args.otlp_traces_sample_ratio,
         max_num_queued_requests=args.max_num_queued_requests,
         watchdog_timeout=args.watchdog_timeout,
         max_engine_restarts=args.max_engine_restarts,

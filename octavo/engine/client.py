@@ -23,6 +23,7 @@ from octavo.engine.admission import (
     check_pooling,
     check_request,
 )
+from octavo.engine.dues import Dues
 from octavo.engine.messages import (
     AbortRequests,
     AddPooling,
@@ -41,12 +42,19 @@ from octavo.observability.board import Gauge
 from octavo.types import Delta, EngineStats, RequestOptions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from octavo.engine.link import EngineHandle
     from octavo.engine.messages import Admission, ToEngine, TokenOutput
     from octavo.text.tokenizer import Tokenizer
-    from octavo.types import EngineInfo, FinishReason, Pooled, PoolingParams, SamplingParams
+    from octavo.types import (
+        Charge,
+        EngineInfo,
+        FinishReason,
+        Pooled,
+        PoolingParams,
+        SamplingParams,
+    )
 
 logger = logging.getLogger("octavo.engine")
 
@@ -55,6 +63,9 @@ MAX_MESSAGES_PER_TURN = 16
 
 LAST_WORDS_S = 0.2
 """How long a process's last messages may take to arrive after its end."""
+
+LAST_CHARGES_S = 1.0
+"""How long an engine that is closed gets for the steps in flight, to tell what requests cost."""
 
 
 _NO_OPTIONS = RequestOptions()
@@ -93,11 +104,12 @@ class AsyncEngine:
         self._unread.value = 0
         self._stats = EngineStats()
         self._streams: dict[str, PendingStream | PendingVector] = {}
+        self._dues = Dues()
         self._ids = itertools.count()
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[EngineInfo] = self._loop.create_future()
         self._death: asyncio.Future[str] = self._loop.create_future()
-        self._is_closing = False
+        self._is_closing = self._is_released = False
         self._last_message_at = time.monotonic()
         self._fd = int(self._channel.socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._fd, self._read)
@@ -137,6 +149,7 @@ class AsyncEngine:
         except BaseException:
             await engine._release(timeout_s=0.0)
             raise
+        engine._dues.is_metered = engine.info.work is not None
         known = [i for i in engine._eos_token_ids if 0 <= i < engine.info.vocab_size]
         engine._eos_token_ids = known
         return engine
@@ -181,6 +194,10 @@ class AsyncEngine:
                 f"the engine has been stuck for {self.stalled_s:.0f} s", code="engine_stuck"
             )
 
+    def listen_for_charges(self, listener: Callable[[str, Charge], None]) -> None:
+        """See `EngineClient.listen_for_charges`."""
+        self._dues.listener = listener
+
     def kill(self, reason: str) -> None:
         """End the process at once, whatever it is at; its requests' error gives the reason."""
         self._process.kill()
@@ -223,7 +240,7 @@ class AsyncEngine:
             if timer is not None:
                 timer.cancel()
             if self._streams.pop(engine_id, None) is not None:
-                self._send(AbortRequests([engine_id]))
+                self._abort(engine_id)
 
     async def pool(
         self,
@@ -247,7 +264,7 @@ class AsyncEngine:
             if timer is not None:
                 timer.cancel()
             if self._streams.pop(engine_id, None) is not None:
-                self._send(AbortRequests([engine_id]))
+                self._abort(engine_id)
 
     def _admit(self, request_id: str) -> str:
         """The engine's id for a newcomer.
@@ -277,6 +294,7 @@ class AsyncEngine:
         self._num_sent += 1
         self._unread.value = self._num_sent - self._stats.num_received
         self._streams[message.request_id] = stream
+        self._dues.open(message.request_id, stream.request_id)
         if timeout_s is None:
             return None
         return self._loop.call_later(timeout_s, self._end, message.request_id, "timeout")
@@ -293,7 +311,8 @@ class AsyncEngine:
                 self._end(engine_id, "abort")
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        """Stop the engine and wait for its end. Requests in flight end with `abort`.
+        """Stop the engine and wait for its end. Requests in flight end with `abort`, and are
+        charged with what they cost.
 
         Args:
             timeout_s: after as many seconds the process is terminated, and then killed.
@@ -302,12 +321,15 @@ class AsyncEngine:
             return
         self._is_closing = True
         if not self._death.done():
+            for engine_id in list(self._streams):
+                self._end(engine_id, "abort")
+            await self._dues.all_settled(min(timeout_s, LAST_CHARGES_S))
             self._send(Shutdown())
         self._end_all("abort", None)
         await self._release(timeout_s)
 
     async def _release(self, timeout_s: float) -> None:
-        self._is_closing = True
+        self._is_closing = self._is_released = True
         self._loop.remove_reader(self._fd)
         await asyncio.to_thread(self._process.stop, timeout_s)
 
@@ -315,8 +337,13 @@ class AsyncEngine:
         """End a request from this side, if it has not ended."""
         stream = self._streams.pop(engine_id, None)
         if stream is not None:
-            self._send(AbortRequests([engine_id]))
+            self._abort(engine_id)
             stream.end(reason)
+
+    def _abort(self, engine_id: str) -> None:
+        """Have the engine forget a request; its charge is still to come."""
+        self._send(AbortRequests([engine_id]))
+        self._dues.leave(engine_id)
 
     def _check_queue(self) -> None:
         """Refuse a newcomer when the queue is full.
@@ -341,7 +368,7 @@ class AsyncEngine:
         return EngineUnavailableError(reason, code="engine_dead")
 
     def _send(self, message: ToEngine) -> bool:
-        if self._is_closing and not isinstance(message, Shutdown):
+        if self._is_released:
             return False
         is_sent = self._channel.send(message)
         # Sending may take the descriptor's news of a message that came, so look for one.
@@ -350,7 +377,7 @@ class AsyncEngine:
 
     def _read(self) -> None:
         """Take messages until there are none: the descriptor tells only of changes."""
-        if self._is_closing:
+        if self._is_released:
             return
         for _ in range(MAX_MESSAGES_PER_TURN):
             message = self._channel.receive()
@@ -360,9 +387,14 @@ class AsyncEngine:
             if isinstance(message, StepOutputs):
                 self._stats = message.stats
                 self._unread.value = self._num_sent - message.stats.num_received
+                for engine_id, charge in message.charges:
+                    self._dues.settle(engine_id, charge)
                 for output in message.outputs:
+                    if output.finish_reason is not None:
+                        self._dues.settle(output.request_id, output.charge)
                     self._deliver(output)
                 for pooled in message.pooled:
+                    self._dues.settle(pooled.request_id, pooled.charge)
                     pending = self._streams.pop(pooled.request_id, None)
                     if isinstance(pending, PendingVector):  # else it was aborted meanwhile
                         pending.push(pooled)
@@ -386,13 +418,13 @@ class AsyncEngine:
         except Exception as error:  # one request's trouble is not the others'
             logger.exception("request %s: its output could not be read", stream.request_id)
             del self._streams[output.request_id]
-            self._send(AbortRequests([output.request_id]))
+            self._abort(output.request_id)
             stream.fail(f"the output could not be read: {error}")
             return
         if stream.processor.is_finished:
             del self._streams[output.request_id]
             if stream.processor.hit_stop_string:
-                self._send(AbortRequests([output.request_id]))
+                self._abort(output.request_id)
 
     def _on_exit_in_thread(self, code: int) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
@@ -417,6 +449,7 @@ class AsyncEngine:
 
     def _end_all(self, reason: FinishReason, error: str | None) -> None:
         streams, self._streams = self._streams, {}
+        self._dues.settle_all()
         for stream in streams.values():
             stream.end(reason, error)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from octavo.engine.channel import ClientsChannel
     from octavo.engine.messages import Output
-    from octavo.types import EngineInfo, EngineStats
+    from octavo.types import Charge, EngineInfo, EngineStats
 
 
 class Clients:
@@ -37,7 +37,9 @@ class Clients:
         self.channel = channel
         self._info = info
         self._num_received: dict[str, int] = {}  # by client; those that said hello
-        self._owners: dict[str, str] = {}  # by request that has not ended
+        # By request that has not ended, or whose charge is still to come.
+        self._owners: dict[str, str] = {}
+        self._is_metered = info.work is not None
         self._gone: set[str] = set()
 
     def receive(self, stats: EngineStats) -> Admission | AbortRequests | None:
@@ -60,7 +62,7 @@ class Clients:
                 return message
             elif isinstance(message, AbortRequests):
                 ids = [i for i in message.request_ids if self._owners.get(i) == name]
-                for request_id in ids:
+                for request_id in () if self._is_metered else ids:
                     del self._owners[request_id]
                 return AbortRequests(ids)
         return None
@@ -74,8 +76,13 @@ class Clients:
             del self._owners[request_id]
         return ids
 
-    def send(self, outputs: Iterable[Output], stats: EngineStats) -> None:
-        """Send every client its own outputs.
+    def send(
+        self,
+        outputs: Iterable[Output],
+        stats: EngineStats,
+        charges: Iterable[tuple[str, Charge]] = (),
+    ) -> None:
+        """Send every client its own outputs and charges.
 
         Those without any are told as well: silence means that a step hangs, and the queue's length
         is everybody's concern.
@@ -89,6 +96,11 @@ class Clients:
             shares[owner].append(output)
             if output.finish_reason is not None:
                 del owners[output.request_id]
+        charged: dict[str, list[tuple[str, Charge]]] = {}
+        for request_id, charge in charges:
+            owner = owners.pop(request_id, None)
+            if owner is not None:
+                charged.setdefault(owner, []).append((request_id, charge))
         for name, share in shares.items():
             told = msgspec.structs.replace(stats, num_received=self._num_received[name])
-            self.channel.send_to(name, StepOutputs.of(share, told))
+            self.channel.send_to(name, StepOutputs.of(share, told, charged.get(name, ())))

@@ -7,6 +7,7 @@ caller runs the loop and carries the messages.
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections import deque
 from concurrent.futures import Future
 from random import Random
@@ -18,10 +19,13 @@ import msgspec
 from octavo.engine.constraints import Constraints
 from octavo.engine.kv_cache import KVCacheManager
 from octavo.engine.messages import TokenOutput
+from octavo.engine.metering_switch import make_meter
+from octavo.engine.metering_time import Activity
 from octavo.engine.policy import make_policy
 from octavo.engine.request import Request
 from octavo.engine.scheduler import Scheduler
 from octavo.errors import DeviceLostError, InvalidRequestError
+from octavo.types import ITERATION_BUCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
     from octavo.engine.executor import DeviceExecutor, Executor
     from octavo.engine.messages import AddRequest
     from octavo.engine.policy import Policy
-    from octavo.types import EngineStats, StepMasks, StepPlan, StepResult
+    from octavo.types import Charge, EngineStats, StepMasks, StepPlan, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +90,10 @@ class EngineCore:
         self._random = Random(seed)
         self._device_ns = 0
         self._scheduler_ns = 0
+        self._iteration_tokens = [0] * (len(ITERATION_BUCKETS) + 2)
         self._num_received = 0
         self._constraints = Constraints(grammars, info.vocab_size)
+        self._meter = make_meter(info, perf_counter_ns())
 
     @classmethod
     def from_config(
@@ -122,10 +128,24 @@ class EngineCore:
         return msgspec.structs.replace(
             stats,
             num_waiting=stats.num_waiting + self._constraints.num_pending,
+            num_deferred=self._constraints.num_pending,
+            iteration_tokens=self._iteration_tokens.copy(),
             num_received=self._num_received,
             device_ns=self._device_ns,
             scheduler_ns=self._scheduler_ns,
+            device_time=self._meter.device_time(perf_counter_ns()),
         )
+
+    def ready(self, began_ns: int) -> None:
+        """The engine has started up; its process began then, by `perf_counter_ns`."""
+        self._meter.ready(began_ns, perf_counter_ns())
+
+    def take_charges(self) -> list[tuple[str, Charge]]:
+        """What aborted requests cost, each once, when no step with them is in flight any more.
+
+        What the others cost stands in their last outputs.
+        """
+        return self._meter.take_charges()
 
     def add(self, message: AddRequest) -> None:
         """Take a request. One that is bound to a grammar is queued when that is compiled.
@@ -134,19 +154,26 @@ class EngineCore:
             InvalidRequestError: it can never run.
         """
         self._num_received += 1
+        self._meter.wake(perf_counter_ns())
         if message.params.structured_outputs is not None:
             self._constraints.prepare(message)
         else:
             self._queue(message)
 
     def _queue(self, message: AddRequest) -> None:
-        self.scheduler.add(Request.from_message(message, seed=self._random.getrandbits(63)))
+        request = Request.from_message(message, seed=self._random.getrandbits(63))
+        self.scheduler.add(request, perf_counter_ns())
+        self._meter.open(request)
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget requests and free what they hold at once; unknown ids are ignored."""
         for request_id in request_ids:
-            if not self._constraints.forget(request_id):
-                self.scheduler.abort(request_id)
+            if self._constraints.forget(request_id):
+                self._meter.leave(request_id, None)
+            elif (request := self.scheduler.abort(request_id)) is not None:
+                self._meter.leave(request_id, self.scheduler.last_step_of(request))
+        if not self.has_work:
+            self._meter.turn_to(Activity.IDLE, perf_counter_ns())
 
     def step(self) -> list[TokenOutput]:
         """Plan a step and run it, and take in the oldest one once it is done.
@@ -157,16 +184,24 @@ class EngineCore:
             DeviceLostError: no step can run any more.
         """
         outputs: list[TokenOutput] = []
+        meter = self._meter
         if self._constraints.num_pending:
+            meter.turn_to(Activity.GRAMMAR, perf_counter_ns())
             outputs += self._queue_compiled()
         begin = perf_counter_ns()
-        plan = self.scheduler.plan()
+        meter.turn_to(Activity.SCHEDULER, begin)
+        plan = self.scheduler.plan(begin)
         self._scheduler_ns += perf_counter_ns() - begin
         if not plan.is_empty:
+            num_tokens = plan.num_tokens
+            self._iteration_tokens[bisect_left(ITERATION_BUCKETS, num_tokens)] += 1
+            self._iteration_tokens[-1] += num_tokens
             outputs += self._run(plan)
         num_ahead = 0 if plan.is_empty else self._num_steps_ahead
         if len(self._in_flight) > num_ahead:
             outputs += self._update(*self._in_flight.popleft())
+        rest = Activity.MESSAGES if self.has_work else Activity.IDLE
+        meter.turn_to(rest, perf_counter_ns())
         return outputs
 
     def close(self) -> None:
@@ -185,6 +220,7 @@ class EngineCore:
                 outputs.append(
                     TokenOutput(message.request_id, [], finish_reason="error", error=error.message)
                 )
+        self._meter.close(outputs)
         return outputs
 
     def _run(self, plan: StepPlan) -> list[TokenOutput]:
@@ -197,6 +233,8 @@ class EngineCore:
             masks = Future()
             if not self._in_flight:
                 outputs += self._mask(plan, masks)
+        launched = perf_counter_ns()
+        self._meter.turn_to(Activity.LAUNCH, launched)
         try:
             if masks is None:
                 future = self._executor.submit(plan)
@@ -205,7 +243,9 @@ class EngineCore:
         except DeviceLostError:
             raise
         except Exception:
+            self._meter.fail_launch()
             return outputs + self._fail(plan)
+        self._meter.launch(plan, self.scheduler.requests_of(plan), launched)
         self._in_flight.append((plan, future))
         if masks is not None and not masks.done():
             try:
@@ -218,6 +258,7 @@ class EngineCore:
 
     def _mask(self, plan: StepPlan, masks: Future[StepMasks]) -> list[TokenOutput]:
         """Tell the device which tokens the plan's bound rows may get."""
+        self._meter.turn_to(Activity.GRAMMAR, perf_counter_ns())
         try:
             allowed, ends = self._constraints.masks(plan, self.scheduler.requests_of(plan))
         except Exception as error:  # the step fails, and with it its requests
@@ -230,17 +271,30 @@ class EngineCore:
         """Forget requests that these outputs end."""
         for end in ends:
             self.scheduler.abort(end.request_id)
+        self._meter.close(ends)
         return ends
 
     def _update(self, plan: StepPlan, future: Future[StepResult]) -> list[TokenOutput]:
+        meter = self._meter
+        meter.turn_to(Activity.LAUNCH, perf_counter_ns())
         try:
             result = future.result()
-            begin = perf_counter_ns()
-            outputs = self.scheduler.update(plan, result)
         except DeviceLostError:
             raise
         except Exception:
+            meter.fail(plan, perf_counter_ns())
             return self._fail(plan)
+        begin = perf_counter_ns()
+        meter.end(
+            plan, self.scheduler.requests_of(plan), result.device_ns, begin,
+            waited_ns=result.waited_ns, told=result.prompt_logprobs,
+        )  # fmt: skip
+        meter.turn_to(Activity.SCHEDULER, begin)
+        try:
+            outputs = self.scheduler.update(plan, result, begin)
+        except Exception:
+            return self._fail(plan)
+        meter.close(outputs)
         if self._constraints:
             outputs += self._end(self._constraints.advance(outputs))
         self._scheduler_ns += perf_counter_ns() - begin
@@ -248,8 +302,10 @@ class EngineCore:
         return outputs
 
     def _fail(self, plan: StepPlan) -> list[TokenOutput]:
+        self._meter.turn_to(Activity.FAILED, perf_counter_ns())
         logger.exception("step %d failed with %d requests", plan.step_id, len(plan.rows))
         outputs = self.scheduler.fail(plan, STEP_FAILED)
+        self._meter.close(outputs)
         for output in outputs:
             self._constraints.forget(output.request_id)
         return outputs

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from octavo.types import (
+        Charge,
         Delta,
         EngineInfo,
         EngineStats,
@@ -89,6 +90,20 @@ class EngineClient(Protocol):
         Raises:
             InvalidRequestError: the engine cannot do that, or not with this text.
             EngineUnavailableError: `check_health` would raise, or too many requests wait.
+        """
+        ...
+
+    def listen_for_charges(self, listener: Callable[[str, Charge], None]) -> None:
+        """Have a function called with the device time that each request cost in the end.
+
+        It is called in the event loop, exactly once for each request that `generate` or `pool` sent
+        to the engine: with the request's id, not later than the last delta where the engine ended
+        the request. Where it was ended from outside (aborted, closed, timed out, a stop string in
+        the text) the call comes when the last step with the request is done. The charge is zero
+        where the engine died first, refused the request, or does not meter. Requests that raise are
+        never told of.
+
+        There is one listener; another call replaces it. It must not raise.
         """
         ...
 

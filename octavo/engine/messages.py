@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octavo.types import (
+    Charge,
     EngineInfo,
     EngineStats,
     FinishReason,
@@ -96,7 +97,10 @@ class TokenOutput(msgspec.Struct, array_like=True, gc=False):
         stop_reason: the stop token id that ended it; None for the model's own end-of-sequence.
         error: a message when `finish_reason` is `error`.
         num_cached_tokens: prompt tokens found in the prefix cache.
+        num_preemptions: how often the request lost its blocks so far.
+        queue_ns, prefill_ns: with the first token, else 0; see `Delta`.
         prompt_logprobs: what came to be known of the prompt's tokens; see `Delta`.
+        charge: what the request cost, in its last output, where the engine meters.
     """
 
     request_id: str
@@ -106,7 +110,11 @@ class TokenOutput(msgspec.Struct, array_like=True, gc=False):
     stop_reason: int | None = None
     error: str | None = None
     num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    queue_ns: int = 0
+    prefill_ns: int = 0
     prompt_logprobs: list[PositionLogprobs] = []
+    charge: Charge | None = None
 
 
 class PoolingOutput(msgspec.Struct, array_like=True, gc=False):
@@ -115,27 +123,40 @@ class PoolingOutput(msgspec.Struct, array_like=True, gc=False):
     Attributes:
         vector: float32, least significant byte first; empty unless `finish_reason` is `stop`.
         error: a message when `finish_reason` is `error`.
+        charge: what the request cost, where the engine meters.
     """
 
     request_id: str
     vector: bytes = b""
     finish_reason: FinishReason = "stop"
     error: str | None = None
+    charge: Charge | None = None
 
 
 Output = TokenOutput | PoolingOutput
 
 
 class StepOutputs(msgspec.Struct, tag="outputs", array_like=True):
-    """All outputs of a step, and the engine's state after it."""
+    """All outputs of a step, and the engine's state after it.
+
+    Attributes:
+        charges: of requests that were aborted, each once, when the last step in flight with it is
+            done; of an engine that meters.
+    """
 
     outputs: list[TokenOutput]
     stats: EngineStats
     pooled: list[PoolingOutput] = []
+    charges: list[tuple[str, Charge]] = []
 
     @classmethod
-    def of(cls, outputs: Iterable[Output], stats: EngineStats) -> StepOutputs:
-        """The message of these outputs."""
+    def of(
+        cls,
+        outputs: Iterable[Output],
+        stats: EngineStats,
+        charges: Iterable[tuple[str, Charge]] = (),
+    ) -> StepOutputs:
+        """The message of these outputs and charges."""
         tokens: list[TokenOutput] = []
         pooled: list[PoolingOutput] = []
         for output in outputs:
@@ -143,7 +164,7 @@ class StepOutputs(msgspec.Struct, tag="outputs", array_like=True):
                 tokens.append(output)
             else:
                 pooled.append(output)
-        return cls(tokens, stats, pooled)
+        return cls(tokens, stats, pooled, list(charges))
 
 
 class EngineStarted(msgspec.Struct, tag="started", array_like=True):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from octavo.engine.messages import TokenOutput
     from octavo.text.tokenizer import Tokenizer
-    from octavo.types import FinishReason, PositionLogprobs, SamplingParams
+    from octavo.types import Charge, FinishReason, PositionLogprobs, SamplingParams
 
 
 class OutputProcessor:
@@ -41,7 +41,10 @@ class OutputProcessor:
         "_keeps_stop",
         "_num_cached",
         "_num_output",
+        "_num_preemptions",
         "_num_prompt",
+        "_prefill_ns",
+        "_queue_ns",
         "_stop",
         "hit_stop_string",
         "is_finished",
@@ -70,6 +73,9 @@ class OutputProcessor:
         self._num_prompt = len(prompt_token_ids)
         self._num_output = 0
         self._num_cached = 0
+        self._num_preemptions = 0
+        self._queue_ns = 0
+        self._prefill_ns = 0
         self.is_finished = False
         self.hit_stop_string = False
 
@@ -83,6 +89,10 @@ class OutputProcessor:
         assert not self.is_finished, "output after the end"
         ids, logprobs, reason = output.token_ids, output.logprobs, output.finish_reason
         self._num_cached = output.num_cached_tokens
+        if output.num_preemptions:
+            self._num_preemptions = output.num_preemptions
+        if output.prefill_ns:
+            self._queue_ns, self._prefill_ns = output.queue_ns, output.prefill_ns
         told = output.prompt_logprobs
         visible = ids[:-1] if reason == "stop" and not self._keeps_stop else ids
         text = ""
@@ -99,6 +109,7 @@ class OutputProcessor:
                     finish_reason="stop",
                     stop_reason=hit,
                     prompt_logprobs=told,
+                    charge=output.charge,
                 )
         elif self._detokenizer is not None:
             text = self._detokenizer.push(visible)
@@ -117,6 +128,7 @@ class OutputProcessor:
             stop_reason=output.stop_reason if hit is None else hit,
             error=output.error,
             prompt_logprobs=told,
+            charge=output.charge,
         )
 
     def end(self, reason: FinishReason, error: str | None = None) -> Delta:
@@ -162,6 +174,7 @@ class OutputProcessor:
         stop_reason: str | int | None = None,
         error: str | None = None,
         prompt_logprobs: list[PositionLogprobs] | None = None,
+        charge: Charge | None = None,
     ) -> Delta:
         return Delta(
             text=text,
@@ -173,7 +186,11 @@ class OutputProcessor:
             num_prompt_tokens=self._num_prompt,
             num_output_tokens=self._num_output,
             num_cached_tokens=self._num_cached,
+            num_preemptions=self._num_preemptions,
+            queue_ns=self._queue_ns,
+            prefill_ns=self._prefill_ns,
             prompt_logprobs=prompt_logprobs or [],
+            charge=charge,
         )
 
 

@@ -70,7 +70,12 @@ class PendingVector:
     def push(self, output: PoolingOutput) -> None:
         """Take the engine's answer."""
         self._set(
-            Pooled(vector=output.vector, finish_reason=output.finish_reason, error=output.error)
+            Pooled(
+                vector=output.vector,
+                finish_reason=output.finish_reason,
+                error=output.error,
+                charge=output.charge,
+            )
         )
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:

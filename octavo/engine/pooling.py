@@ -10,10 +10,12 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Protocol, Self, cast
 
 from octavo.engine.messages import PoolingOutput
+from octavo.engine.metering_switch import make_meter
+from octavo.engine.metering_time import Activity
 from octavo.engine.policy import FCFSPolicy, make_policy
 from octavo.engine.request import Request, RequestStatus
 from octavo.errors import DeviceLostError, InvalidRequestError
-from octavo.types import EngineStats, PoolingPlan, SamplingParams
+from octavo.types import EngineStats, PoolingPlan, SamplingParams, StepPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from octavo.config import EngineConfig
     from octavo.engine.messages import AddPooling
     from octavo.engine.policy import Policy
-    from octavo.types import EngineInfo, PoolingParams, PoolingResult
+    from octavo.types import Charge, EngineInfo, PoolingParams, PoolingResult
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ class PoolingCore:
         self._num_prompt_tokens = 0
         self._device_ns = 0
         self._scheduler_ns = 0
+        self._meter = make_meter(executor.info, perf_counter_ns())
 
     @classmethod
     def from_config(cls, executor: PoolingExecutor, config: EngineConfig) -> Self:
@@ -106,7 +109,16 @@ class PoolingCore:
             num_prompt_tokens=self._num_prompt_tokens,
             device_ns=self._device_ns,
             scheduler_ns=self._scheduler_ns,
+            device_time=self._meter.device_time(perf_counter_ns()),
         )
+
+    def ready(self, began_ns: int) -> None:
+        """The engine has started up; its process began then, by `perf_counter_ns`."""
+        self._meter.ready(began_ns, perf_counter_ns())
+
+    def take_charges(self) -> list[tuple[str, Charge]]:
+        """What aborted requests cost, each once: nothing, for they had waited."""
+        return self._meter.take_charges()
 
     def add(self, message: AddPooling) -> None:
         """Queue a request.
@@ -115,6 +127,7 @@ class PoolingCore:
             InvalidRequestError: it can never run, or its id is in flight.
         """
         self._num_received += 1
+        self._meter.wake(perf_counter_ns())
         num_tokens = len(message.prompt_token_ids)
         if message.request_id in self._waiting:
             raise InvalidRequestError(f"request id {message.request_id!r} is already in flight")
@@ -126,6 +139,7 @@ class PoolingCore:
         request.arrival = self._num_received
         self._waiting[request.request_id] = request
         self._policy.push(request)
+        self._meter.open(request)
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget requests; unknown ids are ignored."""
@@ -134,6 +148,9 @@ class PoolingCore:
             if request is not None:
                 request.status = RequestStatus.FINISHED
                 self._policy.forget(request)
+                self._meter.leave(request_id, None)
+        if not self.has_work:
+            self._meter.turn_to(Activity.IDLE, perf_counter_ns())
 
     def step(self) -> list[PoolingOutput]:
         """Plan a step, run it, and take in what came of it.
@@ -144,6 +161,7 @@ class PoolingCore:
             DeviceLostError: no step can run any more.
         """
         begin = perf_counter_ns()
+        self._meter.turn_to(Activity.SCHEDULER, begin)
         requests = self._take()
         plan = PoolingPlan(
             self._num_steps,
@@ -151,19 +169,34 @@ class PoolingCore:
             [request.pooling for request in requests],
         )
         self._num_steps += 1
-        self._scheduler_ns += perf_counter_ns() - begin
-        if not requests:
-            return []
+        launched = perf_counter_ns()
+        self._scheduler_ns += launched - begin
+        outputs = self._run(plan, requests, launched) if requests else []
+        self._meter.close(outputs)
+        rest = Activity.MESSAGES if self.has_work else Activity.IDLE
+        self._meter.turn_to(rest, perf_counter_ns())
+        return outputs
+
+    def _run(
+        self, plan: PoolingPlan, requests: list[PoolingRequest], launched: int
+    ) -> list[PoolingOutput]:
+        rows = _rows(plan)
+        self._meter.turn_to(Activity.LAUNCH, launched)
+        self._meter.launch(rows, requests, launched)
         try:
             result = self._executor.submit(plan).result()
         except DeviceLostError:
             raise
         except Exception:
+            self._meter.fail(rows, perf_counter_ns())
             logger.exception("step %d failed", plan.step_id)
             return [
                 PoolingOutput(request.request_id, finish_reason="error", error=STEP_FAILED)
                 for request in requests
             ]
+        now = perf_counter_ns()
+        self._meter.end(rows, requests, result.device_ns, now)
+        self._meter.turn_to(Activity.SCHEDULER, now)
         self._device_ns += result.device_ns
         self._num_prompt_tokens += plan.num_tokens
         return [
@@ -186,3 +219,10 @@ class PoolingCore:
             left -= request.num_prompt_tokens
             taken.append(request)
         return taken
+
+
+def _rows(plan: PoolingPlan) -> StepPlan:
+    """What a step computes, in the words of one that generates: whole prompts, and no samples."""
+    lengths = [len(text) for text in plan.token_ids]
+    num = len(lengths)
+    return StepPlan(plan.step_id, [], [-1] * num, [0] * num, lengths, [False] * num, [])

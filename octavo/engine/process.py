@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from octavo.engine.messages import Output, ToEngine
-    from octavo.types import EngineInfo, EngineStats
+    from octavo.types import Charge, EngineInfo, EngineStats
 
 logger = logging.getLogger("octavo.engine")
 
@@ -68,6 +68,14 @@ class Core(Protocol):
     @property
     def stats(self) -> EngineStats:
         """A snapshot."""
+        ...
+
+    def ready(self, began_ns: int, /) -> None:
+        """Start-up is over; the process began at that `perf_counter_ns`."""
+        ...
+
+    def take_charges(self) -> list[tuple[str, Charge]]:
+        """Of aborted requests, those that came to be known since the last call."""
         ...
 
     def add(self, request: Any, /) -> None:
@@ -129,6 +137,7 @@ def engine_process(builder: str) -> int:
             so that a failure of its imports is told like any other.
     """
     start = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineStart)
+    began_ns = time.perf_counter_ns() - max(round((time.time() - start.started_at) * 1e9), 0)
     die_with(start.parent_pid)
     _end_with_standard_input()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -156,6 +165,7 @@ def engine_process(builder: str) -> int:
     if start.has_clients:
         clients = Clients(ClientsChannel(clients_address(start.address)), engine.info)
     gc.freeze()  # what start-up left lives for good: collections need not walk it
+    engine.core.ready(began_ns)
     channel.send(EngineReady(engine.info, engine.core.stats))
     try:
         run_engine_loop(engine.core, channel, clients)
@@ -203,10 +213,10 @@ def run_engine_loop(core: Core, channel: EngineChannel, clients: Clients | None 
             has_changed = True
         if clients is None:
             if has_changed or is_asked:
-                channel.send(StepOutputs.of(outputs, core.stats))
+                channel.send(StepOutputs.of(outputs, core.stats, core.take_charges()))
             continue
         if has_changed:
-            clients.send(outputs, core.stats)
+            clients.send(outputs, core.stats, core.take_charges())
         if is_asked:
             channel.send(StepOutputs([], core.stats))
 

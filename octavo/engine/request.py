@@ -60,10 +60,15 @@ class Request:
         num_promised_blocks: leading blocks that others may wait for, see `KVCacheManager.admit`.
         num_cached_tokens: prompt tokens found in the prefix cache when it first ran.
         num_preemptions: times that it lost its blocks.
+        queued_ns, started_ns: when it was queued, and when it first ran; monotonic, 0: not yet.
         num_prompt_logprobs: tokens of the prompt whose log-probabilities were told.
+        num_lost_tokens: leading tokens that were computed before its last preemption, or will be by
+            steps that were in flight then.
+        account: where the meter keeps what it costs; the meter's own.
     """
 
     __slots__ = (
+        "account",
         "arrival",
         "bad_words_token_ids",
         "block_hashes",
@@ -75,6 +80,7 @@ class Request:
         "num_cached_blocks",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_lost_tokens",
         "num_preemptions",
         "num_promised_blocks",
         "num_prompt_logprobs",
@@ -82,10 +88,12 @@ class Request:
         "num_tokens",
         "params",
         "priority",
+        "queued_ns",
         "request_id",
         "row",
         "seed",
         "start_step",
+        "started_ns",
         "status",
         "stop_token_ids",
         "tenant",
@@ -130,7 +138,11 @@ class Request:
         self.num_promised_blocks = 0
         self.num_cached_tokens = 0
         self.num_preemptions = 0
+        self.queued_ns = 0
+        self.started_ns = 0
         self.num_prompt_logprobs = 0
+        self.num_lost_tokens = 0
+        self.account = 0
 
     @classmethod
     def from_message(cls, message: AddRequest, *, seed: int) -> Request:

@@ -1,6 +1,7 @@
 """Decides which request computes how many tokens in each step, and takes in what came of it.
 
-Knows counts, ids and rows. Knows nothing of models, devices, clients, clocks or threads.
+Knows counts, ids and rows. Knows nothing of models, devices, clients or threads, and no clock: it
+is told the time.
 
 There are no phases: a request gets some of the tokens between `num_computed_tokens` and
 `num_tokens`. Those with one token left (decodes) come first, then other running requests, then
@@ -73,6 +74,7 @@ class Scheduler:
         self._num_preemptions = 0
         self._num_prompt_tokens = 0
         self._num_generation_tokens = 0
+        self._num_cached_prompt_tokens = 0
         self._num_queried_tokens = 0
         self._num_hit_tokens = 0
 
@@ -98,12 +100,15 @@ class Scheduler:
             num_preemptions=self._num_preemptions,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generation_tokens=self._num_generation_tokens,
+            num_cached_prompt_tokens=self._num_cached_prompt_tokens,
             prefix_cache_queries=self._num_queried_tokens,
             prefix_cache_hits=self._num_hit_tokens,
         )
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, now_ns: int = 0) -> None:
         """Queue a request. It ends at the latest where context or KV cache are full.
+
+        `now_ns` is the monotonic time, here and below: for what is told of the request's way.
 
         Raises:
             InvalidRequestError: it can never run, or its id is in flight.
@@ -130,25 +135,26 @@ class Scheduler:
         request.max_num_tokens = min(
             request.max_num_tokens, self.max_model_len, self.kv_cache.num_tokens + 1
         )
+        request.queued_ns = now_ns
         request.arrival = self._num_arrivals
         self._num_arrivals += 1
         self._requests[request.request_id] = request
         self.policy.push(request)
 
-    def abort(self, request_id: str) -> bool:
-        """Forget a request and free what it holds; no output follows. False: no such request."""
+    def abort(self, request_id: str) -> Request | None:
+        """Forget a request and free what it holds; no output follows. None: no such request."""
         request = self._requests.get(request_id)
         if request is None:
-            return False
+            return None
         if request.status is RUNNING:
             self._running.remove(request)
             self._finish(request)
         else:
             self._finish(request)
             self.policy.forget(request)
-        return True
+        return request
 
-    def plan(self) -> StepPlan:
+    def plan(self, now_ns: int = 0) -> StepPlan:
         """The next step. May be called while earlier steps are in flight."""
         budget = self.max_num_batched_tokens
         step_id = self._num_steps
@@ -190,13 +196,13 @@ class Scheduler:
                 budget -= self._schedule(plan, request, [], budget)
                 scheduled.append(request)
         if budget and preempted == self._num_preemptions:
-            self._admit(plan, scheduled, budget)
+            self._admit(plan, scheduled, budget, now_ns)
         if scheduled:
             self._num_steps += 1
             self._in_flight[step_id] = scheduled
         return plan
 
-    def update(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
+    def update(self, plan: StepPlan, result: StepResult, now_ns: int = 0) -> list[TokenOutput]:
         """Take in a step's result; plans must be updated, or failed, in the order of their making.
 
         Raises:
@@ -215,6 +221,7 @@ class Scheduler:
             )
         step_id, block_size = plan.step_id, self.kv_cache.block_size
         outputs: list[TokenOutput] = []
+        firsts: list[tuple[int, Request]] = []
         num_done, index = 0, -1
         if result.prompt_logprobs:
             self._report_prompts(plan, result, outputs)
@@ -241,6 +248,8 @@ class Scheduler:
             known = request.token_ids
             if len(known) == request.num_prompt_tokens:
                 self._num_prompt_tokens += request.num_prompt_tokens
+                self._num_cached_prompt_tokens += request.num_cached_tokens
+                firsts.append((len(outputs), request))
             known.append(token)
             if charge is not None:
                 charge(request, 0, 1)
@@ -261,11 +270,15 @@ class Scheduler:
                     stop_reason,
                     None,
                     request.num_cached_tokens,
+                    request.num_preemptions,
                 )
             )
             if finish_reason is not None:
                 self._finish_in_update(request)
                 num_done += 1
+        for place, request in firsts:
+            outputs[place].queue_ns = request.started_ns - request.queued_ns
+            outputs[place].prefill_ns = now_ns - request.started_ns
         self._num_generation_tokens += sum(len(output.token_ids) for output in outputs)
         if num_done:
             self._running = [r for r in self._running if r.status is RUNNING]
@@ -301,6 +314,11 @@ class Scheduler:
     def requests_of(self, plan: StepPlan) -> list[Request]:
         """The requests of a plan in flight, in the order of its rows."""
         return self._in_flight[plan.step_id]
+
+    def last_step_of(self, request: Request) -> int | None:
+        """Id of the last step in flight that computes something for the request."""
+        steps = (step for step, requests in self._in_flight.items() if request in requests)
+        return max(steps, default=None)
 
     def fail(self, plan: StepPlan, message: str) -> list[TokenOutput]:
         """End the requests of a failed step, alone, with an error. Takes the place of `update`."""
@@ -348,7 +366,7 @@ class Scheduler:
         request.num_tokens += is_last
         return num_new
 
-    def _admit(self, plan: StepPlan, scheduled: list[Request], budget: int) -> None:
+    def _admit(self, plan: StepPlan, scheduled: list[Request], budget: int, now_ns: int) -> None:
         """Start waiting requests while rows, blocks and budget last.
 
         A request gets blocks for all its tokens at once, so only decodes ever lack one. One block
@@ -376,6 +394,7 @@ class Scheduler:
             request.start_step = plan.step_id
             insort(self._running, request, key=policy.key)
             if not request.num_preemptions:
+                request.started_ns = now_ns
                 request.num_cached_tokens = request.num_computed_tokens
                 policy.charge(request, request.num_tokens - request.num_computed_tokens, 0)
                 if kv_cache.enable_prefix_caching:
@@ -411,6 +430,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Back to the queue without blocks; tokens and seed stay, so that it goes on the same."""
         self._running.remove(request)
+        request.num_lost_tokens = max(request.num_lost_tokens, request.num_computed_tokens)
         self._release(request)
         request.status = WAITING
         request.num_preemptions += 1

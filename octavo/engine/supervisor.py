@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from octavo.engine.client import AsyncEngine
-    from octavo.types import Delta, EngineInfo, Pooled, PoolingParams, SamplingParams
+    from octavo.types import Charge, Delta, EngineInfo, Pooled, PoolingParams, SamplingParams
 
 logger = logging.getLogger("octavo.engine")
 
@@ -53,6 +53,7 @@ class EngineSuccession:
         self._num_restarts = 0
         self._down_since: float | None = None
         self._given_up: str | None = None
+        self._listener: Callable[[str, Charge], None] | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -104,6 +105,11 @@ class EngineSuccession:
             prompt_token_ids, params, request_id=request_id, options=options
         )
 
+    def listen_for_charges(self, listener: Callable[[str, Charge], None]) -> None:
+        """See `EngineClient.listen_for_charges`; of all engines, one after another."""
+        self._listener = listener
+        self._engine.listen_for_charges(listener)
+
     async def abort(self, request_id: str) -> None:
         """See `EngineClient.abort`."""
         await self._engine.abort(request_id)
@@ -121,6 +127,8 @@ class EngineSuccession:
     def replace(self, engine: AsyncEngine, num_restarts: int, *, startup_s: float) -> None:
         """Another engine serves from now on, the `num_restarts`-th in the place of the first."""
         self._engine = engine
+        if self._listener is not None:
+            engine.listen_for_charges(self._listener)
         self._num_restarts = num_restarts
         self._startup_s = startup_s
         self._down_since = None

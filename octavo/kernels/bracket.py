@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from octavo.kernels.threshold import sums_above, to_key, to_value, weight
+from octavo.kernels.threshold import scaled, sums_above, to_key, to_value, weight
 
 LATTICE = tl.constexpr(16)
 """Values of the lattice, from about the split's largest logit down; the last one is -inf."""
@@ -59,7 +59,7 @@ def _load_stats(stats, sharpness, NUM_SPLITS: tl.constexpr, SPLITS_PAD: tl.const
     sums = tl.load(stats + (2 + _LAST) * NUM_SPLITS + splits, mask=real, other=0.0)
     top = tl.max(tops, 0)
     scales = weight(tops, top, sharpness)
-    return top, tl.sum(sums * scales, 0), scales
+    return top, tl.sum(scaled(sums, scales), 0), scales
 
 
 @triton.jit
@@ -149,7 +149,7 @@ def bracket(
         mask=(numbers >= 0) & (splits < NUM_SPLITS)[None, :],
         other=0.0,
     )
-    masses = tl.sum(masses * scales[None, :], 1)
+    masses = tl.sum(scaled(masses, scales[None, :]), 1)
     step = temperature * (_LN_2 * _OCTAVES)
     is_exact = (tl.maximum(first, -first) < _FARTHEST / 4) & (step < 1e30)
     found = tl.min(tl.where(masses >= target, place, _LAST), 0)

@@ -23,6 +23,7 @@ from octavo.kernels.threshold import (
     load_chunk,
     load_logits,
     measure,
+    scaled,
     search,
     search_values,
     shift_of,
@@ -129,7 +130,7 @@ def report_kernel(
     sums = tl.load(stats + NUM_SPLITS, mask=real, other=0.0)
     numbers = tl.load(stats + 2 * NUM_SPLITS, mask=real, other=0.0)
     top = tl.max(tops, 0)
-    log_total = tl.log(tl.sum(sums * weight(tops, top, _LOG2_E), 0))
+    log_total = tl.log(tl.sum(scaled(sums, weight(tops, top, _LOG2_E)), 0))
 
     token = tl.load(token_ids_ptr + row)
     out = out_ptr + report * _FIELDS

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 64
 """Rows of x above which no configuration is offered."""
 
-_ROOM = (16, 64, 128)  # rows that kernels are compiled for
+_ROOM = (16, 32, 64, 128)  # rows that kernels are compiled for
 _MAX_SPLIT_TILES = 8192
 _LINE = tl.constexpr(64)  # 16-bit elements of a line of L2
 
@@ -68,16 +68,16 @@ class Config:
     prefetch: int = 0
 
 
-# Measured on an H100 (docs/decisions/0010-skinny-products.md). Four compiled kernels.
+# Measured on an H100 (docs/decisions/0010-skinny-products.md). Five compiled kernels.
 _ONE = Config("gemv", 8, 512, 4, 1, pdl=True, prefetch=1)
 _FEW = Config("tma", 64, 128, 4, 6, pdl=True, prefetch=1)
 
 TABLE: dict[tuple[int, int], tuple[tuple[int, Config | None], ...]] = {
     # Few tiles and many steps: only what keeps more of each in flight.
-    (4096, 14336): ((1, Config("gemv", 16, 512, 4, 3, pdl=True, prefetch=1)), (16, _FEW)),
+    (4096, 14336): ((1, Config("gemv", 16, 512, 4, 3, pdl=True, prefetch=1)), (64, _FEW)),
     # So few rows of W that several KB of each are no more than others ask for.
-    (1024, 2048): ((1, replace(_ONE, prefetch=4)), (16, _FEW)),
-    (1024, 3072): ((1, replace(_ONE, prefetch=4)), (16, _FEW)),
+    (1024, 2048): ((1, replace(_ONE, prefetch=4)), (64, _FEW)),
+    (1024, 3072): ((1, replace(_ONE, prefetch=4)), (64, _FEW)),
 }
 """(n, k): (most rows, configuration or None for the library's product), by rows, ascending; with
 more rows than the last, the library's."""
@@ -85,8 +85,7 @@ more rows than the last, the library's."""
 GENERAL: tuple[tuple[int, int, Config | None], ...] = (
     (1, 4096, _ONE),
     (1, 1024, replace(_ONE, prefetch=2)),
-    (16, 4096, _FEW),
-    (64, 28672, Config("dot", 64, 128, 4, 3)),
+    (64, 4096, _FEW),
 )
 """(most rows, least n, configuration), for shapes not in `TABLE`; the first that fits counts. Each
 won on all measured shapes that it covers; narrower weights have too few tiles for the card."""

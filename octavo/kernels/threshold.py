@@ -63,6 +63,17 @@ def weigh(logits, real, top, sharpness):
 
 
 @triton.jit
+def scaled(amounts, scales):
+    """Amounts times scales (>= 0), to be summed.
+
+    The choice keeps the compiler from fusing the product with the first addition of a sum: each
+    thread would then round its own product away and its neighbour's not, and threads would come to
+    sums that differ in the last bit, though the program takes them for one number.
+    """
+    return tl.where(scales > 0, amounts * scales, 0.0)
+
+
+@triton.jit
 def sums_above(values, logits, amounts):
     """[m] the sums of those amounts [n] whose logits [n] reach the values [m]."""
     # A comparison that gives 0 or 1, and a product that is added: two instructions for each pair,

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     Cells: TypeAlias = memoryview[float] | list[float]
 
-ROW_LEN = 512
-"""Cells of a row; a page of memory."""
+ROW_LEN = 4096
+"""Cells of a row; untouched ones take no memory."""
 
 _ITEM_BYTES = 8
 _NUM_GAUGES = 3

@@ -8,6 +8,7 @@ takes a lock and walks its buckets at each observation, several times per token.
 from __future__ import annotations
 
 from bisect import bisect_left
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from octavo.observability.board import private_cells
@@ -27,11 +28,11 @@ class Histogram:
             of all. None: there is only us.
     """
 
-    __slots__ = ("_bounds", "_cells", "_rows")
+    __slots__ = ("_cells", "_rows", "bounds")
 
     def __init__(self, bounds: Sequence[float], rows: Sequence[Cells] | None = None) -> None:
         assert list(bounds) == sorted(set(bounds))
-        self._bounds = tuple(bounds)
+        self.bounds = tuple(bounds)
         if rows is None:
             rows = [private_cells(self.num_cells(bounds))]
         self._rows = rows
@@ -45,25 +46,28 @@ class Histogram:
     def observe(self, value: float, times: int = 1) -> None:
         """Count a value, `times` times."""
         cells = self._cells
-        cells[bisect_left(self._bounds, value)] += times
+        cells[bisect_left(self.bounds, value)] += times
         cells[-1] += value * times
 
     @property
     def count(self) -> int:
         """Observations so far."""
-        return int(sum(sum(cells[:-1]) for cells in self._rows))
+        return self.cumulative()[-1]
 
     @property
     def sum(self) -> float:
         """Sum of all values so far."""
         return float(sum(cells[-1] for cells in self._rows))
 
+    def cumulative(self) -> list[int]:
+        """How many values are at most each bound, in order; the last is the count."""
+        if len(self._rows) == 1:
+            counts = list(self._cells)
+        else:
+            counts = list(map(sum, zip(*self._rows, strict=True)))
+        return [int(total) for total in accumulate(counts[:-1])]
+
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by `le`, `+Inf` last, as Prometheus exposes them."""
-        total = 0.0
-        result: list[tuple[str, float]] = []
-        names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        for index, name in enumerate(names):
-            total += sum(cells[index] for cells in self._rows)
-            result.append((name, total))
-        return result
+        names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
+        return [(name, float(total)) for name, total in zip(names, self.cumulative(), strict=True)]

@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from octavo.protocol import sse
 from octavo.protocol.anthropic import NO_THREADS
+from octavo.protocol.usage import CostFields
 
 if TYPE_CHECKING:
     from octavo.errors import RequestError
@@ -49,7 +50,7 @@ class AnthropicToolUse(msgspec.Struct, tag_field="type", tag="tool_use", kw_only
 AnthropicBlock = AnthropicText | AnthropicThinkingAnswer | AnthropicToolUse
 
 
-class AnthropicUsage(msgspec.Struct):
+class AnthropicUsage(CostFields, frozen=True):
     """Token counts. `input_tokens` were computed; what was found in the cache is counted apart."""
 
     input_tokens: int

@@ -201,6 +201,11 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
         return self.num_choices if self.best_of is None else self.best_of
 
     @property
+    def asker(self) -> str | None:
+        """Who asks, by the word of the caller."""
+        return self.safety_identifier or self.user
+
+    @property
     def include_usage(self) -> bool:
         """True when a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from octavo.protocol.chat import TokenLogprobs
+from octavo.protocol.usage import CostFields
 
 if TYPE_CHECKING:
     from octavo.errors import RequestError
@@ -62,7 +63,7 @@ class OllamaMessageAnswer(msgspec.Struct, kw_only=True):
     tool_calls: list[OllamaCall] | UnsetType = UNSET
 
 
-class OllamaAnswer(msgspec.Struct, kw_only=True):
+class OllamaAnswer(CostFields, frozen=True, kw_only=True):
     """What chats and generations share. All after `done` is in the last line only.
 
     Attributes:
@@ -84,13 +85,13 @@ class OllamaAnswer(msgspec.Struct, kw_only=True):
     logprobs: list[TokenLogprobs] | UnsetType = UNSET
 
 
-class OllamaChatAnswer(OllamaAnswer, kw_only=True):
+class OllamaChatAnswer(OllamaAnswer, frozen=True, kw_only=True):
     """An answer of `/api/chat`, or a line of its stream."""
 
     message: OllamaMessageAnswer
 
 
-class OllamaGenerateAnswer(OllamaAnswer, kw_only=True):
+class OllamaGenerateAnswer(OllamaAnswer, frozen=True, kw_only=True):
     """An answer of `/api/generate`, or a line of its stream; `context` has all tokens."""
 
     response: str
@@ -98,7 +99,7 @@ class OllamaGenerateAnswer(OllamaAnswer, kw_only=True):
     context: list[int] | UnsetType = UNSET
 
 
-class OllamaEmbedAnswer(msgspec.Struct, kw_only=True):
+class OllamaEmbedAnswer(CostFields, frozen=True, kw_only=True):
     """Vectors of length 1, in the order of the texts."""
 
     model: str
@@ -108,7 +109,7 @@ class OllamaEmbedAnswer(msgspec.Struct, kw_only=True):
     prompt_eval_count: int
 
 
-class OllamaEmbeddingsAnswer(msgspec.Struct):
+class OllamaEmbeddingsAnswer(CostFields, frozen=True):
     """One vector."""
 
     embedding: list[float]

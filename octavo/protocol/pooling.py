@@ -12,6 +12,7 @@ import msgspec
 
 from octavo.errors import InvalidRequestError
 from octavo.protocol.decode import Int32
+from octavo.protocol.usage import CostFields
 from octavo.types import RequestOptions
 
 MAX_INPUTS = 2048
@@ -69,7 +70,7 @@ class PoolingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return wanted
 
 
-class InputUsage(msgspec.Struct, frozen=True):
+class InputUsage(CostFields, frozen=True):
     """Tokens of one HTTP request, summed over its inputs."""
 
     prompt_tokens: int

@@ -25,6 +25,7 @@ from octavo.protocol.response_items import (
     check_item,
 )
 from octavo.protocol.structured import JSONObjectFormat, TextFormat
+from octavo.protocol.usage import CostFields
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -206,7 +207,7 @@ class OutputTokensDetails(msgspec.Struct):
     reasoning_tokens: int = 0
 
 
-class ResponseUsage(msgspec.Struct):
+class ResponseUsage(CostFields, frozen=True):
     """Token counts of a response."""
 
     input_tokens: int

@@ -9,6 +9,7 @@ import msgspec
 from octavo.errors import InvalidRequestError
 from octavo.protocol.decode import Int32
 from octavo.protocol.pooling import Answer, PoolingFields, check_number
+from octavo.protocol.usage import CostFields
 
 
 class ScoreRequest(PoolingFields, kw_only=True):
@@ -107,7 +108,7 @@ class RerankResult(msgspec.Struct, kw_only=True, omit_defaults=True):
     document: RerankDocument | None = None
 
 
-class RerankUsage(msgspec.Struct, frozen=True):
+class RerankUsage(CostFields, frozen=True):
     """Tokens of the query with every document, summed."""
 
     total_tokens: int

@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class CostFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer's usage has more where the header `X-Octavo-Include-Cost` asks for it.
+
+    Attributes:
+        gpu_seconds: of the device, over all choices; nine decimals, exact. Null: not known, as the
+            engine failed or is slow to tell.
+        cost: device time at the server's price; nine decimals. Null: that, or there is no price.
+        currency: of the price.
+    """
+
+    gpu_seconds: float | UnsetType | None = UNSET
+    cost: float | UnsetType | None = UNSET
+    currency: str | UnsetType = UNSET
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -11,7 +27,7 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(CostFields, frozen=True):
     """Tokens of one HTTP request, summed over its prompts."""
 
     prompt_tokens: int

@@ -55,6 +55,7 @@ class DeviceStep:
         reports: log-probabilities of the sampled tokens, if any row asked for some.
         prompt: of prompts' tokens.
         num_seqs: scheduled rows.
+        waited: between these places the device had nothing to do, for masks were missing.
     """
 
     step_id: int
@@ -64,6 +65,7 @@ class DeviceStep:
     reports: Reports | None = None
     prompt: PromptReports | None = None
     num_seqs: int = 0
+    waited: tuple[Mark, Mark] | None = None
 
     def result(self) -> StepResult:
         """See `LaunchedStep`."""
@@ -72,7 +74,10 @@ class DeviceStep:
         token_ids: list[int] = [] if self.token_ids is None else self.token_ids.tolist()
         logprobs = [] if self.reports is None else self.reports.entries(len(token_ids))
         prompt = [] if self.prompt is None else self.prompt.entries(self.num_seqs)
-        return StepResult(self.step_id, token_ids, logprobs, device_ns, prompt)
+        waited_ns = 0
+        if self.waited is not None:
+            waited_ns = round(self.waited[0].elapsed_time(self.waited[1]) * 1e6)
+        return StepResult(self.step_id, token_ids, logprobs, device_ns, prompt, waited_ns)
 
 
 class DeferredStep:

@@ -31,6 +31,7 @@ from octavo.runner.options import (
     pick_method,
 )
 from octavo.runner.pooler import embeddings, label_activation, label_scores, pool
+from octavo.runner.work import work_model
 from octavo.types import (
     EngineInfo,
     KVCacheLayout,
@@ -127,6 +128,13 @@ class PoolingRunner:
         ):
             self._warm_up(tasks[0], model_len)
         marks.append(("warm_up", time.perf_counter()))
+        is_causal = model_class.is_causal
+        work = (
+            work_model(self.model, shape, self._spec, is_causal=is_causal)
+            if config.metering
+            else None
+        )
+        marks.append(("rates", time.perf_counter()))
         self.info = EngineInfo(
             architecture=checkpoint.architecture,
             dtype=str(dtype).removeprefix("torch."),
@@ -137,6 +145,7 @@ class PoolingRunner:
             startup_s={name: end - begin for (_, begin), (name, end) in itertools.pairwise(marks)},
             tasks=tasks,
             pooling=self._pooling,
+            work=work,
         )
 
     @torch.inference_mode()

@@ -183,14 +183,21 @@ class QueuedSteps:
             return self._finish(launched, None)
         if masks.done():
             return self._finish(launched, masks.result())
+        paused = self._mark()
         if launched.slot is not None:
-            launched.slot.end = self._mark()  # if it does not go on
-        self._deferred = DeferredStep(masks, partial(self._finish, launched))
+            launched.slot.end = paused  # if it does not go on
+        self._deferred = DeferredStep(masks, partial(self._finish, launched, paused=paused))
         return self._deferred
 
     @torch.inference_mode()
-    def _finish(self, launched: _Launched, masks: StepMasks | None) -> DeviceStep:
-        """Sample rows that ask for more than a temperature anew, and send tokens to the host."""
+    def _finish(
+        self, launched: _Launched, masks: StepMasks | None, paused: Mark | None = None
+    ) -> DeviceStep:
+        """Sample rows that ask for more than a temperature anew, and send tokens to the host.
+
+        `paused` is where the device began to wait for the masks, if it did.
+        """
+        waited = None if paused is None else (paused, self._mark())
         host, slot = launched.host, launched.slot
         rows = host.sampled_rows
         token_ids = reports = None
@@ -212,7 +219,7 @@ class QueuedSteps:
             slot.end = end
         return DeviceStep(
             launched.step_id, launched.begin, end, token_ids, reports, launched.prompt,
-            len(host.rows),
+            len(host.rows), waited,
         )  # fmt: skip
 
     @torch.inference_mode()

@@ -8,21 +8,26 @@ that steps launch around the model are called by name.
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from octavo.attention.interface import BatchLayout
 from octavo.layers.batch import ForwardBatch
+from octavo.layers.linear import Linear
 from octavo.runner.options import num_cores
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from octavo.attention.interface import AttentionBackend, AttentionSpec
     from octavo.kernels.compile import Compiler
     from octavo.models.base import CausalModel
 
-NUM_TOKENS = (1, 16, 64)
+NUM_TOKENS = (1, 16, 32, 64)
 """Sizes of a batch: steps of up to so many tokens may launch products that larger ones do not."""
 
 _PROMPT_LEN = 256  # more than a tile's
@@ -56,24 +61,54 @@ def rehearse_steps(
     prompt_len = min(_PROMPT_LEN, max_len)
     cache = backend.allocate(spec, 1)
     kv_caches = [cache] * model.shape.num_layers
-    for num_seqs, length in [(1, prompt_len), *((num_tokens, 1) for num_tokens in NUM_TOKENS)]:
-        num_tokens = num_seqs * length
-        layout = BatchLayout(
-            query_starts=np.arange(num_seqs + 1) * length,
-            context_lens=np.zeros(num_seqs, np.int64),
-            block_tables=np.zeros((num_seqs, -(-length // spec.block_size)), np.int64),
-        )
-        batch = ForwardBatch(
-            token_ids=torch.zeros(num_tokens, dtype=torch.int32, device=spec.device),
-            positions=torch.from_numpy(layout.positions).to(spec.device),
-            logit_indices=torch.arange(num_seqs, device=spec.device) * length,
-            backend=backend,
-            meta=backend.plan(spec, layout),
-            kv_caches=kv_caches,
-        )
-        logits = model(batch)
+    with _distinct_layers(model):
+        for num_seqs, length in [(1, prompt_len), *((num_tokens, 1) for num_tokens in NUM_TOKENS)]:
+            num_tokens = num_seqs * length
+            layout = BatchLayout(
+                query_starts=np.arange(num_seqs + 1) * length,
+                context_lens=np.zeros(num_seqs, np.int64),
+                block_tables=np.zeros((num_seqs, -(-length // spec.block_size)), np.int64),
+            )
+            batch = ForwardBatch(
+                token_ids=torch.zeros(num_tokens, dtype=torch.int32, device=spec.device),
+                positions=torch.from_numpy(layout.positions).to(spec.device),
+                logit_indices=torch.arange(num_seqs, device=spec.device) * length,
+                backend=backend,
+                meta=backend.plan(spec, layout),
+                kv_caches=kv_caches,
+            )
+            logits = model(batch)
     if backend.fuses_rotary:
         _rehearse_around_the_model(logits, spec.block_size)
+
+
+@contextmanager
+def _distinct_layers(model: CausalModel) -> Iterator[None]:
+    """The model with one layer of each kind: those left out would launch the same kernels again."""
+    layers = model.model.layers
+    if not isinstance(layers, nn.ModuleList):
+        yield
+        return
+    kinds: dict[Any, nn.Module] = {}
+    for window, layer in zip(model.shape.windows, layers, strict=True):
+        kinds.setdefault((window, _kind_of(layer)), layer)
+    model.model.layers = nn.ModuleList(kinds.values())
+    try:
+        yield
+    finally:
+        model.model.layers = layers
+
+
+def _kind_of(layer: nn.Module) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """Of each part of a layer its name and class, and the sizes of a product."""
+    return tuple(
+        (
+            name,
+            type(part).__name__,
+            (part.in_features, *part.out_parts) if isinstance(part, Linear) else (),
+        )
+        for name, part in layer.named_modules()
+    )
 
 
 def _rehearse_around_the_model(logits: torch.Tensor, block_size: int) -> None:

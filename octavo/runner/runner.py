@@ -48,6 +48,7 @@ from octavo.runner.rehearsal import rehearse_steps, start_compiler
 from octavo.runner.rows import RowTable
 from octavo.runner.sampler import SamplerRows
 from octavo.runner.steps import EagerSteps
+from octavo.runner.work import work_model
 from octavo.types import EngineInfo, KVCacheLayout
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ class ModelRunner:
             self._mark("kv_cache")
             self._warm_up()
             self._mark("warm_up")
+            work = work_model(self.model, shape, self.spec) if config.metering else None
+            self._mark("rates")
             if self._shapes:
                 self._capture(self._shapes)
                 self._mark("graphs")
@@ -159,6 +162,7 @@ class ModelRunner:
             },
             compilation={} if compiler is None else compiler.done.as_dict(),
             memory=memory,
+            work=work,
         )
 
     @property

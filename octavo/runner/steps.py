@@ -85,6 +85,7 @@ class EagerSteps:
     def launch(self, plan: StepPlan, masks: Future[StepMasks] | None = None) -> FinishedStep:
         """See `Steps`."""
         begin = time.perf_counter_ns()
+        waited = 0
         token_ids: list[int] = []
         logprobs = []
         prompt_logprobs: list[list[PositionLogprobs] | None] = []
@@ -104,7 +105,12 @@ class EagerSteps:
                 reports = report_prompt(self._model, hidden[len(rows) :], prompt)
                 prompt_logprobs = reports.entries(len(plan.rows))
             if len(rows):
-                found = read_masks(None if masks is None else masks.result(), rows, logits.shape[1])
+                told = None
+                if masks is not None:
+                    wait_begin = time.perf_counter_ns()
+                    told = masks.result()
+                    waited = time.perf_counter_ns() - wait_begin
+                found = read_masks(told, rows, logits.shape[1])
                 sampled = sample(
                     logits, rows, self._table.num_tokens[rows], self._sampler,
                     self._table.token_ids, found,
@@ -113,7 +119,9 @@ class EagerSteps:
                 self._table.append(rows, values)
                 token_ids, logprobs = values.tolist(), sampled.logprobs
         took = time.perf_counter_ns() - begin
-        return FinishedStep(StepResult(plan.step_id, token_ids, logprobs, took, prompt_logprobs))
+        return FinishedStep(
+            StepResult(plan.step_id, token_ids, logprobs, took, prompt_logprobs, waited)
+        )
 
     def _batch(self, host: HostBatch) -> ForwardBatch:
         return build_batch(host, self._backend, self._spec, self._kv_caches)

@@ -19,12 +19,14 @@ from octavo.server.batch_runs import BatchRuns
 from octavo.server.context import ServerContext
 from octavo.server.errors import ErrorAnswers
 from octavo.server.lifecycle import Admission, Lifecycle
+from octavo.server.metering import UsageBook
 from octavo.server.openapi import document
 from octavo.server.parsing import answer_reading
 from octavo.server.prompts import PromptEncoder
 from octavo.server.routes import ENDPOINTS
-from octavo.server.scope import RequestScope
+from octavo.server.scope import CLIENT_LEFT, RequestScope, content_length
 from octavo.server.server_state import ServerState
+from octavo.server.tracing import TracedRequests
 from octavo.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -34,21 +36,24 @@ if TYPE_CHECKING:
 
     from octavo.config import ServerConfig
     from octavo.engine.interface import EngineClient
+    from octavo.observability.tracing_export import Telemetry
     from octavo.server.context import GrammarCheck
     from octavo.server.prompts import TokenizerLike
     from octavo.server.routes import Endpoint
+    from octavo.server.scope import Exchange
 
 
 class Application:
     """One server's routes behind its layers; an ASGI application without lifespan.
 
-    From the outside in: request ids and the log; CORS, where pages may ask; errors as answers;
-    authentication; the drain and the load; the routes.
+    From the outside in: request ids and the log; traces, where they are wanted; CORS, where pages
+    may ask; errors as answers; authentication; the drain and the load; the routes.
 
     Args:
         context: what the handlers share.
         config: the whole of it, API keys' digests included.
         endpoints: the routes.
+        telemetry: told of every request; None: nobody wants to know.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class Application:
         context: ServerContext,
         config: ServerConfig,
         endpoints: Sequence[Endpoint] = ENDPOINTS,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.context = context
         self.endpoints = tuple(endpoints)
@@ -66,9 +72,11 @@ class Application:
         layer: ASGIApp = Router(routes, redirect_slashes=False)
         layer = Admission(layer, lifecycle, operational)
         dialects = {e.path: e.dialect for e in self.endpoints}
-        self._within: ASGIApp = RequestScope(
-            ErrorAnswers(layer, dialects), lambda: lifecycle.is_draining, operational
-        )
+        tracer = None if telemetry is None else telemetry.tracer
+        within: ASGIApp = ErrorAnswers(layer, dialects)
+        if tracer is not None:
+            within = TracedRequests(within, tracer, self.endpoints, is_internal=True)
+        self._within: ASGIApp = RequestScope(within, lambda: lifecycle.is_draining, operational)
         self.batch_runs = BatchRuns(context, self._within_for)
         layer = Authentication(
             layer, config.api_key_digests, [e.path for e in self.endpoints if e.is_open]
@@ -83,9 +91,17 @@ class Application:
                 allow_methods=config.allowed_methods,
                 allow_headers=config.allowed_headers,
                 allow_credentials=config.allow_credentials,
-                expose_headers=("X-Request-Id", "Retry-After"),
+                expose_headers=("X-Request-Id", "Retry-After", "traceresponse"),
             )
-        self._stack: ASGIApp = RequestScope(layer, lambda: lifecycle.is_draining, operational)
+        if tracer is not None:
+            layer = TracedRequests(layer, tracer, self.endpoints)
+        self._handlers: dict[Any, str] = {e.handler: e.path for e in self.endpoints}
+        self._http = context.metrics.track_http(
+            (e.path, method) for e in self.endpoints if not e.is_operational for method in e.methods
+        )
+        self._stack: ASGIApp = RequestScope(
+            layer, lambda: lifecycle.is_draining, operational, self._observe
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -95,6 +111,16 @@ class Application:
     def start(self) -> None:
         """Begin what runs without a request: batches that were left. Call it in the event loop."""
         self.batch_runs.start()
+
+    def _observe(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
+        """Count an answer; a route's path stands for all that it takes."""
+        self._http.observe(
+            self._handlers.get(scope.get("endpoint")),
+            scope["method"],
+            exchange.status or CLIENT_LEFT,
+            seconds,
+            (content_length(scope["headers"]), exchange.body_len),
+        )
 
     def _within_for(self, tenant: str) -> ASGIApp:
         """The application for requests that we make ourselves, in the name of a tenant: all of its
@@ -121,6 +147,8 @@ def create_app(
     metrics: Metrics | None = None,
     defaults: Mapping[str, Any] | None = None,
     grammars: GrammarCheck | None = None,
+    usage: UsageBook | None = None,
+    telemetry: Telemetry | None = None,
 ) -> Application:
     """The OpenAI application over an engine.
 
@@ -133,6 +161,8 @@ def create_app(
             leave them out.
         grammars: tries out what outputs shall follow, before the engine sees it; the caller closes
             it.
+        usage: what requests used and cost; the caller settles it. None: one without a ledger.
+        telemetry: told of every request; the caller shuts it down. None: nobody wants to know.
 
     Raises:
         ConfigError: no served name, a default out of range, no such format of answers.
@@ -140,7 +170,14 @@ def create_app(
     if not config.served_model_names:
         raise ConfigError("give the served model a name")
     if metrics is None:
-        metrics = Metrics(config.served_model_names[0], lambda: engine.stats)
+        metrics = Metrics(
+            config.served_model_names[0],
+            lambda: engine.stats,
+            info=engine.info,
+            check_health=engine.check_health,
+        )
+    if usage is None:
+        usage = UsageBook(engine, metrics, model=config.served_model_names[0])
     encoder = PromptEncoder(
         tokenizer,
         vocab_size=engine.info.vocab_size,
@@ -156,11 +193,12 @@ def create_app(
         metrics,
         _checked_defaults(defaults or {}),
         answer_reading(config, tokenizer),
+        usage,
         ServerState(config.state_dir, lifecycle),
         lifecycle,
         grammars,
     )
-    return Application(context, config)
+    return Application(context, config, telemetry=telemetry)
 
 
 def _checked_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:

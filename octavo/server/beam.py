@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from octavo.errors import EngineError, RequestError
+from octavo.observability.tracing import start_call
 from octavo.server.generation import side_by_side, with_time_left
 from octavo.types import MAX_LOGPROBS, Delta, PositionLogprobs, SamplingParams
 
@@ -180,7 +181,10 @@ async def run_beam_search(
         RequestError: before the first step: the engine refuses the request.
         EngineError: the engine failed.
     """
-    timer = metrics.start_request(job.arrived)
+    timer = metrics.start_request(
+        job.arrived, max_tokens=job.params.max_tokens, siblings=job.siblings
+    )
+    timer.call = start_call(job.request_id, job.params, job.arrived)
     is_admitted = False
     first: Delta | None = None
     try:
@@ -196,14 +200,22 @@ async def run_beam_search(
         assert first is not None
         answers = [_delta(job, beam, first, tokenizer) for beam in search.answers]
         timer.on_delta(answers[0])
+        total = msgspec.structs.replace(
+            answers[0], num_output_tokens=sum(answer.num_output_tokens for answer in answers)
+        )
+        job.line.end(total.finish_reason or "stop", total, timer.first_token_at)
         for index, answer in enumerate(answers):
             yield index, answer
     except (GeneratorExit, asyncio.CancelledError):
         timer.finish("abort")
+        job.line.end("abort", first, num_input_tokens=len(job.prompt_token_ids))
         raise
     except Exception as exc:
+        job.line.end("error", first, num_input_tokens=len(job.prompt_token_ids))
         if is_admitted or not isinstance(exc, RequestError):
             timer.finish("error")
+        else:
+            timer.refuse(exc)
         raise
 
 
@@ -218,15 +230,7 @@ async def _step(engine: EngineClient, job: Job, search: BeamSearch) -> list[Delt
         prompt_logprobs=None if length else job.params.prompt_logprobs,
     )
     streams = [
-        cast(
-            "AsyncGenerator[Delta, None]",
-            engine.generate(
-                [*job.prompt_token_ids, *beam.token_ids],
-                params,
-                request_id=f"{job.request_id}-{length}-{index}",
-                options=with_time_left(job.options, job.arrived),
-            ),
-        )
+        _one_token(engine, job, beam, params, f"{job.request_id}-{length}-{index}")
         for index, beam in enumerate(search.running)
     ]
     sums = [Delta() for _ in streams]
@@ -241,6 +245,29 @@ async def _step(engine: EngineClient, job: Job, search: BeamSearch) -> list[Delt
                 prompt_logprobs=last.prompt_logprobs + delta.prompt_logprobs,
             )
     return sums
+
+
+async def _one_token(
+    engine: EngineClient, job: Job, beam: Beam, params: SamplingParams, engine_id: str
+) -> AsyncGenerator[Delta, None]:
+    """The deltas of a beam's next token. All requests of a search are one line of usage."""
+    stream = engine.generate(
+        [*job.prompt_token_ids, *beam.token_ids],
+        params,
+        request_id=engine_id,
+        options=with_time_left(job.options, job.arrived),
+    )
+    job.line.open(engine_id)
+    is_admitted = False
+    try:
+        async with aclosing(cast("AsyncGenerator[Delta, None]", stream)) as deltas:
+            async for delta in deltas:
+                is_admitted = True
+                yield delta
+    except RequestError:
+        if not is_admitted:
+            job.line.refuse(engine_id)
+        raise
 
 
 def _delta(job: Job, beam: Beam, first: Delta, tokenizer: TokenizerLike) -> Delta:

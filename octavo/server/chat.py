@@ -44,7 +44,8 @@ async def create_chat_completion(request: Request) -> ASGIApp:
     context = context_of(request)
     body = await context.read(request, ChatCompletionRequest)
     options = body.options(tenant_of(request.scope))
-    turn = await ChatTurn.start(context, body, arrived=arrived, options=options)
+    account = context.usage.open(request.scope, arrived, metadata=body.metadata, user=body.asker)
+    turn = await ChatTurn.start(context, body, account=account, options=options)
     answer = _Answer(context, body, turn)
     if body.stream:
         return EventStream(answer.events())
@@ -58,6 +59,7 @@ class _Answer:
         self._context = context
         self._body = body
         self._turn = turn
+        self._has_usage = body.include_usage or turn.account.includes_cost
 
     async def complete(self) -> ChatCompletion:
         """The whole answer."""
@@ -68,7 +70,7 @@ class _Answer:
             created=turn.created,
             model=turn.model,
             choices=[self._choice(index, choice) for index, choice in enumerate(choices)],
-            usage=turn.usage,
+            usage=await turn.whole_usage(),
         )
         if self._body.return_token_ids:
             answer.prompt_token_ids = turn.prompt_token_ids
@@ -100,7 +102,7 @@ class _Answer:
         )
         if self._body.continuous_usage:
             chunk.usage = turn.usage
-        elif self._body.include_usage:
+        elif self._has_usage:
             chunk.usage = None
         return chunk
 
@@ -162,7 +164,7 @@ class _Answer:
                     events = self._first_event(index) + events
                     is_new[index] = False
                 yield events
-        if body.include_usage:
+        if self._has_usage:
             chunk = self._chunk()
-            chunk.usage = turn.usage
+            chunk.usage = await turn.whole_usage()
             yield sse.event(chunk)

@@ -12,7 +12,9 @@ import msgspec
 
 from octavo.engine.output import merge_deltas
 from octavo.errors import InvalidRequestError
+from octavo.observability.metrics_requests import Siblings
 from octavo.protocol.generation import nth_choice
+from octavo.server.account import with_cost
 from octavo.server.answers import UsageCounter
 from octavo.server.beam import BeamSearch, run_beam_search
 from octavo.server.generation import Job, run_jobs, side_by_side
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from octavo.protocol.generation import GenerationRequest
+    from octavo.protocol.usage import Usage
+    from octavo.server.account import Account
     from octavo.server.context import ServerContext
     from octavo.types import Delta, RequestOptions
 
@@ -41,11 +45,13 @@ class Choices:
         body: the request; its `check` passed.
         prompts: each gets `body.num_choices` choices, which are neighbours.
         answer_id: the engine's requests are named after it.
-        arrived: when the HTTP request came, `time.perf_counter()`.
+        account: of the HTTP request.
         options: how to treat it.
 
     Attributes:
         num_choices: of all prompts together.
+        account: see above.
+        usage: counts tokens as they come.
     """
 
     def __init__(
@@ -55,22 +61,28 @@ class Choices:
         prompts: Sequence[PromptToRun],
         *,
         answer_id: str,
-        arrived: float,
+        account: Account,
         options: RequestOptions,
     ) -> None:
         self.num_choices = len(prompts) * body.num_choices
+        self.account = account
         self._context = context
         self._body = body
         self._shows_logprobs = prompts[0].params.logprobs is not None
         self._picks = body.num_sampled > body.num_choices
         num_jobs = 1 if body.use_beam_search else body.num_sampled
+        # A request's `n` is one parameter of all that is sampled for a prompt.
+        siblings = [Siblings(body.num_choices, num_jobs) for _ in prompts]
+        lines = account.lines(num_jobs * len(prompts))
         self._jobs = [
             Job(
                 f"{answer_id}-{prompt * num_jobs + index}",
                 job.token_ids,
                 self._sampled(nth_choice(job.params, index)),
-                arrived,
+                account.arrived,
+                lines[prompt * num_jobs + index],
                 options,
+                siblings[prompt],
             )
             for prompt, job in enumerate(prompts)
             for index in range(num_jobs)
@@ -78,6 +90,10 @@ class Choices:
         per_prompt = max(num_jobs, body.num_choices)
         lengths = [len(prompt.token_ids) for prompt in prompts for _ in range(per_prompt)]
         self.usage = UsageCounter(lengths, per_prompt)
+
+    async def whole_usage(self) -> Usage:
+        """Token counts when all has been run, with what it cost if that was asked for."""
+        return await with_cost(self.usage.usage, self.account)
 
     def _sampled(self, params: SamplingParams) -> SamplingParams:
         """What choosing the best needs to know: the log-probabilities of what was sampled."""

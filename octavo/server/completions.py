@@ -58,7 +58,8 @@ async def create_completion(request: Request) -> ASGIApp:
     options = body.options(tenant_of(request.scope))
     prompts = await _prompts(context, body)
     answer_id = f"cmpl-{uuid4().hex}"
-    choices = Choices(context, body, prompts, answer_id=answer_id, arrived=arrived, options=options)
+    account = context.usage.open(request.scope, arrived, metadata=body.metadata, user=body.asker)
+    choices = Choices(context, body, prompts, answer_id=answer_id, account=account, options=options)
     answer = _Answer(context, body, prompts, choices, answer_id)
     if body.stream:
         return EventStream(answer.events())
@@ -124,6 +125,7 @@ class _Answer:
         self._prompts = prompts
         self._choices = choices
         self._id = answer_id
+        self._has_usage = body.include_usage or choices.account.includes_cost
         self._created = int(time.time())
         hides_special = body.skip_special_tokens is not False
         self._logprobs = [
@@ -152,7 +154,7 @@ class _Answer:
         async with aclosing(self._choices.run()) as deltas:
             outputs = await collect(deltas, None, self._choices.num_choices)
         choices = [self._choice(index, output) for index, output in enumerate(outputs)]
-        return self._wrap(choices, self._choices.usage.usage)
+        return self._wrap(choices, await self._choices.whole_usage())
 
     def _choice(self, index: int, output: Output) -> CompletionChoice:
         body, prompt, maker = self._body, self._prompt_of(index), self._logprobs[index]
@@ -188,12 +190,12 @@ class _Answer:
         """What a chunk says of the usage."""
         if self._body.continuous_usage:
             return self._choices.usage.usage
-        return None if self._body.include_usage else UNSET
+        return None if self._has_usage else UNSET
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer as events, without the end; empty where a delta has nothing to show."""
         body = self._body
-        usage: UnsetType | None = None if body.include_usage else UNSET
+        usage: UnsetType | None = None if self._has_usage else UNSET
         texts = [self._text_events(index, usage) for index in range(self._choices.num_choices)]
         has_more = body.logprobs is not None or body.return_token_ids or body.continuous_usage
         async with aclosing(self._choices.run()) as deltas:
@@ -202,8 +204,8 @@ class _Answer:
                     yield self._event(index, delta)
                 else:
                     yield texts[index].event(delta.text) if delta.text else b""
-        if body.include_usage:
-            yield sse.event(self._wrap([], self._choices.usage.usage))
+        if self._has_usage:
+            yield sse.event(self._wrap([], await self._choices.whole_usage()))
 
     def _event(self, index: int, delta: Delta) -> bytes:
         """What a delta adds to its choice; before the first tokens come those of an echo."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from octavo.engine.interface import EngineClient
     from octavo.observability.metrics import Metrics
     from octavo.protocol.generation import GenerationRequest
+    from octavo.server.metering import UsageBook
     from octavo.server.parsing import AnswerReading
     from octavo.server.prompts import PromptEncoder, TokenizerLike
     from octavo.server.server_state import ServerState
@@ -50,6 +51,7 @@ class ServerContext:
         defaults: sampling defaults of the model, checked.
         config: without API keys' digests: those are `Authentication`'s alone.
         reading: how the model's answers are read.
+        usage: what requests used and cost.
         lifecycle: whether requests are taken, and how many there are.
         state: what outlives a request.
         grammars: tries out what outputs shall follow; None: the engine's word is enough.
@@ -63,6 +65,7 @@ class ServerContext:
     metrics: Metrics
     defaults: Mapping[str, Any]
     reading: AnswerReading
+    usage: UsageBook
     state: ServerState
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     grammars: GrammarCheck | None = None

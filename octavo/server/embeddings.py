@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from octavo.protocol.embeddings import Embedding, EmbeddingAnswer, EmbeddingRequest
 from octavo.protocol.pooling import InputUsage, answer_id, inputs_of
+from octavo.server.account import with_cost
 from octavo.server.auth import tenant_of
 from octavo.server.context import context_of
 from octavo.server.http import json_response, until_disconnect
@@ -27,6 +28,7 @@ async def create_embeddings(request: Request) -> Response:
     context = context_of(request)
     body = await context.read(request, EmbeddingRequest)
     context.check_model(body.model)
+    account = context.usage.open(request.scope, arrived, user=body.user)
     name = answer_id("embd")
     vectors = await until_disconnect(
         request.receive,
@@ -34,7 +36,7 @@ async def create_embeddings(request: Request) -> Response:
             context,
             inputs_of(body.input),
             request_id=name,
-            arrived=arrived,
+            account=account,
             options=body.options(tenant_of(request.scope)),
             max_len=body.max_len(context.engine.info.max_model_len),
             dimensions=body.dimensions,
@@ -46,5 +48,5 @@ async def create_embeddings(request: Request) -> Response:
         Embedding(index=index, embedding=to_wire(vector, body.encoding_format))
         for index, vector in enumerate(vectors.data)
     ]
-    usage = InputUsage(vectors.num_tokens, vectors.num_tokens)
+    usage = await with_cost(InputUsage(vectors.num_tokens, vectors.num_tokens), account)
     return json_response(EmbeddingAnswer(id=name, model=context.model_name, data=data, usage=usage))

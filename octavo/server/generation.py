@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import msgspec
 
 from octavo.errors import EngineError, RequestError
+from octavo.observability.metrics_requests import Siblings
+from octavo.observability.tracing import start_call
+from octavo.server.account import UsageLine
 from octavo.types import Delta, RequestOptions, SamplingParams
 
 if TYPE_CHECKING:
@@ -33,14 +36,18 @@ class Job(msgspec.Struct, frozen=True):
         prompt_token_ids: checked against the vocabulary and the context.
         params: how to sample.
         arrived: when the HTTP request came, `time.perf_counter()`.
+        line: of the usage record.
         options: how to treat it; `timeout_s` counts from `arrived`.
+        siblings: for metrics: sequences of the same prompt; None: there are no others.
     """
 
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
     arrived: float
+    line: UsageLine
     options: RequestOptions = RequestOptions()
+    siblings: Siblings | None = None
 
 
 async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGenerator[Delta, None]:
@@ -50,7 +57,10 @@ async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGene
         RequestError: before the first delta: the engine refuses the request.
         EngineError: the engine failed.
     """
-    timer = metrics.start_request(job.arrived)
+    timer = metrics.start_request(
+        job.arrived, max_tokens=job.params.max_tokens, siblings=job.siblings
+    )
+    timer.call = start_call(job.request_id, job.params, job.arrived)
     is_admitted = False
     stream = engine.generate(
         job.prompt_token_ids,
@@ -58,23 +68,33 @@ async def run_job(engine: EngineClient, metrics: Metrics, job: Job) -> AsyncGene
         request_id=job.request_id,
         options=with_time_left(job.options, job.arrived),
     )
+    line, num_prompt = job.line, len(job.prompt_token_ids)
+    line.open(job.request_id)
     try:
         async with aclosing(cast("AsyncGenerator[Delta, None]", stream)) as deltas:
             async for delta in deltas:
                 is_admitted = True
                 timer.on_delta(delta)
+                if delta.finish_reason is None:
+                    yield delta
+                    continue
+                line.end(delta.finish_reason, delta, timer.first_token_at)
                 if delta.finish_reason == "error":
                     raise EngineError(delta.error or "no reason given")
                 yield delta
-                if delta.finish_reason is not None:
-                    return
+                return
         raise EngineError("the output ended without a reason")
     except (GeneratorExit, asyncio.CancelledError):
         timer.finish("abort")
+        line.end("abort", timer.newest, timer.first_token_at, num_input_tokens=num_prompt)
         raise
     except Exception as exc:
         if is_admitted or not isinstance(exc, RequestError):
             timer.finish("error")
+            line.end("error", timer.newest, timer.first_token_at, num_input_tokens=num_prompt)
+        else:
+            line.refuse(job.request_id)
+            timer.refuse(exc)
         raise
 
 

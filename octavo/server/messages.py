@@ -18,6 +18,7 @@ from octavo.protocol.anthropic import (
     MessagesRequest,
     decode_request,
 )
+from octavo.server.account import with_cost
 from octavo.server.anthropic_chat import chat_request, in_own_names
 from octavo.server.auth import tenant_of
 from octavo.server.context import context_of
@@ -52,12 +53,14 @@ async def create_message(request: Request) -> ASGIApp:
     context = context_of(request)
     body = await _read(request, MessagesRequest)
     context.check_model(body.model)
+    user = None if body.metadata is None else body.metadata.user_id
+    account = context.usage.open(request.scope, arrived, user=user)
     try:
         chat = chat_request(context, body)
         turn = await ChatTurn.start(
             context,
             chat,
-            arrived=arrived,
+            account=account,
             options=chat.options(tenant_of(request.scope)),
             answer_id=f"msg_{uuid4().hex}",
             clips=True,
@@ -138,7 +141,8 @@ class _Answer:
                     if part.finish_reason is not None:
                         for event in blocks.close():
                             yield event
-                        yield api.MessageDelta(self._end(part), self._usage)
+                        usage = await with_cost(self._usage, self._turn.account)
+                        yield api.MessageDelta(self._end(part), usage)
         except InvalidRequestError as exc:
             raise in_own_names(self._chat.in_own_names(exc)) from None
         yield api.MessageStop()

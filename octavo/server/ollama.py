@@ -59,12 +59,13 @@ async def ollama_chat(request: Request) -> ASGIApp:
     if not body.messages:
         message = api.OllamaMessageAnswer()
         return json_response(api.OllamaChatAnswer(message=message, **_loaded(body)))
+    account = context.usage.open(request.scope, arrived / 1e9)
     try:
         chat = chat_request(context, body, chat_messages(body.messages))
         turn = await ChatTurn.start(
             context,
             chat,
-            arrived=arrived / 1e9,
+            account=account,
             options=chat.options(tenant_of(request.scope)),
             clips=True,
         )
@@ -86,13 +87,14 @@ async def ollama_generate(request: Request) -> ASGIApp:
     body.check()
     if not body.prompt:
         return json_response(api.OllamaGenerateAnswer(response="", **_loaded(body)))
+    account = context.usage.open(request.scope, arrived / 1e9)
     is_raw = bool(body.raw) or context.tokenizer.chat_template is None
     try:
         chat = chat_request(context, body, generation_messages(body.prompt, body.system))
         turn = await ChatTurn.start(
             context,
             chat,
-            arrived=arrived / 1e9,
+            account=account,
             options=chat.options(tenant_of(request.scope)),
             prompt_token_ids=await _prompt_ids(context, body, chat, is_raw=is_raw),
             is_plain=is_raw,
@@ -281,6 +283,7 @@ class _Answer(Generic[_AnswerT]):
         now = time.perf_counter_ns()
         first = first or now
         usage = self._turn.usage
+        cost = await self._turn.account.cost()
         yield (
             _Pieces(),
             {
@@ -291,6 +294,7 @@ class _Answer(Generic[_AnswerT]):
                 "prompt_eval_duration": first - begin,
                 "eval_count": usage.completion_tokens,
                 "eval_duration": now - first,
+                **({} if cost is None else cost.fields),
             },
         )
 

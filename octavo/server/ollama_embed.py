@@ -14,6 +14,7 @@ from octavo.protocol.ollama import (
     check_keep_alive,
 )
 from octavo.protocol.pooling import MAX_INPUTS, answer_id
+from octavo.server.account import with_cost
 from octavo.server.auth import tenant_of
 from octavo.server.context import context_of
 from octavo.server.http import json_response, until_disconnect
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from octavo.server.account import Account
     from octavo.server.vectors import Vectors
 
 
@@ -44,23 +46,23 @@ async def ollama_embed(request: Request) -> Response:
     check_keep_alive(body.keep_alive, is_load=not texts)
     _check_options(request, body.options)
     begin = time.perf_counter_ns()
+    account = context.usage.open(request.scope, arrived / 1e9)
     vectors = await _embed(
         request,
         texts,
-        arrived=arrived,
+        account=account,
         truncate=body.truncate is not False,
         dimensions=body.dimensions,
         is_normalized=True,
     )
-    return json_response(
-        api.OllamaEmbedAnswer(
-            model=body.model,
-            embeddings=[to_floats(vector) for vector in vectors.data],
-            total_duration=time.perf_counter_ns() - arrived,
-            load_duration=begin - arrived,
-            prompt_eval_count=vectors.num_tokens,
-        )
+    answer = api.OllamaEmbedAnswer(
+        model=body.model,
+        embeddings=[to_floats(vector) for vector in vectors.data],
+        total_duration=time.perf_counter_ns() - arrived,
+        load_duration=begin - arrived,
+        prompt_eval_count=vectors.num_tokens,
     )
+    return json_response(await with_cost(answer, account))
 
 
 async def ollama_embeddings(request: Request) -> Response:
@@ -76,10 +78,10 @@ async def ollama_embeddings(request: Request) -> Response:
     check_keep_alive(body.keep_alive, is_load=not body.prompt)
     _check_options(request, body.options)
     texts = [body.prompt] if body.prompt else []
-    vectors = await _embed(request, texts, arrived=arrived, param="prompt")
-    return json_response(
-        api.OllamaEmbeddingsAnswer(to_floats(vectors.data[0]) if vectors.data else [])
-    )
+    account = context.usage.open(request.scope, arrived / 1e9)
+    vectors = await _embed(request, texts, account=account, param="prompt")
+    answer = api.OllamaEmbeddingsAnswer(to_floats(vectors.data[0]) if vectors.data else [])
+    return json_response(await with_cost(answer, account))
 
 
 def _check_options(request: Request, options: OllamaOptions | None) -> None:
@@ -93,7 +95,7 @@ async def _embed(
     request: Request,
     texts: list[str],
     *,
-    arrived: int,
+    account: Account,
     truncate: bool = True,
     dimensions: int | None = None,
     is_normalized: bool | None = None,
@@ -108,7 +110,7 @@ async def _embed(
                 context,
                 texts,
                 request_id=answer_id("embd"),
-                arrived=arrived / 1e9,
+                account=account,
                 options=RequestOptions(tenant=tenant_of(request.scope)),
                 max_len=context.engine.info.max_model_len if truncate else None,
                 dimensions=dimensions,

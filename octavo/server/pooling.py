@@ -18,6 +18,7 @@ from octavo.protocol.pooling import (
     answer_id,
     inputs_of,
 )
+from octavo.server.account import with_cost
 from octavo.server.auth import tenant_of
 from octavo.server.context import ServerContext, context_of
 from octavo.server.http import json_response, until_disconnect
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from octavo.server.account import Account
     from octavo.types import Task
 
 
@@ -45,13 +47,14 @@ async def create_pooling(request: Request) -> Response:
     check_dimensions(body.dimensions, context.engine.info)
     if body.dimensions is not None and task != "embed":
         raise InvalidRequestError("dimensions is only allowed for embeddings", param="dimensions")
+    account = context.usage.open(request.scope, arrived, user=body.user)
     name = answer_id("pool")
-    vectors = await _pooled(request, context, body, task, name, arrived, body.dimensions)
+    vectors = await _pooled(request, context, body, task, name, account, body.dimensions)
     data = [
         PoolingData(index=index, data=to_wire(vector, body.encoding_format))
         for index, vector in enumerate(vectors.data)
     ]
-    usage = InputUsage(vectors.num_tokens, vectors.num_tokens)
+    usage = await with_cost(InputUsage(vectors.num_tokens, vectors.num_tokens), account)
     return json_response(PoolingAnswer(id=name, model=context.model_name, data=data, usage=usage))
 
 
@@ -65,8 +68,9 @@ async def classify(request: Request) -> Response:
     context = context_of(request)
     body = await context.read(request, ClassificationRequest)
     context.check_model(body.model)
+    account = context.usage.open(request.scope, arrived, user=body.user)
     name = answer_id("classify")
-    vectors = await _pooled(request, context, body, "classify", name, arrived)
+    vectors = await _pooled(request, context, body, "classify", name, account)
     pooling = context.engine.info.pooling
     labels = [] if pooling is None else pooling.labels
     data = []
@@ -75,7 +79,7 @@ async def classify(request: Request) -> Response:
         best = max(range(len(probs)), key=probs.__getitem__)
         label = labels[best] if best < len(labels) else None
         data.append(Classification(index=index, label=label, probs=probs, num_classes=len(probs)))
-    usage = InputUsage(vectors.num_tokens, vectors.num_tokens)
+    usage = await with_cost(InputUsage(vectors.num_tokens, vectors.num_tokens), account)
     return json_response(
         ClassificationAnswer(id=name, model=context.model_name, data=data, usage=usage)
     )
@@ -87,7 +91,7 @@ async def _pooled(
     body: PoolingRequest | ClassificationRequest,
     task: Task,
     name: str,
-    arrived: float,
+    account: Account,
     dimensions: int | None = None,
 ) -> Vectors:
     info = context.engine.info
@@ -103,7 +107,7 @@ async def _pooled(
         encoded,
         task,
         request_id=name,
-        arrived=arrived,
+        account=account,
         options=body.options(tenant_of(request.scope)),
         dimensions=dimensions,
         is_activated=body.use_activation,

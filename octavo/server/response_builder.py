@@ -121,6 +121,9 @@ class ResponseBuilder:
             usage.completion_tokens,
             details,
             usage.total_tokens,
+            gpu_seconds=usage.gpu_seconds,
+            cost=usage.cost,
+            currency=usage.currency,
         )
         if is_whole:
             return self._end("completed")

@@ -138,7 +138,7 @@ class ResponseRun:
                         is_new = False
                     events = builder.add(part)
                     if part.finish_reason is not None:
-                        events += builder.end(part.finish_reason, turn.usage)
+                        events += builder.end(part.finish_reason, await turn.whole_usage())
                     yield events
         except Exception as exc:
             if is_new:
@@ -157,7 +157,7 @@ class ResponseRun:
             async for part in parts:
                 builder.add(part)
                 if part.finish_reason is not None:
-                    builder.end(part.finish_reason, turn.usage)
+                    builder.end(part.finish_reason, await turn.whole_usage())
         await self._keep()
         return self.response
 

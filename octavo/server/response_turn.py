@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from octavo.protocol.responses import ResponseRequest
+    from octavo.server.account import Account
     from octavo.server.context import ServerContext
     from octavo.server.state.responses import ResponseStore
 
@@ -124,7 +125,7 @@ async def start_turn(
     earlier: Sequence[InputItem],
     *,
     response_id: str,
-    arrived: float,
+    account: Account,
     tenant: str,
 ) -> ChatTurn:
     """A turn that answers the request, with as much of the conversation as its `truncation` lets.
@@ -139,7 +140,7 @@ async def start_turn(
             chat = _chat_request(body, items[first:])
             options = chat.options(tenant)
             return await ChatTurn.start(
-                context, chat, arrived=arrived, options=options, answer_id=response_id
+                context, chat, account=account, options=options, answer_id=response_id
             )
         except InvalidRequestError as exc:
             raise _in_own_names(exc) from None

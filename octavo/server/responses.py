@@ -74,10 +74,12 @@ async def create_response(request: Request) -> ASGIApp:
     state, tenant = context.state, tenant_of(request.scope)
     if body.background:
         state.runs.check_room()
+    asker = body.safety_identifier or body.user
+    account = context.usage.open(request.scope, arrived, metadata=body.metadata, user=asker)
     earlier = await earlier_items(state.responses, body, tenant)
     response_id = new_id("resp")
     turn = await start_turn(
-        context, body, earlier, response_id=response_id, arrived=arrived, tenant=tenant
+        context, body, earlier, response_id=response_id, account=account, tenant=tenant
     )
     items = msgspec.json.encode([listed(item) for item in body.items])
     response = asked_response(context, body, response_id)

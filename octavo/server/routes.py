@@ -17,6 +17,7 @@ from octavo.protocol.completions import Completion, CompletionRequest
 from octavo.protocol.embeddings import EmbeddingAnswer, EmbeddingRequest
 from octavo.protocol.files import FileDeleted, FileList, FileObject
 from octavo.protocol.models import ModelCard, ModelList
+from octavo.protocol.outcomes import OutcomeReceipts, OutcomeRequest
 from octavo.protocol.pooling import (
     ClassificationAnswer,
     ClassificationRequest,
@@ -61,6 +62,7 @@ from octavo.server.models import list_models, retrieve_model
 from octavo.server.ollama import ollama_chat, ollama_generate
 from octavo.server.ollama_embed import ollama_embed, ollama_embeddings
 from octavo.server.openapi import openapi
+from octavo.server.outcomes import create_outcomes
 from octavo.server.pooling import classify, create_pooling
 from octavo.server.responses import (
     RESPONSES,
@@ -330,6 +332,13 @@ ENDPOINTS = (
         methods=("POST",),
         answer=Batch,
         statuses=(400, 404),
+    ),
+    Endpoint(
+        path="/v1/outcomes",
+        handler=create_outcomes,
+        methods=("POST",),
+        request=OutcomeRequest,
+        answer=OutcomeReceipts,
     ),
     Endpoint(
         path="/v1/embeddings",

@@ -14,7 +14,7 @@ from uuid import uuid4
 from starlette.requests import ClientDisconnect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,14 +36,20 @@ class Exchange:
     Attributes:
         request_id: the caller's `X-Request-Id` if that is 1 to 128 visible ASCII characters, else
             one of ours.
+        is_given_id: it is the caller's, who may have given it before.
         status: of the answer; None until it started.
+        body_len: of the answer, bytes, where its head tells; else 0.
     """
 
-    __slots__ = ("_send", "_write", "request_id", "status")
+    __slots__ = ("_send", "_write", "body_len", "is_given_id", "request_id", "status")
 
-    def __init__(self, request_id: str, send: Send, write: Callable[[bytes], bool] | None) -> None:
-        self.request_id = request_id
+    def __init__(
+        self, given_id: str | None, send: Send, write: Callable[[bytes], bool] | None
+    ) -> None:
+        self.request_id = given_id or uuid4().hex
+        self.is_given_id = given_id is not None
         self.status: int | None = None
+        self.body_len = 0
         self._send = send
         self._write = _never if write is None else write
 
@@ -78,13 +84,20 @@ class RequestScope:
         app: the layers below.
         closes: whether connections shall end with their answers, asked when one starts.
         quiet_paths: probes come every few seconds: they are logged at level `debug`.
+        observe: told of each request and its answer when that has ended, probes left out, with the
+            seconds that it took; None: nobody wants to know.
     """
 
     def __init__(
-        self, app: ASGIApp, closes: Callable[[], bool], quiet_paths: Collection[str]
+        self,
+        app: ASGIApp,
+        closes: Callable[[], bool],
+        quiet_paths: Collection[str],
+        observe: Callable[[Scope, Exchange, float], None] | None = None,
     ) -> None:
         self._app = app
         self._closes = closes
+        self._observe = observe
         self._quiet_paths = frozenset(quiet_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,12 +106,13 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         begin = time.perf_counter()
-        exchange = Exchange(_choose_request_id(scope), send, scope.get("extensions", {}).get(WRITE))
+        exchange = Exchange(_given_id(scope), send, scope.get("extensions", {}).get(WRITE))
         scope.setdefault("state", {})["exchange"] = exchange
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
+                exchange.body_len = content_length(message.get("headers", ()))
                 added = [(b"x-request-id", exchange.request_id.encode("ascii"))]
                 if self._closes():
                     added.append((b"connection", b"close"))
@@ -111,7 +125,10 @@ class RequestScope:
         except ClientDisconnect:
             is_gone = True
         finally:
-            self._log(scope, exchange, is_gone, time.perf_counter() - begin)
+            seconds = time.perf_counter() - begin
+            self._log(scope, exchange, is_gone, seconds)
+            if self._observe is not None and scope["path"] not in self._quiet_paths:
+                self._observe(scope, exchange, seconds)
 
     def _log(self, scope: Scope, exchange: Exchange, is_gone: bool, seconds: float) -> None:
         level = logging.DEBUG if scope["path"] in self._quiet_paths else logging.INFO
@@ -129,9 +146,18 @@ class RequestScope:
             )
 
 
-def _choose_request_id(scope: Scope) -> str:
+def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Bytes of a body, as its head tells; 0: it does not."""
+    for name, value in headers:
+        if name.lower() == b"content-length" and value.isdigit() and len(value) < 19:
+            return int(value)
+    return 0
+
+
+def _given_id(scope: Scope) -> str | None:
+    """The caller's `X-Request-Id`, if it can be used."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _GIVEN_ID.fullmatch(value):
             given: str = value.decode("ascii")
             return given
-    return uuid4().hex
+    return None

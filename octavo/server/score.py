@@ -17,6 +17,7 @@ from octavo.protocol.score import (
     ScoreAnswer,
     ScoreRequest,
 )
+from octavo.server.account import with_cost
 from octavo.server.auth import tenant_of
 from octavo.server.context import ServerContext, context_of
 from octavo.server.http import json_response, until_disconnect
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.responses import Response
+
+    from octavo.server.account import Account
 
 
 async def score(request: Request) -> Response:
@@ -39,16 +42,17 @@ async def score(request: Request) -> Response:
     context = context_of(request)
     body = await context.read(request, ScoreRequest)
     context.check_model(body.model)
+    account = context.usage.open(request.scope, arrived, user=body.user)
     name = answer_id("score")
     pairs = body.pairs()
-    work = _scores(request, context, body, pairs, ("text_1", "text_2"), name, arrived)
+    work = _scores(request, context, body, pairs, ("text_1", "text_2"), name, account)
     scores, num_tokens = await work
     return json_response(
         ScoreAnswer(
             id=name,
             model=context.model_name,
             data=[Score(index=index, score=value) for index, value in enumerate(scores)],
-            usage=InputUsage(num_tokens, num_tokens),
+            usage=await with_cost(InputUsage(num_tokens, num_tokens), account),
         )
     )
 
@@ -63,10 +67,11 @@ async def rerank(request: Request) -> Response:
     context = context_of(request)
     body = await context.read(request, RerankRequest)
     context.check_model(body.model)
+    account = context.usage.open(request.scope, arrived, user=body.user)
     name = answer_id("rerank")
     texts = body.texts()
     pairs = [(body.query, text) for text in texts]
-    work = _scores(request, context, body, pairs, ("query", "documents"), name, arrived)
+    work = _scores(request, context, body, pairs, ("query", "documents"), name, account)
     scores, num_tokens = await work
     order = sorted(range(len(texts)), key=lambda index: -scores[index])
     results = [
@@ -77,7 +82,7 @@ async def rerank(request: Request) -> Response:
         )
         for index in order[: body.top_n or None]
     ]
-    usage = RerankUsage(num_tokens)
+    usage = await with_cost(RerankUsage(num_tokens), account)
     return json_response(
         RerankAnswer(id=name, model=context.model_name, usage=usage, results=results)
     )
@@ -90,7 +95,7 @@ async def _scores(
     pairs: Sequence[tuple[str, str]],
     params: tuple[str, str],
     name: str,
-    arrived: float,
+    account: Account,
 ) -> tuple[list[float], int]:
     """The pairs' scores, and the number of tokens computed for them.
 
@@ -119,7 +124,7 @@ async def _scores(
                 context,
                 list(places),
                 request_id=name,
-                arrived=arrived,
+                account=account,
                 options=options,
                 max_len=max_len,
                 is_normalized=True,
@@ -137,7 +142,7 @@ async def _scores(
         encoded,
         "score",
         request_id=name,
-        arrived=arrived,
+        account=account,
         options=options,
         is_activated=body.use_activation,
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from octavo.protocol.chat import ChatCompletionRequest
     from octavo.protocol.usage import Usage
+    from octavo.server.account import Account
     from octavo.server.answers import Output
     from octavo.server.context import ServerContext
     from octavo.text.answers import AnswerParser
@@ -114,7 +115,7 @@ class ChatTurn:
         context: ServerContext,
         body: ChatCompletionRequest,
         *,
-        arrived: float,
+        account: Account,
         options: RequestOptions,
         answer_id: str | None = None,
         prompt_token_ids: list[int] | None = None,
@@ -126,7 +127,7 @@ class ChatTurn:
         Args:
             context: the server's.
             body: what is asked.
-            arrived: when the HTTP request came, `time.perf_counter()`.
+            account: of the HTTP request.
             options: how to treat it.
             answer_id: None: a new one, as OpenAI's chats have.
             prompt_token_ids: stands for the messages; None: they are rendered and encoded.
@@ -169,7 +170,7 @@ class ChatTurn:
             body,
             [PromptToRun(ids, params)],
             answer_id=answer_id,
-            arrived=arrived,
+            account=account,
             options=options,
         )
         parsers = [
@@ -187,6 +188,15 @@ class ChatTurn:
     def usage(self) -> Usage:
         """Token counts so far."""
         return self._choices.usage.usage
+
+    @property
+    def account(self) -> Account:
+        """Of the HTTP request."""
+        return self._choices.account
+
+    async def whole_usage(self) -> Usage:
+        """Token counts when all has been run, with what it cost if that was asked for."""
+        return await self._choices.whole_usage()
 
     def has_parser(self, index: int) -> bool:
         """Whether a choice's text may be anything but content."""

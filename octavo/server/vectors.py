@@ -10,8 +10,9 @@ from array import array
 from base64 import b64encode
 from dataclasses import dataclass
 from sys import byteorder
-from time import perf_counter
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from octavo.engine.admission import check_dimensions
 from octavo.errors import (
@@ -21,6 +22,7 @@ from octavo.errors import (
     InvalidRequestError,
     RequestError,
 )
+from octavo.observability.tracing import start_call
 from octavo.server.generation import with_time_left
 from octavo.server.prompts import MAX_CHARS_PER_TOKEN, MAX_INLINE_CHARS
 from octavo.types import PoolingParams, RequestOptions
@@ -28,6 +30,7 @@ from octavo.types import PoolingParams, RequestOptions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from octavo.server.account import Account, UsageLine
     from octavo.server.context import ServerContext
     from octavo.types import Task
 
@@ -63,7 +66,7 @@ async def embed(
     inputs: Sequence[str | list[int]],
     *,
     request_id: str,
-    arrived: float | None = None,
+    account: Account,
     options: RequestOptions | None = None,
     max_len: int | None = None,
     dimensions: int | None = None,
@@ -78,7 +81,7 @@ async def embed(
         context: the server's.
         inputs: at least one.
         request_id: unique among those in flight.
-        arrived: when the HTTP request came, `time.perf_counter()`; None: now.
+        account: of the HTTP request.
         options: how to treat it.
         max_len: cut longer inputs to so many tokens; None: refuse them.
         dimensions: see `PoolingParams`.
@@ -91,7 +94,6 @@ async def embed(
         RequestError: the server does not embed, an input does not fit, or there is no engine now.
         EngineError: the engine failed.
     """
-    arrived = perf_counter() if arrived is None else arrived
     context.check_task("embed")
     check_dimensions(dimensions, context.engine.info)
     encoded = await encode(
@@ -107,7 +109,7 @@ async def embed(
         encoded,
         "embed",
         request_id=request_id,
-        arrived=arrived,
+        account=account,
         options=options or RequestOptions(),
         dimensions=dimensions,
         is_activated=is_normalized,
@@ -196,7 +198,7 @@ async def pool(
     task: Task,
     *,
     request_id: str,
-    arrived: float,
+    account: Account,
     options: RequestOptions,
     dimensions: int | None = None,
     is_activated: bool | None = None,
@@ -207,19 +209,18 @@ async def pool(
         RequestError: the engine refuses one of them, or time is up; the others are aborted.
         EngineError: the engine failed.
     """
+    params = PoolingParams(task=task, dimensions=dimensions, is_activated=is_activated)
+    call = start_call(request_id, params, account.arrived)
+    lines = account.lines(len(inputs))
     tasks = [
         asyncio.ensure_future(
             _pool_one(
                 context,
                 item.token_ids,
-                PoolingParams(
-                    task=task,
-                    dimensions=dimensions,
-                    is_activated=is_activated,
-                    second_start=item.second_start,
-                ),
+                msgspec.structs.replace(params, second_start=item.second_start),
                 f"{request_id}-{index}",
-                arrived,
+                account.arrived,
+                lines[index],
                 options,
             )
         )
@@ -227,11 +228,18 @@ async def pool(
     ]
     try:
         vectors = await asyncio.gather(*tasks)
+    except BaseException as exc:
+        if call is not None:
+            call.fail_vectors(exc)
+        raise
     finally:
         for running in tasks:
             running.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return Vectors(vectors, sum(len(item.token_ids) for item in inputs))
+    num_tokens = sum(len(item.token_ids) for item in inputs)
+    if call is not None:
+        call.end_vectors(len(inputs), num_tokens)
+    return Vectors(vectors, num_tokens)
 
 
 async def _pool_one(
@@ -240,22 +248,29 @@ async def _pool_one(
     params: PoolingParams,
     request_id: str,
     arrived: float,
+    line: UsageLine,
     options: RequestOptions,
 ) -> bytes:
-    timer = context.metrics.start_request(arrived)
+    timer, num_tokens = context.metrics.start_request(arrived), len(token_ids)
+    line.open(request_id)
     try:
         pooled = await context.engine.pool(
             token_ids, params, request_id=request_id, options=with_time_left(options, arrived)
         )
     except asyncio.CancelledError:
         timer.finish("abort")
+        line.end("abort", None, num_input_tokens=num_tokens)
         raise
-    except RequestError:
-        raise  # it was not admitted, and does not count
+    except RequestError as exc:
+        timer.refuse(exc)
+        line.refuse(request_id)
+        raise
     except Exception:
         timer.finish("error")
+        line.end("error", None, num_input_tokens=num_tokens)
         raise
-    timer.finish(pooled.finish_reason)
+    timer.on_pooled(num_tokens, pooled.finish_reason)
+    line.end(pooled.finish_reason, None, num_input_tokens=num_tokens)
     if pooled.finish_reason == "stop":
         return pooled.vector
     if pooled.finish_reason == "timeout":

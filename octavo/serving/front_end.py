@@ -129,7 +129,7 @@ class FrontEnd:
         board: where to count; None: there is no other front end.
 
     Raises:
-        ConfigError: see `create_app`.
+        ConfigError: see `create_app` and `start_telemetry`.
     """
 
     def __init__(
@@ -142,11 +142,19 @@ class FrontEnd:
         board: Board | None = None,
     ) -> None:
         from octavo.observability.metrics import Metrics
+        from octavo.observability.tracing import start_telemetry
         from octavo.server.app import create_app
         from octavo.server.http_server import HTTPServer
 
         self._grammars = text.grammar_checker(engine.info.vocab_size)
-        metrics = Metrics(config.served_model_names[0], lambda: engine.stats, board)
+        metrics = Metrics(
+            config.served_model_names[0],
+            lambda: engine.stats,
+            board,
+            info=engine.info,
+            check_health=engine.check_health,
+        )
+        self._telemetry = start_telemetry(config)
         app = create_app(
             engine,
             text.tokenizer,
@@ -154,6 +162,7 @@ class FrontEnd:
             metrics=metrics,
             defaults=text.defaults,
             grammars=self._grammars,
+            telemetry=self._telemetry,
         )
         self._app = app
         self._engine = engine
@@ -201,6 +210,7 @@ class FrontEnd:
         await self._engine.close()  # what still runs ends with `abort`
         await asyncio.wait({self._serving}, timeout=LAST_ANSWERS_S)
         self._grammars.close()
+        await self._end_telemetry()
 
     async def stop(self) -> None:
         """Serve no longer, whatever runs."""
@@ -208,3 +218,8 @@ class FrontEnd:
         if self._serving is not None:
             self._serving.cancel()
             await asyncio.wait({self._serving})
+        await self._end_telemetry()
+
+    async def _end_telemetry(self) -> None:
+        if self._telemetry is not None:
+            await asyncio.to_thread(self._telemetry.shutdown)

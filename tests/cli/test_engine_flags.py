@@ -41,9 +41,10 @@ def test_every_field_is_a_flag(model: str) -> None:
         "pooling_type": "last",
     }
     names = {field.name for field in msgspec.structs.fields(EngineConfig)} - {"model"}
-    switches = {"enable_prefix_caching", "async_scheduling", "enforce_eager"}
+    switches = {"enable_prefix_caching", "async_scheduling", "enforce_eager", "metering"}
     assert set(words) | switches == names
     flags = ["--no-enable-prefix-caching", "--async-scheduling", "--enforce-eager"]
+    flags += ["--no-metering"]
     flags += [part for k, v in words.items() for part in (f"--{k.replace('_', '-')}", v)]
     config = engine_config(parse(model, *flags))
     numbers = {"max_model_len": 100, "max_num_seqs": 7, "max_num_batched_tokens": 64}
@@ -51,6 +52,7 @@ def test_every_field_is_a_flag(model: str) -> None:
     expected = words | numbers
     expected |= {"gpu_memory_utilization": 0.5}
     expected |= {"enable_prefix_caching": False, "async_scheduling": True, "enforce_eager": True}
+    expected |= {"metering": False}
     assert config == EngineConfig(model=model, **expected)
     assert engine_options(parse(model, *flags)) == expected
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from octavo.engine.messages import TokenOutput
 from octavo.errors import InsufficientMemoryError, InvalidRequestError
-from octavo.types import EngineInfo, EngineStats, KVCacheLayout
+from octavo.types import AttentionWork, Charge, EngineInfo, EngineStats, KVCacheLayout, WorkModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,8 @@ class FakeCore:
         hang_at: after so many steps one takes forever.
         tokens_per_step: of each request.
         max_num_running: requests that advance in a step; the others wait.
+        is_metered: a request costs 1 ns of prefill and, for decoding, the number of the step in
+            nanoseconds in which it ends.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class FakeCore:
         hang_at: int | None = None,
         tokens_per_step: int = 1,
         max_num_running: int = 1_000_000,
+        is_metered: bool = False,
     ) -> None:
         self.step_s = step_s
         self.die_at = die_at
@@ -59,6 +62,8 @@ class FakeCore:
         self.num_tokens = 0
         self.num_received = 0
         self.max_num_running = max_num_running
+        self.is_metered = is_metered
+        self.charges: list[tuple[str, Charge]] = []
 
     @property
     def has_work(self) -> bool:
@@ -75,6 +80,13 @@ class FakeCore:
             num_generation_tokens=self.num_tokens,
         )
 
+    def ready(self, began_ns: int) -> None:
+        assert began_ns <= time.perf_counter_ns()
+
+    def take_charges(self) -> list[tuple[str, Charge]]:
+        charges, self.charges = self.charges, []
+        return charges
+
     def add(self, request: AddRequest) -> None:
         self.num_received += 1
         if request.prompt_token_ids == [13]:
@@ -85,7 +97,8 @@ class FakeCore:
 
     def abort(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:
-            self.requests.pop(request_id, None)
+            if self.requests.pop(request_id, None) is not None and self.is_metered:
+                self.charges.append((request_id, Charge(1, self.num_steps)))
 
     def step(self) -> list[TokenOutput]:
         if self.num_steps == self.die_at:
@@ -116,7 +129,10 @@ class FakeCore:
                 del self.requests[request_id]
                 break
         self.num_tokens += len(new)
-        return TokenOutput(request_id, new, finish_reason=reason)
+        output = TokenOutput(request_id, new, finish_reason=reason)
+        if reason is not None and self.is_metered:
+            output.charge = Charge(1, self.num_steps)
+        return output
 
 
 @dataclass
@@ -128,7 +144,19 @@ class FakeBuilt:
         pass
 
 
-def fake_info() -> EngineInfo:
+FAKE_WORK = WorkModel(
+    flops_per_token=1e6,
+    flops_per_sample=1e5,
+    bytes_per_token=1e4,
+    weight_bytes=1e6,
+    head_weight_bytes=1e5,
+    attention=(AttentionWork(1e3, 1e2),),
+    flops_per_s=1e12,
+    bytes_per_s=1e11,
+)
+
+
+def fake_info(*, is_metered: bool = False) -> EngineInfo:
     return EngineInfo(
         architecture="FakeForCausalLM",
         dtype="float32",
@@ -137,6 +165,7 @@ def fake_info() -> EngineInfo:
         max_model_len=MAX_MODEL_LEN,
         kv_cache=KVCacheLayout(num_blocks=1024, block_size=16, bytes_per_block=4096),
         startup_s={"load": 0.25},
+        work=FAKE_WORK if is_metered else None,
     )
 
 
@@ -150,7 +179,8 @@ def build(config: EngineConfig) -> FakeBuilt:
     start_s = arguments.pop("start_s", 0.0)
     time.sleep(0.0 if _take(arguments.pop("slow_unless", None)) else start_s)
     once = arguments.pop("once", None)
-    return FakeBuilt(FakeCore(**(arguments if once is None or _take(once) else {})), fake_info())
+    core = FakeCore(**(arguments if once is None or _take(once) else {}))
+    return FakeBuilt(core, fake_info(is_metered=core.is_metered))
 
 
 def _take(path: str | None) -> bool:

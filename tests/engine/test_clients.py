@@ -30,17 +30,20 @@ from tests.engine.test_process import next_message, outputs_until_end, request, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from octavo.types import EngineInfo
+
 
 @contextmanager
 def loop_with_clients(
-    core: FakeCore, num_clients: int = 2
+    core: FakeCore, num_clients: int = 2, info: EngineInfo | None = None
 ) -> Iterator[tuple[ServerChannel, list[ClientChannel]]]:
     """The engine's loop in a thread, with its parent's channel and those of some API servers."""
     address = new_address()
     parent, engine = ServerChannel(address), EngineChannel(address)
     router = ClientsChannel(clients_address(address))
     clients = [ClientChannel(router.address, f"c{index}") for index in range(num_clients)]
-    arguments = (core, engine, Clients(router, fake_info()))
+    told = info or fake_info()
+    arguments = (core, engine, Clients(router, told))
     thread = threading.Thread(target=run_engine_loop, args=arguments)
     thread.start()
     try:
@@ -48,7 +51,7 @@ def loop_with_clients(
             client.send(Hello())
             ready = next_message(client)
             assert isinstance(ready, EngineReady)
-            assert ready.info == fake_info()
+            assert ready.info == told
         yield parent, clients
     finally:
         parent.send(Shutdown())

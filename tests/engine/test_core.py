@@ -73,6 +73,29 @@ def test_tokens_are_those_of_the_token_list(ahead: int, caching: bool, budget: i
     assert stats.device_ns == 1000 * stats.num_steps
 
 
+def test_what_is_told_of_times_and_of_the_sizes_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(1000, 10**9, 1000))
+    monkeypatch.setattr("octavo.engine.core.perf_counter_ns", lambda: next(now))
+    core = make_core(FakeExecutor(max_num_seqs=1))
+    core.add(message("a", [1, 2, 3], 4))
+    core.add(message("b", [1, 2, 3, 4], 4))
+    begin = next(now)
+    outputs = drain(core)
+    for name, others in (("a", outputs["a"]), ("b", outputs["b"])):
+        first, *later = others
+        assert first.prefill_ns > 0
+        assert first.queue_ns > 0
+        assert {(o.queue_ns, o.prefill_ns) for o in later} == {(0, 0)}, name
+    first = outputs["a"][0]
+    assert first.queue_ns + first.prefill_ns < next(now) - begin + 3000
+    assert outputs["b"][0].queue_ns > first.queue_ns + first.prefill_ns  # it waited for the row
+    stats = core.stats
+    *counts, total = stats.iteration_tokens
+    assert counts == [6, 2, *[0] * 12]  # of one token, and of up to eight
+    assert total == 3 + 4 + 6
+    assert (stats.num_cached_prompt_tokens, stats.num_deferred) == (0, 0)
+
+
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_a_failed_step_ends_its_requests_alone(
     ahead: int, caplog: pytest.LogCaptureFixture

@@ -88,3 +88,18 @@ def test_a_large_vocabulary_with_the_sizes_in_use() -> None:
     assert out[0, 1] == 1 + (x > x[17]).sum()
     expected = x[17] - np.log(np.exp(x).sum())
     np.testing.assert_allclose(out.view(np.float32)[0, 2], expected, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_equal_logits_have_one_log_probability_in_all_threads() -> None:
+    logits = torch.randn(64, 128256, device="cuda").to(torch.bfloat16)
+    token_ids = logits.argmax(-1).to(torch.int32)
+    places = torch.arange(64, dtype=torch.int32, device="cuda")
+    packed = report_logprobs(logits, places, token_ids).cpu()
+    ids, values = packed[:, 3:23].long(), packed[:, 43:63].view(torch.float32)
+    tops = logits.cpu().gather(1, ids)
+    assert (tops[:, 1:] == tops[:, :-1]).any()
+    assert torch.equal(tops[:, 1:] == tops[:, :-1], values[:, 1:] == values[:, :-1])
+    assert (values[:, 1:] <= values[:, :-1]).all()
+    assert torch.equal(packed[:, 2].view(torch.float32), values[:, 0])

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from octavo.observability import metrics as module
+from octavo.observability import metrics, metrics_requests
 from octavo.observability.histogram import Histogram
-from octavo.observability.metrics import E2E_BUCKETS, ITL_BUCKETS, TTFT_BUCKETS, Metrics
+from octavo.observability.metrics import Metrics
+from octavo.observability.metrics_buckets import E2E_BUCKETS, ITL_BUCKETS, TTFT_BUCKETS
 from octavo.types import Delta, EngineStats
 
 if TYPE_CHECKING:
@@ -45,12 +46,13 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module, "perf_counter", clock)
+    for used in (metrics, metrics_requests):
+        monkeypatch.setattr(used, "perf_counter", clock)
     return clock
 
 
-def families(metrics: Metrics) -> dict[str, Metric]:
-    text = metrics.exposition()[0].decode()
+def families(counted: Metrics) -> dict[str, Metric]:
+    text = counted.exposition()[0].decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
@@ -78,14 +80,14 @@ def test_histogram_equals_the_library(observations: list[tuple[float, int]]) -> 
 
 def test_exposition() -> None:
     stats = EngineStats(num_running=1)
-    metrics = Metrics('na"me\n\\x', lambda: stats)
-    metrics.start_request().finish("stop")
-    found = families(metrics)
+    counted = Metrics('na"me\n\\x', lambda: stats)
+    counted.start_request().finish("stop")
+    found = families(counted)
     assert {name: found[name].type for name in FAMILIES} == FAMILIES
     for name in FAMILIES:
         for sample in found[name].samples:
             assert sample.labels["model_name"] == 'na"me\n\\x'
-            extra = set(sample.labels) - {"model_name"}
+            extra = set(sample.labels) - {"engine", "model_name"}
             assert extra <= ({"le"} if FAMILIES[name] == "histogram" else {"finished_reason"})
     for name, bounds in (
         ("time_to_first_token", TTFT_BUCKETS),
@@ -102,10 +104,10 @@ def test_exposition() -> None:
 
 def test_gauges_are_read_at_each_scrape() -> None:
     stats = EngineStats()
-    metrics = Metrics("m", lambda: stats)
-    assert families(metrics)["vllm:num_requests_running"].samples[0].value == 0
+    counted = Metrics("m", lambda: stats)
+    assert families(counted)["vllm:num_requests_running"].samples[0].value == 0
     stats = EngineStats(num_running=2, num_prompt_tokens=9)
-    found = families(metrics)
+    found = families(counted)
     assert found["vllm:num_requests_running"].samples[0].value == 2
     assert found["vllm:prompt_tokens"].samples[0].name == "vllm:prompt_tokens_total"
     assert found["vllm:prompt_tokens"].samples[0].value == 9
@@ -119,34 +121,40 @@ def test_two_servers_in_one_process_do_not_share() -> None:
 
 
 def test_timer(clock: Clock) -> None:
-    metrics = Metrics("m", EngineStats)
-    timer = metrics.start_request(arrived=99.0)
+    counted = Metrics("m", EngineStats)
+    timer = counted.start_request(arrived=99.0)
     clock.now = 101.0
     timer.on_delta(Delta(text=""))
     clock.now = 102.0
     timer.on_delta(Delta(token_ids=[1, 2]))
-    assert (metrics.time_to_first_token.count, metrics.time_to_first_token.sum) == (1, 3.0)
-    assert metrics.inter_token_latency.count == 0
+    assert (
+        counted.requests.time_to_first_token.count,
+        counted.requests.time_to_first_token.sum,
+    ) == (1, 3.0)
+    assert counted.requests.inter_token_latency.count == 0
     clock.now = 103.5
     timer.on_delta(Delta(token_ids=[1, 2, 3]))
     clock.now = 104.0
     timer.on_delta(Delta(token_ids=[4], finish_reason="length"))
-    assert metrics.inter_token_latency.count == 4
-    assert metrics.inter_token_latency.sum == pytest.approx(2.0)
+    assert counted.requests.inter_token_latency.count == 4
+    assert counted.requests.inter_token_latency.sum == pytest.approx(2.0)
     clock.now = 110.0
     timer.finish("abort")
-    assert metrics.finished == {"stop": 0, "length": 1, "abort": 0, "error": 0, "timeout": 0}
-    assert (metrics.e2e_request_latency.count, metrics.e2e_request_latency.sum) == (1, 5.0)
+    assert counted.finished == {"stop": 0, "length": 1, "abort": 0, "error": 0, "timeout": 0}
+    assert (
+        counted.requests.e2e_request_latency.count,
+        counted.requests.e2e_request_latency.sum,
+    ) == (1, 5.0)
 
 
 def test_request_without_tokens(clock: Clock) -> None:
-    metrics = Metrics("m", EngineStats)
-    timer = metrics.start_request()
+    counted = Metrics("m", EngineStats)
+    timer = counted.start_request()
     clock.now += 1
     timer.finish("abort")
-    assert metrics.finished["abort"] == 1
-    assert metrics.time_to_first_token.count == 0
-    assert metrics.e2e_request_latency.sum == 1
+    assert counted.finished["abort"] == 1
+    assert counted.requests.time_to_first_token.count == 0
+    assert counted.requests.e2e_request_latency.sum == 1
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

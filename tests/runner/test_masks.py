@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
 
@@ -227,6 +228,15 @@ def test_a_queued_step_fails_with_its_masks(where: str) -> None:
         masks.set_result(make_masks({}, 8))
     with pytest.raises(CancelledError if where == "cancelled" else RuntimeError):
         step.result()
+
+
+def test_the_device_tells_how_long_it_waited() -> None:
+    paused = HostMark()
+    time.sleep(0.01)
+    resumed = HostMark()
+    step = DeviceStep(1, paused, HostMark(), waited=(paused, resumed)).result()
+    assert 10_000_000 <= step.waited_ns <= step.device_ns
+    assert DeviceStep(1, paused, resumed).result().waited_ns == 0
 
 
 def test_done_masks_need_no_waiting(executor: Any) -> None:

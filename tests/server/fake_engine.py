@@ -16,6 +16,7 @@ import msgspec
 from octavo.engine.admission import check_options, check_pooling
 from octavo.errors import EngineUnavailableError, InvalidRequestError
 from octavo.types import (
+    Charge,
     Delta,
     EngineInfo,
     EngineStats,
@@ -30,7 +31,7 @@ from octavo.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 NUM_SPECIAL = len(SPECIAL)
@@ -145,6 +146,8 @@ class FakeEngine:
         failure: an exception to raise, or a message for a last delta with `error`.
         dies: raise EngineUnavailableError from every request.
         num_open: generators that are neither at their end nor closed.
+        listener: told of a charge of 1 us per token of the prompt and 2 us per token of the output
+            when a request ends, however it does.
     """
 
     def __init__(self, *, max_model_len: int = 2048) -> None:
@@ -182,6 +185,10 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.finished: list[str] = []
         self.pooled: dict[str, tuple[list[int], PoolingParams, RequestOptions]] = {}
+        self.listener: Callable[[str, Charge], None] = lambda request_id, charge: None
+
+    def listen_for_charges(self, listener: Callable[[str, Charge], None]) -> None:
+        self.listener = listener
 
     def check_health(self) -> None:
         if not self.is_alive:
@@ -210,13 +217,19 @@ class FakeEngine:
         self.options[request_id] = options
         self.num_open += 1
         self.most_open = max(self.most_open, self.num_open)
+        charge = Charge(prefill_ns=1000 * len(prompt_token_ids))
         try:
             async for delta in self._deltas(list(prompt_token_ids), params):
+                charge = Charge(charge.prefill_ns, charge.decode_ns + 2000 * len(delta.token_ids))
                 if delta.finish_reason is not None:
                     self.finished.append(request_id)
+                    self.listener(request_id, charge)
+                    delta.charge = charge
                 yield delta
         finally:
             self.num_open -= 1
+            if request_id not in self.finished:
+                self.listener(request_id, charge)
             if request_id not in self.finished:
                 self.aborted.append(request_id)
 
@@ -325,6 +338,7 @@ class FakeEngine:
         self.pooled[request_id] = (list(prompt_token_ids), params, options)
         self.num_open += 1
         self.most_open = max(self.most_open, self.num_open)
+        charge = Charge(prefill_ns=1000 * len(prompt_token_ids))
         try:
             timeout = math.inf if options.timeout_s is None else options.timeout_s
             await asyncio.sleep(min(self.delay, timeout))
@@ -336,9 +350,10 @@ class FakeEngine:
                     raise type(self.failure)(*self.failure.args)
                 return Pooled(finish_reason="error", error=self.failure)
             self.finished.append(request_id)
-            return Pooled(vector=fake_vector(prompt_token_ids, params))
+            return Pooled(vector=fake_vector(prompt_token_ids, params), charge=charge)
         finally:
             self.num_open -= 1
+            self.listener(request_id, charge)
             if request_id not in self.finished:
                 self.aborted.append(request_id)
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from octavo import LLM
 from octavo.engine.admission import check_options
+from octavo.types import Charge
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from octavo.types import Delta, EngineInfo, EngineStats, RequestOptions, SamplingParams
@@ -34,6 +35,10 @@ class LocalEngine:
         self.llm = LLM(str(path), **settings)
         self.num_open = 0
         self.most_open = 0
+        self.listener: Callable[[str, Charge], None] = lambda request_id, charge: None
+
+    def listen_for_charges(self, listener: Callable[[str, Charge], None]) -> None:
+        self.listener = listener
 
     @property
     def info(self) -> EngineInfo:
@@ -57,14 +62,17 @@ class LocalEngine:
         check_options(options, self.info)
         self.num_open += 1
         self.most_open = max(self.most_open, self.num_open)
+        charge = Charge()
         try:
             prompt: Any = {"prompt_token_ids": list(prompt_token_ids)}
             with closing(self.llm.stream(prompt, params)) as deltas:  # type: ignore[type-var]
                 for delta in deltas:
+                    charge = delta.charge or charge
                     yield delta
                     await asyncio.sleep(0)
         finally:
             self.num_open -= 1
+            self.listener(request_id, charge)
 
     async def abort(self, request_id: str) -> None:
         raise NotImplementedError

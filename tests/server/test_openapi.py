@@ -91,6 +91,7 @@ GOOD_BODIES: dict[str, list[dict[str, Any]]] = {
     "/api/embeddings": [{"model": "fake", "prompt": "hello"}],
     "/api/show": [{"model": "fake"}],
     "/v1/batches": [],  # needs a file: see test_batches.py
+    "/v1/outcomes": [],  # needs a ledger: see test_outcomes.py
     "/tokenize": [{"prompt": "hello", "return_token_strs": True}, {"messages": MESSAGES}],
     "/detokenize": [{"tokens": [5, 6]}],
 }

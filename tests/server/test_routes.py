@@ -289,10 +289,10 @@ def test_metrics_route(server: RunningServer) -> None:
         for family in text_string_to_metric_families(response.text)
         for s in family.samples
     }
-    label = ("model_name", "fake")
+    own = (("engine", "0"), ("model_name", "fake"))
 
     def value(name: str, *labels: tuple[str, str]) -> float:
-        return samples[name, *sorted([label, *labels])]
+        return samples[name, *sorted([*own, *labels])]
 
     assert value("vllm:num_requests_running") == 3
     assert value("vllm:num_requests_waiting") == 2

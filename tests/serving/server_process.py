@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 SERVE = """
 import json
+import os
 import sys
 from octavo.config import EngineConfig, ServerConfig, api_key_digest
 from octavo.errors import OctavoError
@@ -45,7 +46,9 @@ try:
 except OctavoError as error:
     print(type(error).__name__, error, file=sys.stderr)
     code = 1
-print("torch" in sys.modules, flush=True)
+is_told = "otlp_endpoint" in options or "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ
+unwanted = {"torch"} if is_told else {"torch", "opentelemetry"}
+print(not unwanted.isdisjoint(sys.modules), flush=True)
 sys.exit(code)
 """
 
@@ -103,7 +106,9 @@ class Server:
         return self.log.partition(words)[2].splitlines()[0].strip()
 
     def end(self) -> int:
-        """Wait for the exit code; the process must not have imported torch."""
+        """Wait for the exit code; the process must not have imported torch, nor OpenTelemetry
+        unless it was told to.
+        """
         code = self.popen.wait(20)
         self._reader.join()
         assert self.popen.stdout is not None

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo.bench.simulate.cost import CostModel
-from octavo.bench.simulate.hardware import DEVICES, HOSTS, ModelShape, WeightDType
+from octavo.bench.simulate.hardware import HOSTS, ModelShape
 from octavo.bench.simulate.report import SimulationReport, summarize
 from octavo.bench.simulate.run import Simulation
 from octavo.bench.simulate.settings import EngineSettings
+from octavo.runner.devices import DEVICES, WeightDType
 from octavo.version import __version__
 
 if TYPE_CHECKING:

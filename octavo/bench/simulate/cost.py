@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from octavo.bench.simulate.hardware import Device, Host, ModelShape, WeightDType
+    from octavo.bench.simulate.hardware import Host, ModelShape
+    from octavo.runner.devices import Device, WeightDType
 
 _ROUNDING = 3.0
 _MATMULS_PER_LAYER = 4

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from octavo.bench.simulate.cost import CostModel
-from octavo.bench.simulate.hardware import DEVICES, HOSTS, MODELS
+from octavo.bench.simulate.hardware import HOSTS, MODELS
 from octavo.bench.simulate.run import Simulation
 from octavo.bench.simulate.settings import EngineSettings
 from octavo.bench.simulate.trace import Lengths, Synthetic, Trace, make_trace
+from octavo.runner.devices import DEVICES
 
 
 def spec(num_requests: int, input_len: str, output_len: str, **fields: object) -> Synthetic:

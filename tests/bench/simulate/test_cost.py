@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from octavo.bench.simulate.cost import CostModel
-from octavo.bench.simulate.hardware import DEVICES, HOSTS, MODELS, Device, ModelShape, find_model
+from octavo.bench.simulate.hardware import HOSTS, MODELS, ModelShape, find_model
 from octavo.errors import ConfigError
+from octavo.runner.devices import DEVICES, Device
 from scripts import simulator_table
 from tests.bench.simulate.helpers import cost
 

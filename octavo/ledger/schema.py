@@ -1,0 +1,171 @@
+"""The ledger's tables, as SQLAlchemy describes them; the same on SQLite and PostgreSQL.
+
+Importing this imports SQLAlchemy (0.3 s), so only migrations and reports do. How the tables came to
+be what they are is in `migrations/`; a test compares the two.
+
+Hours are counted since 1970 UTC. `seq` numbers rows in the order in which they became visible: what
+is at most the watermark in `meta` is in the roll-ups, and what is above it is not.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = sa.MetaData()
+
+_BigInt = sa.BigInteger()
+# SQLite numbers rows itself only where the type is spelt INTEGER.
+_Seq = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_Json = sa.JSON().with_variant(JSONB(), "postgresql")
+
+
+def _text(name: str, *, primary_key: bool = False) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False, primary_key=primary_key)
+
+
+def _int(name: str, *, primary_key: bool = False, nullable: bool = False) -> sa.Column[int]:
+    return sa.Column(name, _BigInt, nullable=nullable, primary_key=primary_key, autoincrement=False)
+
+
+usage = sa.Table(
+    "usage",
+    metadata,
+    sa.Column("seq", _Seq, sa.Identity(), primary_key=True),
+    _text("request_id"),
+    _text("parent_id"),
+    _int("time_ns"),
+    _text("feature"),
+    _text("tenant"),
+    _text("key"),
+    _text("session_id"),
+    _text("trace_id"),
+    sa.Column("tags", _Json, nullable=False),
+    _text("route"),
+    _text("backend"),
+    _text("model"),
+    _int("prefill_ns"),
+    _int("decode_ns"),
+    _int("waste_ns"),
+    _int("num_input_tokens"),
+    _int("num_cached_tokens"),
+    _int("num_output_tokens"),
+    _int("ttft_ns", nullable=True),
+    _int("e2e_ns"),
+    _text("finish_reason"),
+    _int("hourly_rate_nano"),
+    _text("currency"),
+    _int("cost_nano"),
+    # A number that was used is never given again, even when its row is pruned: the watermark's
+    # meaning rests on it.
+    sqlite_autoincrement=True,
+)
+sa.Index("usage_request_id", usage.c.request_id, unique=True)
+sa.Index("usage_time_ns", usage.c.time_ns)
+for _name in ("parent_id", "session_id", "trace_id"):
+    _given = usage.c[_name] != sa.text("''")
+    sa.Index(f"usage_{_name}", usage.c[_name], sqlite_where=_given, postgresql_where=_given)
+
+outcomes = sa.Table(
+    "outcomes",
+    metadata,
+    sa.Column("seq", _Seq, sa.Identity(), primary_key=True),
+    _text("id"),
+    _int("time_ns"),
+    _text("request_id"),
+    _text("session_id"),
+    _text("trace_id"),
+    _text("name"),
+    sa.Column("success", sa.SmallInteger, nullable=False),  # 0 or 1: a boolean has no maximum
+    _int("value_nano", nullable=True),
+    sa.Column("tags", _Json, nullable=False),
+    # 1: its number and value are in `outcomes_hourly`, as its last request was pruned.
+    sa.Column("counted", sa.SmallInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+sa.Index("outcomes_id", outcomes.c.id, unique=True)
+sa.Index("outcomes_time_ns", outcomes.c.time_ns)
+for _name in ("request_id", "session_id", "trace_id"):
+    _given = outcomes.c[_name] != sa.text("''")
+    sa.Index(f"outcomes_{_name}", outcomes.c[_name], sqlite_where=_given, postgresql_where=_given)
+
+
+def _usage_sums(name: str, time: str) -> sa.Table:
+    """Sums that stay when the rows they were added up from are pruned."""
+    return sa.Table(
+        name,
+        metadata,
+        _int(time, primary_key=True),
+        _text("feature", primary_key=True),
+        _text("tenant", primary_key=True),
+        _text("key", primary_key=True),
+        _text("model", primary_key=True),
+        _text("backend", primary_key=True),
+        _text("finish_reason", primary_key=True),
+        _text("currency", primary_key=True),
+        # The largest of `totals.INPUT_EDGES` that the inputs are longer than, or 0.
+        _int("input_over", primary_key=True),
+        _int("num_requests"),
+        _int("num_input_tokens"),
+        _int("num_cached_tokens"),
+        _int("num_output_tokens"),
+        _int("prefill_ns"),
+        _int("decode_ns"),
+        _int("waste_ns"),
+        _int("e2e_ns"),
+        _int("cost_nano"),
+        sqlite_with_rowid=False,
+    )
+
+
+usage_hourly = _usage_sums("usage_hourly", "hour")
+# The same once more by the day: a tenth of the rows for reports over months.
+usage_daily = _usage_sums("usage_daily", "day")
+
+# Of pruned requests alone. An outcome counts once, with its last request; each request's cost
+# stands where the request stood, once per name of outcome.
+outcomes_hourly = sa.Table(
+    "outcomes_hourly",
+    metadata,
+    _int("hour", primary_key=True),
+    _text("feature", primary_key=True),
+    _text("tenant", primary_key=True),
+    _text("key", primary_key=True),
+    _text("model", primary_key=True),
+    _text("backend", primary_key=True),
+    _text("finish_reason", primary_key=True),
+    _text("currency", primary_key=True),
+    _text("name", primary_key=True),
+    sa.Column("success", sa.SmallInteger, primary_key=True, autoincrement=False),
+    _int("num_outcomes"),
+    _int("value_nano"),
+    _int("num_requests"),
+    _int("device_ns"),
+    _int("cost_nano"),
+    sqlite_with_rowid=False,
+)
+
+# One row per bucket, so that an engine may name new ones.
+engine_time = sa.Table(
+    "engine_time",
+    metadata,
+    _int("hour", primary_key=True),
+    _text("server", primary_key=True),
+    _text("bucket", primary_key=True),
+    _int("time_ns"),
+    _int("device_ns"),
+    _int("num_devices"),
+    _int("hourly_rate_nano"),
+    _int("cost_nano"),
+    _text("currency"),
+    sqlite_with_rowid=False,
+)
+
+# `rolled_seq`: the watermark. `pruned_hour`: usage before this hour is in the roll-ups alone.
+meta = sa.Table(
+    "meta",
+    metadata,
+    _text("name", primary_key=True),
+    _int("value"),
+    sqlite_with_rowid=False,
+)

@@ -1,0 +1,5 @@
+"""Writes the files."""
+
+from scripts.grafana.build import main
+
+main()
