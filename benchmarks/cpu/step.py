@@ -44,6 +44,12 @@ class Timed:
         self.seconds = perf_counter() - begin
         return logits
 
+    def largest(self, batch: ForwardBatch) -> torch.Tensor:
+        begin = perf_counter()
+        token_ids = self.plan.largest(batch)
+        self.seconds = perf_counter() - begin
+        return token_ids
+
     def hidden(self, batch: ForwardBatch) -> torch.Tensor:
         return self.plan.hidden(batch)
 

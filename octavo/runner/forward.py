@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from octavo.runner.sampler import largest
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,6 +20,10 @@ class Forward(Protocol):
 
     def logits(self, batch: ForwardBatch) -> torch.Tensor:
         """[n, vocab] at the batch's logit indices."""
+        ...
+
+    def largest(self, batch: ForwardBatch) -> torch.Tensor:
+        """[n] the token of each row's largest logit, the lowest id among ties."""
         ...
 
     def hidden(self, batch: ForwardBatch) -> torch.Tensor:
@@ -35,6 +41,10 @@ class LayerByLayer:
         """See `Forward`."""
         logits: torch.Tensor = self._model(batch)
         return logits
+
+    def largest(self, batch: ForwardBatch) -> torch.Tensor:
+        """See `Forward`."""
+        return largest(self.logits(batch).float())
 
     def hidden(self, batch: ForwardBatch) -> torch.Tensor:
         """See `Forward`."""

@@ -140,6 +140,8 @@ class PlanRecorder:
         if model.logit_soft_cap is not None:
             cap = Op(kind=Kind.SOFT_CAP, scope=LOGITS, width=op.width, scale=model.logit_soft_cap)
             self.recorded.append(_Recorded(cap))
+        most = Op(kind=Kind.ARGMAX, scope=LOGITS, width=op.width)
+        self.recorded.append(_Recorded(most))
 
     def _product(self, tensors: dict[str, torch.Tensor], x: Symbol) -> Op:
         packed, bias = tensors.get(BLOCKS), tensors.get("bias")
@@ -221,18 +223,31 @@ class NativePlan:
     def logits(self, batch: ForwardBatch) -> torch.Tensor:
         """See `Forward`; float32."""
         step = self._step(batch)
-        size = step.num_logits * self._vocab_size
-        if self._logits.numel() < size:
-            self._logits = torch.empty(size, dtype=torch.float32, device="cpu")
-        step.logits = self._logits.data_ptr()
+        logits = self._make_logits(step.num_logits)
+        step.logits = logits.data_ptr()
         self._plan.run(step)
-        return self._logits[:size].view(step.num_logits, self._vocab_size)
+        return logits
+
+    def largest(self, batch: ForwardBatch) -> torch.Tensor:
+        """See `Forward`."""
+        step = self._step(batch)
+        step.logits = self._make_logits(step.num_logits).data_ptr()
+        found = torch.empty(step.num_logits, dtype=torch.int64, device="cpu")
+        step.argmax = found.data_ptr()
+        self._plan.run(step)
+        return found
 
     def hidden(self, batch: ForwardBatch) -> torch.Tensor:
         """See `Forward`."""
         step = self._step(batch)
         self._plan.run(step, self._num_hidden_ops)
         return self._buffers[self._hidden][: step.num_logits].to(self._dtype)
+
+    def _make_logits(self, num_logits: int) -> torch.Tensor:
+        size = num_logits * self._vocab_size
+        if self._logits.numel() < size:
+            self._logits = torch.empty(size, dtype=torch.float32, device="cpu")
+        return self._logits[:size].view(num_logits, self._vocab_size)
 
     def _step(self, batch: ForwardBatch) -> Step:
         """The batch as the plan takes it; valid as long as the batch is."""

@@ -11,7 +11,7 @@ import torch
 from octavo.runner.batch import build_batch, lay_out, with_more_logits
 from octavo.runner.masks import read_masks
 from octavo.runner.prompt_logprobs import find_prompt_tokens, report_prompt
-from octavo.runner.sampler import sample
+from octavo.runner.sampler import Sampled, sample
 from octavo.types import StepResult
 
 if TYPE_CHECKING:
@@ -96,15 +96,19 @@ class EagerSteps:
             host = lay_out(plan, self._table, self._spec.block_size, with_tables=True)
             rows = host.sampled_rows
             prompt = find_prompt_tokens(host, self._table, self._sampler)
-            if prompt is None:
-                logits = self._forward.logits(self._batch(host))
-            else:
+            sampled: Sampled | None = None
+            logits: torch.Tensor | None = None
+            if prompt is not None:
                 more = with_more_logits(host, prompt.indices)
                 hidden = self._forward.hidden(self._batch(more))
                 logits = self._model.compute_logits(hidden[: len(rows)])
                 reports = report_prompt(self._model, hidden[len(rows) :], prompt)
                 prompt_logprobs = reports.entries(len(plan.rows))
-            if len(rows):
+            elif masks is None and self._sampler.are_greedy(rows):
+                sampled = Sampled(self._forward.largest(self._batch(host)), None)
+            else:
+                logits = self._forward.logits(self._batch(host))
+            if len(rows) and logits is not None:
                 told = None
                 if masks is not None:
                     wait_begin = time.perf_counter_ns()
@@ -115,6 +119,7 @@ class EagerSteps:
                     logits, rows, self._table.num_tokens[rows], self._sampler,
                     self._table.token_ids, found,
                 )  # fmt: skip
+            if sampled is not None:
                 values: np.ndarray = sampled.token_ids.cpu().numpy()
                 self._table.append(rows, values)
                 token_ids, logprobs = values.tolist(), sampled.logprobs
