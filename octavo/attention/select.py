@@ -12,7 +12,7 @@ from octavo.errors import ConfigError
 if TYPE_CHECKING:
     from octavo.attention.interface import AttentionBackend, AttentionSpec
 
-BACKENDS: tuple[type[AttentionBackend], ...] = (TritonAttention, NativeAttention, TorchAttention)
+BACKENDS: tuple[type[AttentionBackend], ...] = (TritonAttention, TorchAttention, NativeAttention)
 """In order of preference."""
 
 
@@ -21,7 +21,7 @@ def select_backend(
 ) -> AttentionBackend:
     """The backend called `name`, or for `auto` the first that can serve `spec`.
 
-    `native` is taken by name, or where the rest of the model is native too (`prefers_native`).
+    Where the rest of the model is native too (`prefers_native`), `native` comes before all others.
 
     Raises:
         ConfigError: none can; the message has every backend's reason.
@@ -30,7 +30,7 @@ def select_backend(
     if name != "auto" and name not in known:
         raise ConfigError(f"--attention-backend {name}: unknown, choose from {', '.join(known)}")
     reasons = []
-    usual = [b for b in BACKENDS if prefers_native or b is not NativeAttention]
+    usual = sorted(BACKENDS, key=lambda b: prefers_native and b is not NativeAttention)
     for backend in usual if name == "auto" else [known[name]]:
         instance = backend()
         reason = instance.why_not(spec)
