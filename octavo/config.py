@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -33,6 +34,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 OTLPProtocol = Literal["grpc", "http/protobuf"]
 
 GIB = 1024**3
+MAX_PRICE = 1_000_000
 _SUFFIXES = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": GIB, "t": 1024**4}
 
 
@@ -94,6 +96,11 @@ def default_cpu_isa() -> str | None:
     return os.environ.get("OCTAVO_CPU_ISA") or None
 
 
+def default_ledger() -> str:
+    """The ledger that servers write, and reports read, unless told otherwise: a file at home."""
+    return str(default_home() / "ledger.db")
+
+
 def default_api_keys() -> tuple[str, ...]:
     """The keys in `$OCTAVO_API_KEY`, apart by commas; none when it is unset or empty."""
     keys = os.environ.get("OCTAVO_API_KEY", "").split(",")
@@ -151,6 +158,23 @@ def check_otlp_endpoint(url: str) -> None:
             "--otlp-endpoint must not hold a password: put a header into "
             "$OTEL_EXPORTER_OTLP_HEADERS"
         )
+
+
+def check_price(price: Decimal | None, currency: str) -> None:
+    """Return if that is the price of an hour.
+
+    Raises:
+        ConfigError: not above 0, more than nine decimals, too much, or no currency.
+    """
+    if price is not None and not (
+        price.is_finite() and 0 < price < MAX_PRICE and price.scaleb(9) % 1 == 0
+    ):
+        raise ConfigError(
+            f"--price-per-device-hour must be above 0 and below {MAX_PRICE}, with at most nine "
+            f"decimals, got {price}: leave it out where there is no price"
+        )
+    if not re.fullmatch("[A-Z]{3}", currency):
+        raise ConfigError(f"--currency must be three capital letters such as USD, got {currency!r}")
 
 
 def default_thread_waiting() -> None:
@@ -275,6 +299,15 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             proxies do not give it up; 0 sends none.
         shutdown_timeout: seconds that running requests get to finish after the first SIGTERM.
         log_level: least level that is logged.
+        ledger: where a record of what each request used and cost is kept: a file's path, as
+            `sqlite:///FILE` or plain, or `postgresql://USER:PASSWORD@HOST/NAME`; None: nowhere.
+            Several servers may share one.
+        ledger_retention_days: days after which requests' own records are deleted; sums by the hour
+            stay. None: they are kept.
+        price_per_device_hour: what an hour of one device costs, which makes device time a cost, in
+            records and answers; None: no price, no costs.
+        currency: of the price, three capital letters.
+        log_usage: write each record also to the log, as a line of JSON.
         otlp_endpoint: URL of the OpenTelemetry collector that gets traces and metrics, such as
             http://localhost:4317; None: what $OTEL_EXPORTER_OTLP_ENDPOINT says, else nobody gets
             any.
@@ -311,6 +344,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     sse_keep_alive: float = 15.0
     shutdown_timeout: float = 30.0
     log_level: LogLevel = "info"
+    ledger: str | None = None
+    ledger_retention_days: float | None = None
+    price_per_device_hour: Decimal | None = None
+    currency: str = "USD"
+    log_usage: bool = False
     otlp_endpoint: str | None = None
     otlp_protocol: OTLPProtocol | None = None
     otlp_traces_sample_ratio: float | None = None
@@ -331,6 +369,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         for flag, value, least in bounds:
             if value is not None and not value >= least:
                 raise ConfigError(f"{flag} must be at least {least}, got {value}")
+        check_price(self.price_per_device_hour, self.currency)
+        days = self.ledger_retention_days
+        if days is not None and not 0 < days < 36_500:
+            raise ConfigError(f"--ledger-retention-days must be above 0, got {days:g}")
         if self.otlp_endpoint is not None:
             check_otlp_endpoint(self.otlp_endpoint)
         ratio = self.otlp_traces_sample_ratio
@@ -353,3 +395,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
                 "--allow-credentials with every origin would let any page use its visitors' "
                 "credentials: name the origins in --allowed-origins"
             )
+
+    @property
+    def hourly_rate_nano(self) -> int:
+        """The price in 1e-9 of the currency; 0: there is none."""
+        price = self.price_per_device_hour
+        return 0 if price is None else int(price.scaleb(9))

@@ -155,14 +155,19 @@ def test_a_killed_engine_is_replaced(model: str, tmp_path: Path) -> None:
             assert refused.status_code == 503
             assert error_of(refused)["code"] == "engine_restarting"
             assert int(refused.headers["retry-after"]) >= 1
-            assert 'octavo:engine_up{model_name="fake"} 0.0' in httpx.get(f"{base}/metrics").text
+            assert (
+                'octavo:engine_up{engine="0",model_name="fake"} 0\n'
+                in httpx.get(f"{base}/metrics").text
+            )
             errors = wait_until_healthy(base)
             assert {error["code"] for error in errors} == {"engine_restarting"}
             assert all(int(error["retry-after"]) >= 1 for error in errors)
             answer = httpx.post(f"{url}/completions", json=completion(5)).json()
             assert answer["usage"]["completion_tokens"] == 5
             metrics = httpx.get(f"{base}/metrics").text
-            expected = f'octavo:engine_restarts_total{{model_name="fake"}} {num_restarts}.0'
+            expected = (
+                f'octavo:engine_restarts_total{{engine="0",model_name="fake"}} {num_restarts}\n'
+            )
             assert expected in metrics
         server.popen.send_signal(signal.SIGTERM)
         assert server.end() == 0

@@ -113,9 +113,9 @@ def add_ledger_flag(parser: argparse.ArgumentParser) -> None:
 
 def ledger_url(args: argparse.Namespace) -> str:
     """The ledger that the flag names, or the one that a server writes by default."""
-    from octavo.config import default_home
+    from octavo.config import default_ledger
 
-    return str(args.ledger or default_home() / "ledger.db")
+    return str(args.ledger or default_ledger())
 
 
 def run_report(args: argparse.Namespace) -> int:
@@ -149,9 +149,7 @@ def run_report(args: argparse.Namespace) -> int:
 
     from octavo.planning.cost_table import print_report
 
-    console = Console()
-    console.width = 400  # a pipe has no width, and a narrow terminal breaks lines: nothing is cut
-    print_report(report, query, notes, console)
+    print_report(report, query, notes, Console())
     return 0
 
 

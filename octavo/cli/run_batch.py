@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from octavo.cli.engine_flags import add_engine_flags, engine_config
+from octavo.cli.usage_flags import add_usage_flags, usage_settings
 from octavo.config import ServerConfig, default_api_keys
 from octavo.errors import ConfigError
 
@@ -77,6 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="a name that requests call MODEL by; may be repeated (default: MODEL)",
     )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON at the end")
+    add_usage_flags(parser)
     add_engine_flags(parser)
     parser.set_defaults(run=run)
 
@@ -158,7 +160,9 @@ async def _client(args: argparse.Namespace) -> AsyncIterator[httpx.AsyncClient]:
 
     configure_logs("warning")
     config = ServerConfig(
-        served_model_names=tuple(args.served_model_name) or (args.model,), log_level="warning"
+        served_model_names=tuple(args.served_model_name) or (args.model,),
+        log_level="warning",
+        **usage_settings(args),
     )
     async with local_application(ENGINE_BUILDER, engine_config(args), config) as application:
         transport = httpx.ASGITransport(application, raise_app_exceptions=False)

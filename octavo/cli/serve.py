@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from octavo.cli.engine_flags import add_engine_flags, attribute_docs, engine_config
+from octavo.cli.usage_flags import add_usage_flags, usage_settings
 from octavo.config import (
     LogLevel,
     OTLPProtocol,
@@ -167,6 +168,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=defaults.log_level,
         help=_help(docs, "log_level") + f" (default: {defaults.log_level})",
     )
+    add_usage_flags(parser)
     add_engine_flags(parser)
     parser.set_defaults(run=run)
 
@@ -230,6 +232,7 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
         max_num_queued_requests=args.max_num_queued_requests,
         watchdog_timeout=args.watchdog_timeout,
         max_engine_restarts=args.max_engine_restarts,
+        **usage_settings(args),
     )
 
 

@@ -31,6 +31,7 @@ from octavo.engine.messages import (
     EngineFailed,
     EngineReady,
     EngineStarted,
+    Ping,
     Shutdown,
     StepOutputs,
 )
@@ -163,6 +164,10 @@ class AsyncEngine:
     def is_alive(self) -> bool:
         """False once the engine has died or was closed; it does not come back."""
         return not self._death.done() and not self._is_closing
+
+    def ask_stats(self) -> None:
+        """Make a newer snapshot come soon, even if nothing happens."""
+        self._send(Ping())
 
     @property
     def num_in_flight(self) -> int:

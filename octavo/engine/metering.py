@@ -227,15 +227,27 @@ class Meter:
         weights = _NONE
         if num:
             weights = self._cost.decodes(self._context, num_tokens, num_samples)
-        if num < len(requests):
-            begins = np.array(computed[num:], np.float64)
-            counts = np.array(new[num:], np.float64)
-            sampled = np.array(samples[num:], np.float64)
+        if len(requests) - num > FEW_ROWS:
+            begins, counts, sampled = (
+                np.array(column[num:], np.float64) for column in (computed, new, samples)
+            )
             for index, entries in enumerate(told[num:]):
                 sampled[index] += len(entries or ())
-            others = self._cost.any(begins, counts, sampled, num_tokens, num_samples)
-            weights = np.concatenate((weights, others)) if num else others
-        shares = share_out(worked, weights)
+            others = self._cost.rows(begins, counts, sampled, num_tokens, num_samples)
+        else:
+            others = np.array(
+                [
+                    self._cost.row(
+                        computed[index],
+                        new[index],
+                        samples[index] + (len(told[index] or ()) if told else 0),
+                        num_tokens,
+                        num_samples,
+                    )
+                    for index in range(num, len(requests))
+                ]
+            )
+        shares = share_out(worked, np.concatenate((weights, others)) if len(others) else weights)
         if num:
             self._decode[self._accounts] += shares[:num]
             self._requests_ns += int(shares[:num].sum())

@@ -67,6 +67,11 @@ class EngineSuccession:
         stats = self._engine.stats if is_up else EngineStats()
         return msgspec.structs.replace(stats, num_restarts=self._num_restarts, is_up=is_up)
 
+    def ask_stats(self) -> None:
+        """Make a newer snapshot come soon, if there is an engine."""
+        if self._engine.is_alive:
+            self._engine.ask_stats()
+
     @property
     def num_in_flight(self) -> int:
         """Requests that have not ended."""

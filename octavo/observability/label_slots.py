@@ -6,11 +6,12 @@ never fall: Prometheus would take that for a restart. So which labels get names 
 they come:
 
 - The first half of the names goes to whoever comes first.
-- The second half only to labels that made at least one part in `num_slots` of what was counted here
-  while they had none. Labels without a name are followed with as much memory as `4 * num_slots`
-  entries take (Space-Saving, Metwally, Agrawal, El Abbadi: "Efficient computation of frequent and
-  top-k elements in data streams", 2005). Its error is at most a part in `4 * num_slots`, so
-  thousands of made-up labels win no name, and a large one that comes late does.
+- The second half only to labels that made at least one part in `num_slots` of what was counted
+  here, and as much as `num_slots` additions of mean weight, while they had none. Labels without a
+  name are followed with as much memory as `4 * num_slots` entries take (Space-Saving, Metwally,
+  Agrawal, El Abbadi: "Efficient computation of frequent and top-k elements in data streams", 2005).
+  Its error is at most a part in `4 * num_slots`, so thousands of made-up labels win no name, and a
+  large one that comes late does.
 - All else is counted under `other`.
 
 With several servers there may be as many names more as there are other servers: two may name
@@ -72,6 +73,7 @@ class LabelSlots:
         self._read_names(0)
         self._places = {name: self._values_at(slot) for slot, name in self._names[0].items()}
         self._total = 0.0
+        self._num_adds = 0
         self._nameless: dict[str, float] = {}
         self._looked_at = float("-inf")
 
@@ -84,6 +86,7 @@ class LabelSlots:
             weight: by which labels are compared, above 0.
         """
         self._total += weight
+        self._num_adds += 1
         place = self._places.get(label)
         if place is None:
             place = self._place(label, weight)
@@ -115,12 +118,16 @@ class LabelSlots:
             if num_names >= self._num_slots:
                 return 0
             if num_names >= self._num_slots // 2:
-                if self._follow(label, weight) * self._num_slots < self._total:
+                if self._follow(label, weight) < self._least_weight():
                     return 0
                 del self._nameless[label]
         self._write_name(slot, label)
         self._places[label] = self._values_at(slot)
         return self._places[label]
+
+    def _least_weight(self) -> float:
+        """What wins a name of the second half."""
+        return self._total * max(1 / self._num_slots, self._num_slots / self._num_adds)
 
     def _follow(self, label: str, weight: float) -> float:
         """What the label weighs by now, as far as is known; too much rather than too little."""

@@ -1,7 +1,8 @@
 """Logging set-up of a serving process: one line per event on standard error.
 
 A line is `2026-01-31 12:00:00.123 INFO octavo.server: text`. Line breaks in a message are escaped,
-so nobody can forge a line; the lines of a traceback are indented below their event.
+so nobody can forge a line; the lines of a traceback are indented below their event. Usage records
+are bare JSON instead, which escapes them too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ _COLOURS = {
 _RESET = "\x1b[0m"
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _CONTROL.update({ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\t"})
+BARE_LOGGER = "octavo.usage"
+"""Its messages are lines of JSON, and stand alone in theirs, for programs that read them."""
 _UVICORN_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 
@@ -36,6 +39,8 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's line, and its traceback's lines if it has one."""
+        if record.name == BARE_LOGGER:
+            return record.getMessage()
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         level = record.levelname
         colour = _COLOURS.get(record.levelno) if self._use_colours else None
@@ -71,5 +76,5 @@ def configure_logs(level: str = "INFO", stream: TextIO | None = None) -> None:
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(logging.NOTSET)
-    for name in ("httpx", "httpcore"):
+    for name in ("httpx", "httpcore", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)

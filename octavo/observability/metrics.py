@@ -113,6 +113,10 @@ class Metrics:
         """Count what a request cost, once, when it has ended."""
         self.usage.observe(usage)
 
+    def count_tags(self, num_dropped: int, num_capped: int) -> None:
+        """Count what callers said of themselves that records do not have so."""
+        self.usage.count_tags(num_dropped, num_capped)
+
     def follow_ledger(self, counts: LedgerCounts) -> None:
         """Tell of a ledger writer's records from now on."""
         self.usage.follow_ledger(counts)

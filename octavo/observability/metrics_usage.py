@@ -101,7 +101,14 @@ class UsageMetrics:
         self._totals = board.take(2)  # cost in 1e-9, waste in ns
         self._records = board.take(len(_COUNTS))
         self._before = list(self._records[0])
+        self._tags = board.take(2)  # dropped, replaced by "other"
         self._ledger: LedgerCounts | None = None
+
+    def count_tags(self, num_dropped: int, num_capped: int) -> None:
+        """Count what callers sent and is not in records as they sent it."""
+        cells = self._tags[0]
+        cells[0] += num_dropped
+        cells[1] += num_capped
 
     def observe(self, usage: Usage) -> None:
         """Count a request that has ended."""
@@ -149,6 +156,14 @@ class UsageMetrics:
         ):
             num = int(sum(cells[index] for cells in self._records))
             yield Family(f"octavo:ledger_records_{name}", "counter", text, [((), num)])
+        for index, (name, text) in enumerate(
+            (
+                ("dropped", "Tags of callers that were malformed, too long or too many."),
+                ("capped", "Features and tenants that became `other`: too many in an hour."),
+            )
+        ):
+            num = int(sum(cells[index] for cells in self._tags))
+            yield Family(f"octavo:usage_tags_{name}", "counter", text, [((), num)])
         money = (("currency", self.currency),)
         cost = sum(cells[0] for cells in self._totals) / 1e9
         waste = sum(cells[1] for cells in self._totals) / 1e9

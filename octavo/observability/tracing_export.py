@@ -116,7 +116,10 @@ class Telemetry:
             raise
         except Exception as exc:  # whatever a certificate or a compression may be wrong in
             raise ConfigError(f"OTLP cannot be set up: {type(exc).__name__}: {exc}") from exc
-        return cls(config.served_model_names[0], spans, metrics, sampler)
+        telemetry = cls(config.served_model_names[0], spans, metrics, sampler)
+        telemetry.tracer.hourly_rate_nano = config.hourly_rate_nano
+        telemetry.tracer.currency = config.currency
+        return telemetry
 
     @property
     def num_lost_spans(self) -> int:
@@ -132,6 +135,17 @@ class Telemetry:
         self._words.close()
 
 
+class _OwnResource(Resource):
+    """Knows its hash: the exporters ask for it with each span, and it takes a text of JSON."""
+
+    def __init__(self, attributes: dict[str, Any], schema_url: str) -> None:
+        super().__init__(attributes, schema_url)
+        self._own_hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._own_hash
+
+
 def own_resource() -> Resource:
     """Who we are; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come before ours."""
     given = Resource.create()
@@ -144,7 +158,7 @@ def own_resource() -> Resource:
     attributes: dict[str, Any] = {**own, **given.attributes}
     if str(attributes["service.name"]).startswith("unknown_service"):
         attributes["service.name"] = "octavo"
-    return Resource(attributes, given.schema_url)
+    return _OwnResource(attributes, given.schema_url)
 
 
 def span_exporter(config: ServerConfig) -> SpanExporter:

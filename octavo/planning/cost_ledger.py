@@ -150,4 +150,4 @@ def _notes(
         there = f"there are {', '.join(names)}" if names else "there are none of any name"
         yield f"no outcome named {' or '.join(missing)} is joined with these requests; {there}"
     if num := ledger.num_unmatched_outcomes(query.since_ns, query.until_ns):
-        yield f"{num} outcomes of this time, of all names, are joined with no request"
+        yield f"outcomes of this time, of any name, that are joined with no request: {num}"

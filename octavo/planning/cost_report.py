@@ -116,8 +116,8 @@ class OutcomeFigures(msgspec.Struct, kw_only=True):
 
     @property
     def value_over_cost(self) -> Decimal | None:
-        """What came back for each unit spent."""
-        return ratio(self.value_nano, self.cost_nano)
+        """What came back for each unit spent; None: no outcome counts here."""
+        return ratio(self.value_nano, self.cost_nano) if self.num_outcomes else None
 
 
 class CostRow(msgspec.Struct, kw_only=True):

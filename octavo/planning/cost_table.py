@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
-    from rich.table import Table
 
     from octavo.planning.cost_columns import Column
     from octavo.planning.cost_query import CostQuery
@@ -32,11 +31,11 @@ def print_report(
     if line := device_time_line(report):
         say(line)
     console.print()
-    console.print(_table(report, usage_columns(report)))
+    _print_table(report, usage_columns(report), console)
     for name in report.outcomes:
         console.print()
         say(name, style="bold")
-        console.print(_table(report, outcome_columns(report, name)))
+        _print_table(report, outcome_columns(report, name), console)
     if report.prices:
         console.print()
     for price in report.prices:
@@ -45,20 +44,42 @@ def print_report(
         say(f"note: {note}", style="yellow")
 
 
-def _table(report: CostReport, columns: Sequence[Column]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
+def _print_table(report: CostReport, columns: Sequence[Column], console: Console) -> None:
+    """Names to the left, numbers to the right. Rich's own tables take 2 ms for each row of such
+    a report, and a month by hours has thousands.
+    """
+    from rich.cells import cell_len
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, show_footer=bool(report.by), footer_style="bold")
-    texts = [show_column(column, report) for column in columns]
-    for index, name in enumerate(report.by):
-        table.add_column(escape(name), footer="" if index else "total", overflow="fold")
-    for column, text in zip(columns, texts, strict=True):
-        table.add_column(escape(column.heading), footer=text[-1], justify="right", no_wrap=True)
-    if not report.by:
-        table.add_row(*(text[-1] for text in texts))
-        return table
-    for index, row in enumerate(report.rows):
-        group = [escape(value) if value else f"[dim]{NO_NAME}[/dim]" for value in row.group]
-        table.add_row(*group, *(text[index] for text in texts))
-    return table
+    numbers = [show_column(column, report) for column in columns]
+    if report.by:
+        groups = [[_printable(value) or NO_NAME for value in row.group] for row in report.rows]
+        groups.append(["total", *[""] * (len(report.by) - 1)])
+    else:
+        groups, numbers = [[]], [texts[-1:] for texts in numbers]
+    names = [list(map(_printable, texts)) for texts in zip(*groups, strict=True)]
+    heads = [*map(_printable, report.by), *(_printable(column.heading) for column in columns)]
+    widths = [
+        max(map(cell_len, (head, *texts)))
+        for head, texts in zip(heads, [*names, *numbers], strict=True)
+    ]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = []
+        for index, (text, width) in enumerate(zip(texts, widths, strict=True)):
+            blanks = " " * (width - cell_len(text))
+            padded.append(text + blanks if index < len(names) else blanks + text)
+        return "  ".join(padded).rstrip()
+
+    lines = [line(texts) for texts in zip(*names, *numbers, strict=True)]
+    last = lines.pop() if report.by else None
+    console.print(Text(line(heads), style="bold"), soft_wrap=True)
+    if lines:
+        console.out("\n".join(lines), highlight=False)
+    if last is not None:
+        console.print(Text(last, style="bold"), soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    """Callers choose names: none of them moves the cursor."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)

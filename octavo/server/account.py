@@ -201,6 +201,8 @@ class UsageLine:
             if not self._is_open:
                 self._account.on_record(None)
                 self._book.on_closed(self)
+        else:  # it was charged all the same
+            self.end("error", None)
 
     @property
     def _is_open(self) -> bool:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from octavo.engine.interface import EngineClient
     from octavo.observability.tracing_export import Telemetry
     from octavo.server.context import GrammarCheck
+    from octavo.server.metering import RecordSink
     from octavo.server.prompts import TokenizerLike
     from octavo.server.routes import Endpoint
     from octavo.server.scope import Exchange
@@ -147,7 +148,7 @@ def create_app(
     metrics: Metrics | None = None,
     defaults: Mapping[str, Any] | None = None,
     grammars: GrammarCheck | None = None,
-    usage: UsageBook | None = None,
+    ledger: RecordSink | None = None,
     telemetry: Telemetry | None = None,
 ) -> Application:
     """The OpenAI application over an engine.
@@ -161,7 +162,8 @@ def create_app(
             leave them out.
         grammars: tries out what outputs shall follow, before the engine sees it; the caller closes
             it.
-        usage: what requests used and cost; the caller settles it. None: one without a ledger.
+        ledger: where usage records go; the caller calls `context.usage.settle` before closing it.
+            None: nowhere.
         telemetry: told of every request; the caller shuts it down. None: nobody wants to know.
 
     Raises:
@@ -175,9 +177,8 @@ def create_app(
             lambda: engine.stats,
             info=engine.info,
             check_health=engine.check_health,
+            currency=config.currency,
         )
-    if usage is None:
-        usage = UsageBook(engine, metrics, model=config.served_model_names[0])
     encoder = PromptEncoder(
         tokenizer,
         vocab_size=engine.info.vocab_size,
@@ -193,7 +194,7 @@ def create_app(
         metrics,
         _checked_defaults(defaults or {}),
         answer_reading(config, tokenizer),
-        usage,
+        UsageBook(engine, metrics, config, ledger),
         ServerState(config.state_dir, lifecycle),
         lifecycle,
         grammars,

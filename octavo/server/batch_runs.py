@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from uuid import uuid4
 
 from octavo.errors import OctavoError
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from octavo.protocol.batches import Batch
     from octavo.server.context import ServerContext
     from octavo.server.state.batches import ClaimedBatch
 
@@ -40,6 +43,9 @@ PAUSE_S = 30.0
 """How long a batch is left alone after the disk failed, seconds."""
 
 LOW_PRIORITY = 1000
+
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
+"""Names that baggage can carry."""
 
 WAIT_S = 0.05
 MOST_WAITS = 100
@@ -104,7 +110,10 @@ class BatchRuns:
         state, batch = self._context.state, claimed.batch
         transport = httpx.ASGITransport(self._calls(claimed.tenant), raise_app_exceptions=False)
         async with httpx.AsyncClient(
-            transport=transport, base_url="http://batch", timeout=None
+            transport=transport,
+            base_url="http://batch",
+            timeout=None,
+            headers={"baggage": _baggage(batch)},
         ) as client:
             run = BatchRun(
                 claimed,
@@ -170,3 +179,10 @@ class BatchRuns:
                 break
             await asyncio.sleep(WAIT_S)
         return not lifecycle.is_draining
+
+
+def _baggage(batch: Batch) -> str:
+    """What each line's usage record says beside what the line itself does: the batch's labels."""
+    labels = {**(batch.metadata or {}), "batch_id": batch.id}
+    named = {name: value for name, value in labels.items() if _TOKEN.fullmatch(name)}
+    return ",".join(f"{name}={quote(value)}" for name, value in named.items())

@@ -15,6 +15,7 @@ import msgspec
 
 from octavo.errors import EngineUnavailableError
 from octavo.ledger.record import UsageRecord, from_nano
+from octavo.observability.logs import BARE_LOGGER
 from octavo.server.account import Account
 from octavo.server.tags import MAX_FEATURES, MAX_TENANTS, DistinctCap, read_tags
 
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
+    from octavo.config import ServerConfig
     from octavo.engine.interface import EngineClient
     from octavo.observability.metrics import Metrics
     from octavo.server.account import UsageLine
     from octavo.types import Charge
 
-usage_log = logging.getLogger("octavo.usage")
+usage_log = logging.getLogger(BARE_LOGGER)
 """One line of JSON for each record, where they are asked for."""
 
 LATE_S = 600.0
@@ -51,17 +53,13 @@ class UsageBook:
     Args:
         engine: whose charges come here; the book becomes its listener.
         metrics: told of each record.
-        model: the name that records carry.
-        hourly_rate_nano: price of one device hour, in 1e-9 of the currency; 0: there is none.
-        currency: of the price.
+        config: has the name that records carry, the price, and whether they are logged.
         sink: where records go; None: nowhere but metrics and the log.
-        logs_usage: each record is a line of the log `octavo.usage`.
 
     Attributes:
         sink: see above.
         waiting: lines by the engine's ids that are not charged yet.
         open_lines: those that have no record yet.
-        num_dropped_tags: tags of callers that were malformed, too long or too many.
         features, tenants: keep the number of different values in bounds.
     """
 
@@ -69,26 +67,23 @@ class UsageBook:
         self,
         engine: EngineClient,
         metrics: Metrics,
-        *,
-        model: str,
-        hourly_rate_nano: int = 0,
-        currency: str = "USD",
+        config: ServerConfig,
         sink: RecordSink | None = None,
-        logs_usage: bool = False,
     ) -> None:
-        self.model = model
-        self.hourly_rate_nano = hourly_rate_nano
-        self.currency = currency
+        self.model = config.served_model_names[0]
+        self.hourly_rate_nano = config.hourly_rate_nano
+        self.currency = config.currency
         self.sink = sink
         self.waiting: dict[str, UsageLine] = {}
         self.open_lines: set[UsageLine] = set()
-        self.num_dropped_tags = 0
         self.features = DistinctCap(MAX_FEATURES)
         self.tenants = DistinctCap(MAX_TENANTS)
         self._engine = engine
         self._metrics = metrics
-        self._logs_usage = logs_usage
+        self._logs_usage = config.log_usage
         self._settled: asyncio.Event | None = None
+        if config.log_usage:
+            usage_log.setLevel(logging.INFO)  # whatever else is logged
         engine.listen_for_charges(self.on_charge)
 
     def open(
@@ -112,11 +107,14 @@ class UsageBook:
         """
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         tags = read_tags(headers, metadata=metadata, user=user)
-        self.num_dropped_tags += tags.num_dropped
+        num_capped = 0
         if tags.feature or tags.tenant:
             feature, tenant = self.features.admit(tags.feature), self.tenants.admit(tags.tenant)
-            if feature is not tags.feature or tenant is not tags.tenant:
+            num_capped = (feature is not tags.feature) + (tenant is not tags.tenant)
+            if num_capped:
                 tags = msgspec.structs.replace(tags, feature=feature, tenant=tenant)
+        if num_capped or tags.num_dropped:
+            self._metrics.count_tags(tags.num_dropped, num_capped)
         return Account(self, tags, scope, arrived)
 
     def on_charge(self, engine_id: str, charge: Charge) -> None:

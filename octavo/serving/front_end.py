@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from octavo.serving.ledger import CLOSE_S
 from octavo.serving.loop import first_of
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
     from octavo.config import EngineConfig, ServerConfig
     from octavo.engine.supervisor import EngineSuccession
+    from octavo.ledger.writer import LedgerWriter
     from octavo.observability.board import Board
     from octavo.server.http_server import HTTPServer
     from octavo.server.lifecycle import Lifecycle
+    from octavo.serving.ledger import DeviceTimes
     from octavo.text.grammar.check import GrammarChecker
     from octavo.text.tokenizer import Tokenizer
 
@@ -127,6 +130,8 @@ class FrontEnd:
         listener: the socket to serve at.
         tls: how to speak TLS; None: plain HTTP.
         board: where to count; None: there is no other front end.
+        ledger: takes usage records; closed here. None: there is none.
+        times: writes the engine's device time into it; None: somebody else does.
 
     Raises:
         ConfigError: see `create_app` and `start_telemetry`.
@@ -140,6 +145,8 @@ class FrontEnd:
         listener: socket.socket,
         tls: ssl.SSLContext | None,
         board: Board | None = None,
+        ledger: LedgerWriter | None = None,
+        times: DeviceTimes | None = None,
     ) -> None:
         from octavo.observability.metrics import Metrics
         from octavo.observability.tracing import start_telemetry
@@ -153,7 +160,12 @@ class FrontEnd:
             board,
             info=engine.info,
             check_health=engine.check_health,
+            currency=config.currency,
         )
+        self._ledger = ledger
+        self._times = times
+        if ledger is not None:
+            metrics.follow_ledger(ledger)
         self._telemetry = start_telemetry(config)
         app = create_app(
             engine,
@@ -163,6 +175,7 @@ class FrontEnd:
             defaults=text.defaults,
             grammars=self._grammars,
             telemetry=self._telemetry,
+            ledger=ledger,
         )
         self._app = app
         self._engine = engine
@@ -183,6 +196,8 @@ class FrontEnd:
         gc.freeze()  # what start-up left lives for good: collections need not walk it
         gc.set_threshold(*GC_THRESHOLDS)
         self._app.start()
+        if self._times is not None:
+            self._times.start()
         self._serving = asyncio.ensure_future(self._http.run_until_exit())
         return self._serving
 
@@ -207,10 +222,12 @@ class FrontEnd:
         self._http.should_exit = True
         left_s = max(0.0, deadline - time.monotonic())
         await first_of(self._serving, at_once, timeout_s=left_s)  # last bytes leave
+        if self._times is not None:
+            await self._times.stop()
         await self._engine.close()  # what still runs ends with `abort`
         await asyncio.wait({self._serving}, timeout=LAST_ANSWERS_S)
         self._grammars.close()
-        await self._end_telemetry()
+        await self._end_books()
 
     async def stop(self) -> None:
         """Serve no longer, whatever runs."""
@@ -218,8 +235,13 @@ class FrontEnd:
         if self._serving is not None:
             self._serving.cancel()
             await asyncio.wait({self._serving})
-        await self._end_telemetry()
+        await self._end_books()
 
-    async def _end_telemetry(self) -> None:
+    async def _end_books(self) -> None:
+        """Let the last records, spans and metrics out, for a bounded time."""
+        await self._app.context.usage.settle(LAST_ANSWERS_S)
+        ledger, self._ledger = self._ledger, None
+        if ledger is not None:
+            await asyncio.to_thread(ledger.close, CLOSE_S)
         if self._telemetry is not None:
             await asyncio.to_thread(self._telemetry.shutdown)

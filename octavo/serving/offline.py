@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.serving.front_end import StartTimes, load_front_end
+from octavo.serving.front_end import LAST_ANSWERS_S, StartTimes, load_front_end
+from octavo.serving.ledger import CLOSE_S, DeviceTimes, open_writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from octavo.config import EngineConfig, ServerConfig
+    from octavo.ledger.writer import LedgerWriter
     from octavo.server.app import Application
 
 
@@ -37,8 +40,11 @@ async def local_application(
 
     engine = msgspec.structs.replace(engine, model=str(store.resolve(engine.model)))
     process = EngineProcess(builder, engine, log_level=server.log_level)
+    ledger: LedgerWriter | None = None
     try:
-        text = await load_front_end(engine, StartTimes())
+        text, ledger = await asyncio.gather(
+            load_front_end(engine, StartTimes()), asyncio.to_thread(open_writer, server)
+        )
         client = await AsyncEngine.connect(
             process,
             tokenizer=text.tokenizer,
@@ -47,12 +53,28 @@ async def local_application(
             watchdog_timeout_s=server.watchdog_timeout,
         )
         grammars = text.grammar_checker(client.info.vocab_size)
+        times = None if ledger is None else DeviceTimes(ledger, server, client)
+        app: Application | None = None
         try:
-            yield create_app(
-                client, text.tokenizer, server, defaults=text.defaults, grammars=grammars
+            app = create_app(
+                client,
+                text.tokenizer,
+                server,
+                defaults=text.defaults,
+                grammars=grammars,
+                ledger=ledger,
             )
+            if times is not None:
+                times.start()
+            yield app
         finally:
             grammars.close()
+            if times is not None:
+                await times.stop()
             await client.close()
+            if app is not None:
+                await app.context.usage.settle(LAST_ANSWERS_S)
     finally:
         process.stop(0.0)
+        if ledger is not None:
+            await asyncio.to_thread(ledger.close, CLOSE_S)

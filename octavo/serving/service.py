@@ -18,6 +18,7 @@ from octavo.serving.front_end import (
     Text,
     load_front_end,
 )
+from octavo.serving.ledger import CLOSE_S, DeviceTimes, open_writer
 from octavo.serving.loop import Signals, first_of
 
 if TYPE_CHECKING:
@@ -109,7 +110,10 @@ class OneProcess(_Service):
     """The front end is in this process."""
 
     async def _start(self) -> EngineSupervisor:
-        text = await load_front_end(self.engine_config, self.times)
+        text, ledger = await asyncio.gather(
+            load_front_end(self.engine_config, self.times),
+            asyncio.to_thread(open_writer, self.config),
+        )
         self.times.read_before()
         from octavo.engine.supervisor import EngineSupervisor
         from octavo.server.listen import listen
@@ -127,7 +131,12 @@ class OneProcess(_Service):
             max_restarts=self.config.max_engine_restarts,
         )
         try:
-            self._front_end = FrontEnd(supervisor, text, self.config, self.listener, self.tls)
+            times = None if ledger is None else DeviceTimes(ledger, self.config, supervisor)
+            self._front_end = FrontEnd(
+                *(supervisor, text, self.config, self.listener, self.tls),
+                ledger=ledger,
+                times=times,
+            )
             listen(self.listener)
         except BaseException:
             await engine.close()
@@ -180,6 +189,9 @@ class SeveralProcesses(_Service):
         self._monitor: EngineMonitor | None = None
         self._num_restarts = -1
         self._startup_s: float | None = None
+        # Before the API servers open it: one makes the schema.
+        ledger = await asyncio.to_thread(open_writer, self.config)
+        self._ledger = ledger
         self._board: Board = Board.shared(self.config.api_server_count)
         self._workers: Workers = Workers(
             self.engine_config, self.config, self.listener, self._board, self._on_worker_end
@@ -188,6 +200,8 @@ class SeveralProcesses(_Service):
             return await super().run()
         finally:
             await self._workers.close()
+            if ledger is not None:
+                await asyncio.to_thread(ledger.close, CLOSE_S)
 
     async def _start(self) -> EngineSupervisor:
         await asyncio.to_thread(self.times.read_before)
@@ -238,6 +252,9 @@ class SeveralProcesses(_Service):
         self, engine: EngineSupervisor, watching: asyncio.Task[str], signals: Signals
     ) -> int:
         giving_up = asyncio.ensure_future(self._workers.given_up())
+        times = None if self._ledger is None else DeviceTimes(self._ledger, self.config, engine)
+        if times is not None:
+            times.start()
         try:
             await first_of(giving_up, watching, signals.first)
             engine.stop_restarting()
@@ -265,6 +282,8 @@ class SeveralProcesses(_Service):
             return code
         finally:
             giving_up.cancel()
+            if times is not None:
+                await times.stop()
 
 
 async def _both(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from octavo.engine.process import EXIT_ORPHANED, die_with
 from octavo.errors import StartupError
 from octavo.serving.front_end import FrontEnd, StartTimes, Text, load_front_end
+from octavo.serving.ledger import open_writer
 from octavo.serving.loop import Signals, first_of, new_loop
 from octavo.serving.messages import (
     MAX_LINE_BYTES,
@@ -150,7 +151,10 @@ class _Worker:
 
     async def _make_front_end(self) -> tuple[FrontEnd, Text]:
         begin = time.perf_counter()
-        text = await load_front_end(self._start.engine, self._times)
+        text, ledger = await asyncio.gather(
+            load_front_end(self._start.engine, self._times),
+            asyncio.to_thread(open_writer, self._config, keeps_house=False),
+        )
         from octavo.engine.supervisor import EngineSuccession
         from octavo.server.listen import listen
 
@@ -162,7 +166,8 @@ class _Worker:
         if not self._start.is_first:
             server_log.setLevel(logging.ERROR)  # another one has said it
         front_end = FrontEnd(
-            self._succession, text, self._config, self._listener, self._tls, self._board
+            *(self._succession, text, self._config, self._listener, self._tls, self._board),
+            ledger=ledger,
         )
         server_log.setLevel(logging.NOTSET)
         listen(self._listener)  # the first one of us opens the door

@@ -17,7 +17,7 @@ COST = [
                         "{{currency}}"
                     )
                 },
-                unit="currencyUSD",
+                unit="short",
                 kind="stat",
                 width=6,
             ),
@@ -27,7 +27,7 @@ COST = [
                     f"sum by (currency) (increase(octavo:cost_total{OWN}[1d]))": "{{currency}}",
                     "octavo:objective_cost_per_day": "budget",
                 },
-                unit="currencyUSD",
+                unit="short",
                 kind="stat",
                 width=6,
             ),
@@ -62,7 +62,7 @@ COST = [
             Panel(
                 "Cost per hour",
                 {f"{rate('octavo:feature_cost_total', 'feature', FEATURE)} * 3600": "{{feature}}"},
-                unit="currencyUSD",
+                unit="short",
                 stacks=True,
                 width=12,
             ),
@@ -72,7 +72,7 @@ COST = [
                     "sort_desc(sum by (feature) (increase(octavo:feature_cost_total"
                     f"{selected(FEATURE)}[$__range])))": "{{feature}}"
                 },
-                unit="currencyUSD",
+                unit="short",
                 kind="bargauge",
                 width=12,
             ),
@@ -82,7 +82,7 @@ COST = [
                     f"{rate('octavo:feature_cost_total', 'feature', FEATURE)} / "
                     f"{rate('octavo:feature_requests_total', 'feature', FEATURE)}": "{{feature}}"
                 },
-                unit="currencyUSD",
+                unit="short",
             ),
             Panel(
                 "Cost per million output tokens",
@@ -92,7 +92,7 @@ COST = [
                         "octavo:feature_tokens_total", "feature", f'{FEATURE},kind="output"'
                     ): "{{feature}}"
                 },
-                unit="currencyUSD",
+                unit="short",
                 text="All cost over output tokens: what prompts cost is in it.",
             ),
             Panel(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 FOLDER = Path(__file__).parent.parent.parent / "deploy" / "prometheus"
+README = (FOLDER.parent / "README.md").read_text()
 ALERTS = {
     rule["alert"]: rule
     for group in yaml.safe_load((FOLDER / "rules" / "octavo.yml").read_text())["groups"]
@@ -183,6 +184,7 @@ def test_every_alert_has_a_case_and_says_what_to_do() -> None:
         assert rule["labels"]["severity"] in ("warning", "critical"), name
         assert set(rule["annotations"]) == {"summary", "description", "runbook"}, name
         assert all(len(text) > 10 for text in rule["annotations"].values()), name
+        assert f"| `{name}` | {rule['labels']['severity']} |" in README, name
 
 
 @needs_promtool

@@ -22,6 +22,7 @@ from octavo.types import (
     StepPlan,
     StepResult,
     TokenLogprob,
+    WorkModel,
 )
 
 MASK = 2**64 - 1
@@ -89,6 +90,7 @@ class FakeExecutor:
         max_num_seqs: int = 8,
         max_model_len: int = 64,
         vocab_size: int = 1000,
+        work: WorkModel | None = None,
     ) -> None:
         self.info = EngineInfo(
             architecture="Fake",
@@ -98,6 +100,7 @@ class FakeExecutor:
             max_model_len=max_model_len,
             kv_cache=KVCacheLayout(num_blocks, block_size, 0),
             startup_s={},
+            work=work,
         )
         self.block_size = block_size
         self.max_num_seqs = max_num_seqs

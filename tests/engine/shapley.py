@@ -94,7 +94,7 @@ def shares(batch: str, device: str, model: str) -> tuple[Floats, Floats]:
     fair = np.array(shapley(step_times(simulated, rows), len(rows)))
     computed, new, samples = (np.array(c, np.float64) for c in zip(*rows, strict=True))
     cost = StepCost(work_of(simulated))
-    split = cost.any(computed, new, samples, float(new.sum()), float(samples.sum()))
+    split = cost.rows(computed, new, samples, float(new.sum()), float(samples.sum()))
     return split / split.sum(), fair / fair.sum()
 
 

@@ -265,15 +265,17 @@ def test_pairs_and_bytes_are_those_of_the_tokens_one_by_one(
             moved += kind.bytes_per_token * (len(set().union(*seen)) + count)
         own = max(flops / work.flops_per_s, moved / work.bytes_per_s)
         expected.append(own + work.weight_bytes / work.bytes_per_s * count / num_tokens)
-    found = StepCost(work).any(computed, new, 0 * new, num_tokens, 0)
+    found = StepCost(work).rows(computed, new, 0 * new, num_tokens, 0)
     assert found == pytest.approx(np.array(expected) * 1e9)
+    one_by_one = [StepCost(work).row(begin, count, 0, num_tokens, 0) for begin, count in rows]
+    assert found == pytest.approx(np.array(one_by_one))
 
 
 @pytest.mark.parametrize("work", [FAKE_WORK, WINDOWED])
 def test_decodes_cost_the_same_by_the_short_way(work: WorkModel) -> None:
     cost, computed = StepCost(work), np.array([3.0, 100.0, 7.0])
     ones = np.ones(3)
-    assert cost.decodes(computed + 1, 9, 4) == pytest.approx(cost.any(computed, ones, ones, 9, 4))
+    assert cost.decodes(computed + 1, 9, 4) == pytest.approx(cost.rows(computed, ones, ones, 9, 4))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from octavo.types import Charge, EngineStats, PoolingParams, SamplingParams
 from octavo.weights.open import open_checkpoint
 from tests.engine.fake_core import FAKE_WORK
 from tests.engine.fake_pooling import FakePoolingExecutor
+from tests.engine.test_constraints import CountingGrammars, make_core
+from tests.engine.test_constraints import request as bound_request
 from tests.engine.test_metering import total_of
 
 if TYPE_CHECKING:
@@ -205,3 +207,38 @@ def test_the_work_of_real_models_is_that_of_their_shapes(
         assert sum(kind.bytes_per_token for kind in work.attention) == 18 * 2 * 256 * 4
     assert work.flops_per_s > 1e9
     assert work.bytes_per_s > 1e8
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_bound_outputs_are_metered_and_their_waits_have_a_bucket(ahead: int) -> None:
+    """Ends that grammars bring, grammars that fail, and aborts while one is compiled."""
+    grammars = CountingGrammars()
+    core = make_core(ahead, grammars, work=FAKE_WORK)
+    for index in range(8):
+        core.add(bound_request(f"b{index}", [index, 2, 3], 20, choice=["3"]))
+        core.add(bound_request(f"f{index}", [index, 2, 3], 5))
+    core.add(bound_request("fails", [1], 20, choice=["9", "2"]))
+    core.add(bound_request("wrong", [1], 20, regex="("))
+    core.step()
+    check(core.stats)
+    grammars.gate.clear()
+    core.add(bound_request("gone", [1], 20, choice=["3"]))
+    core.abort(["gone", "f0"])
+    grammars.gate.set()
+    charges: dict[str, Charge | None] = {}
+    while core.has_work:
+        for output in core.step():
+            if output.finish_reason is not None:
+                assert output.request_id not in charges
+                charges[output.request_id] = output.charge
+        check(core.stats)
+    core.close()
+    aborted = dict(core.take_charges())
+    assert set(aborted) == {"gone", "f0"}
+    assert aborted["gone"] == charges["wrong"] == Charge()
+    assert len(charges) == 17
+    time = core.stats.device_time
+    paid = [*charges.values(), *aborted.values()]
+    assert sum(charge.total_ns for charge in paid if charge) == time.requests_ns
+    assert time.grammar_ns > 0
+    assert time.run_ahead_ns > 0  # a grammar fails when its step is planned already

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -129,17 +130,15 @@ def test_http_gets_what_several_api_servers_send(
         assert attributes_of(call)["gen_ai.response.finish_reasons"] == ["length"]
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_nobody_waits_for_a_collector_that_is_not_there(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "16")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        options: dict[str, Any] = {"otlp_endpoint": endpoint, "otlp_protocol": protocol}
-        with serving(model, tmp_path, options=options) as server:
+        with serving(model, tmp_path, options={"otlp_endpoint": endpoint}) as server:
             url = url_of(server)
             with httpx.Client(base_url=url) as client:
                 for _ in range(20):
@@ -151,6 +150,26 @@ def test_nobody_waits_for_a_collector_that_is_not_there(
             assert 1 <= len(told) <= 6
             assert any("spans lost so far" in line for line in told)
             assert "Transient error" not in server.log.replace(told[0], "").replace(told[-1], "")
+
+
+def test_the_end_over_http_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        config = ServerConfig(
+            otlp_endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}",
+            otlp_protocol="http/protobuf",
+            served_model_names=("m",),
+        )
+        telemetry = Telemetry.from_config(config)
+        telemetry.tracer.begin("x", "chat", {}).end()
+        begin = time.monotonic()
+        telemetry.shutdown(0.3)
+        assert time.monotonic() - begin < 3.0
+        while not telemetry.num_lost_spans:  # the exporter was told to give up
+            assert time.monotonic() - begin < 30.0
+            time.sleep(0.01)
+    assert telemetry.num_lost_spans == 1
 
 
 def test_off_means_that_nothing_is_imported(model: str, tmp_path: Path) -> None:
@@ -235,8 +254,15 @@ def test_variables_that_the_sdk_refuses(
 def test_signals_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
-    config = ServerConfig(otlp_endpoint="http://localhost:4317", served_model_names=("m",))
+    config = ServerConfig(
+        otlp_endpoint="http://localhost:4317",
+        served_model_names=("m",),
+        price_per_device_hour=Decimal(2),
+        currency="EUR",
+    )
     telemetry = Telemetry.from_config(config)
+    assert telemetry.tracer.hourly_rate_nano == 2_000_000_000
+    assert telemetry.tracer.currency == "EUR"
     trace = telemetry.tracer.begin("x", "chat", {})
     assert not trace.is_sampled
     assert telemetry.tracer.metrics is None

@@ -7,9 +7,10 @@ import pytest
 
 from octavo.ledger.record import UsageRecord
 from octavo.ledger.store import open_ledger
+from tests.ledger.postgres import PostgresServer, find_binaries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 RATE = 2_500_000_000
@@ -43,6 +44,17 @@ def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ledger") / "empty.db"
     open_ledger(str(path)).close()
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, where its programs are installed."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL is not installed")
+    server = PostgresServer(binaries)
+    yield server
+    server.remove()
 
 
 @pytest.fixture(scope="session")

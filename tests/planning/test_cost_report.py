@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from octavo.planning.cost_report import CostReport
+    from tests.ledger.postgres import PostgresServer
 
 HOUR = 3600 * NANO
 DAY = 24 * HOUR
@@ -176,13 +177,17 @@ def spread(
     return shares
 
 
-@settings(
-    max_examples=int(os.environ.get("STATEFUL_EXAMPLES", "15")),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example takes 0.1 s
-)
-@given(
+def phases(max_examples: int) -> settings:
+    """Without shrinking: an example takes 0.1 s."""
+    return settings(
+        max_examples=max_examples,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    )
+
+
+a_case = given(
     records=st.lists(a_record, max_size=15),
     outcomes=st.lists(an_outcome, max_size=8),
     hours=st.lists(an_hour, max_size=5, unique_by=lambda hour: hour["hour"]),
@@ -190,8 +195,25 @@ def spread(
     feature=st.sampled_from([None, "chat"]),
     rolled=st.booleans(),
 )
-def test_against_plain_python(
-    new_ledger: Callable[[], Path],
+
+
+@phases(int(os.environ.get("STATEFUL_EXAMPLES", "15")))
+@a_case
+def test_against_plain_python(new_ledger: Callable[[], Path], **case: Any) -> None:
+    path = new_ledger()
+    check_case(str(path), **case)
+    path.unlink()
+
+
+@phases(5)
+@a_case
+def test_on_postgresql(postgres: PostgresServer, **case: Any) -> None:
+    check_case(postgres.new_ledger(), **case)
+
+
+def check_case(
+    url: str,
+    *,
     records: list[dict[str, Any]],
     outcomes: list[dict[str, Any]],
     hours: list[dict[str, Any]],
@@ -229,8 +251,7 @@ def test_against_plain_python(
         filters=(("feature", (feature,)),) if feature else (),
         outcomes=NAMES,
     )
-    path = new_ledger()
-    with open_ledger(str(path)) as ledger:
+    with open_ledger(url) as ledger:
         ledger.add_outcomes(came[:3])  # before their requests
         ledger.add_usage(requests)
         ledger.add_outcomes(came[3:])
@@ -238,7 +259,6 @@ def test_against_plain_python(
         if rolled:
             ledger.roll_up()
         report, _ = report_of(ledger, query, [PRICE])
-    path.unlink()
     reference = Reference(
         requests, came, times, by, lambda r: feature is None or r.feature == feature
     )
@@ -401,4 +421,4 @@ def test_notes_tell_what_is_missing(new_ledger: Callable[[], Path]) -> None:
     assert any("--price-per-device-hour" in note for note in notes)
     assert any("idle is not known" in note for note in notes)
     assert any("no outcome named wom" in note and "there are won" in note for note in notes)
-    assert any(note.startswith("1 outcomes of this time") for note in notes)
+    assert any(note.endswith("joined with no request: 1") for note in notes)

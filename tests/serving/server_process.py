@@ -183,7 +183,7 @@ class Stream(threading.Thread):
 def wait_until_running(url: str, num: int = 1) -> None:
     for _ in range(500):
         metrics = httpx.get(f"{url.removesuffix('/v1')}/metrics").text
-        if f'vllm:num_requests_running{{model_name="fake"}} {num}.0' in metrics:
+        if f'vllm:num_requests_running{{engine="0",model_name="fake"}} {num}\n' in metrics:
             return
         time.sleep(0.01)
     raise AssertionError("the request does not run")

@@ -74,7 +74,7 @@ def test_a_killed_worker_takes_only_its_own_connections_along(model: str, tmp_pa
         wait_until_running(url, 8)
         assert httpx.get(f"{base}/load").json() == {"server_load": 8}
         os.kill(workers[0], signal.SIGKILL)
-        running = 'vllm:num_requests_running{model_name="fake"}'
+        running = 'vllm:num_requests_running{engine="0",model_name="fake"}'
         wait_for(lambda: samples(base)[running] < 8)  # the engine forgot those of the dead one
         num_left = int(samples(base)[running])
         assert 0 < num_left < 8
@@ -84,8 +84,8 @@ def test_a_killed_worker_takes_only_its_own_connections_along(model: str, tmp_pa
         wait_for(lambda: len(server.worker_pids()) == 2)
         assert server.engine_pid() == engine
         found = samples(base)
-        assert found['octavo:api_server_restarts_total{model_name="fake"}'] == 1
-        assert found['octavo:engine_restarts_total{model_name="fake"}'] == 0
+        assert found['octavo:api_server_restarts_total{engine="0",model_name="fake"}'] == 1
+        assert found['octavo:engine_restarts_total{engine="0",model_name="fake"}'] == 0
         server.popen.send_signal(signal.SIGTERM)
         server.wait_for("stopping")
         server.popen.send_signal(signal.SIGTERM)
@@ -112,7 +112,7 @@ def test_each_worker_tells_of_all(model: str, tmp_path: Path) -> None:
                     assert client.post(f"{url}/completions", json=body).status_code == 200
             told = [samples(base, client) for client in clients]
             assert told[0] == told[1]
-            label = '{model_name="fake"}'
+            label = '{engine="0",model_name="fake"}'
             assert told[0][f"vllm:time_to_first_token_seconds_count{label}"] == 8
             assert told[0][f"vllm:e2e_request_latency_seconds_count{label}"] == 8
             # Fewer on a busy machine, where one delta may have a request's first tokens together.
@@ -146,7 +146,7 @@ def test_a_killed_engine_is_replaced_for_all(model: str, tmp_path: Path) -> None
         assert int(refused.headers["retry-after"]) >= 1
         assert httpx.get(f"{base}/health/ready").status_code == 503
         assert httpx.get(f"{base}/health/live").status_code == 200
-        assert samples(base)['octavo:engine_up{model_name="fake"}'] == 0
+        assert samples(base)['octavo:engine_up{engine="0",model_name="fake"}'] == 0
         # Each of several connections gets an answer: both workers are back.
         server.wait_for("the engine is back")
         wait_until_healthy(base)
@@ -156,7 +156,7 @@ def test_a_killed_engine_is_replaced_for_all(model: str, tmp_path: Path) -> None
                 response = client.post(f"{url}/completions", json=completion(5))
                 assert response.json()["usage"]["completion_tokens"] == 5
                 found = samples(base, client)
-                assert found['octavo:engine_restarts_total{model_name="fake"}'] == 1
+                assert found['octavo:engine_restarts_total{engine="0",model_name="fake"}'] == 1
         assert server.worker_pids() == workers
         end(server)
     assert list(tmp_path.iterdir()) == []
