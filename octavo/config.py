@@ -23,7 +23,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 LoadFormat = Literal["auto", "blocks", "decoded", "dummy"]
 
-KVCacheDType = Literal["auto", "fp8"]
+KVCacheDType = Literal["auto", "bfloat16", "int8", "fp8"]
 
 TaskChoice = Literal["auto", Task]
 
@@ -219,7 +219,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_memory: bytes for the KV cache; None: measured, see `gpu_memory_utilization`
             (on a CPU at most 4 GiB).
         kv_cache_dtype: `auto` keeps keys and values in the computing precision; `fp8` (e4m3,
-            without scales) in half the memory of 16-bit ones, on a GPU.
+            without scales) in half the memory of 16-bit ones, on a GPU; `bfloat16` and `int8` (one
+            scale for each vector) with the native attention of a CPU, where `auto` is `bfloat16` if
+            weights are kept in blocks.
         attention_backend: `auto` or a backend's name.
         num_threads: threads for computing on a CPU; None: one per physical core at hand.
         seed: base of the seeds drawn for requests that bring none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from octavo.attention.native_cpu import NativeAttention
 from octavo.attention.torch_cpu import TorchAttention
 from octavo.attention.triton_paged import TritonAttention
 from octavo.errors import ConfigError
@@ -11,12 +12,16 @@ from octavo.errors import ConfigError
 if TYPE_CHECKING:
     from octavo.attention.interface import AttentionBackend, AttentionSpec
 
-BACKENDS: tuple[type[AttentionBackend], ...] = (TritonAttention, TorchAttention)
+BACKENDS: tuple[type[AttentionBackend], ...] = (TritonAttention, TorchAttention, NativeAttention)
 """In order of preference."""
 
 
-def select_backend(name: str, spec: AttentionSpec) -> AttentionBackend:
+def select_backend(
+    name: str, spec: AttentionSpec, *, prefers_native: bool = False
+) -> AttentionBackend:
     """The backend called `name`, or for `auto` the first that can serve `spec`.
+
+    Where the rest of the model is native too (`prefers_native`), `native` comes before all others.
 
     Raises:
         ConfigError: none can; the message has every backend's reason.
@@ -25,7 +30,8 @@ def select_backend(name: str, spec: AttentionSpec) -> AttentionBackend:
     if name != "auto" and name not in known:
         raise ConfigError(f"--attention-backend {name}: unknown, choose from {', '.join(known)}")
     reasons = []
-    for backend in BACKENDS if name == "auto" else (known[name],):
+    usual = sorted(BACKENDS, key=lambda b: prefers_native and b is not NativeAttention)
+    for backend in usual if name == "auto" else [known[name]]:
         instance = backend()
         reason = instance.why_not(spec)
         if reason is None:

@@ -160,6 +160,8 @@ class TritonAttention:
             return f"needs a CUDA or ROCm device, not {spec.device.type}"
         if importlib.util.find_spec("triton") is None:
             return "the package triton is not installed"
+        if spec.stored_dtype not in (spec.dtype, torch.float8_e4m3fn):
+            return f"keys and values are kept in {spec.dtype} or fp8, not {spec.stored_dtype}"
         if spec.head_dim > MAX_HEAD_DIM:
             return f"heads of {spec.head_dim}, at most {MAX_HEAD_DIM}"
         if spec.num_heads // spec.num_kv_heads > MAX_GROUP:

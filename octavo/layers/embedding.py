@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from octavo.layers.symbol import Symbol
 from octavo.quant.method import BlockMethod
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Embedding(nn.Module):
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[t] ids to [t, size]."""
+        if isinstance(token_ids, Symbol):
+            return token_ids.recorder.embed(self, token_ids)
         weight = self.params.get("weight")
         if weight is not None:
             rows = F.embedding(token_ids, weight)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from octavo.layers.symbol import Symbol
 from octavo.quant.method import BlockMethod, LinearMethod, ParamSpec
 
 if TYPE_CHECKING:
@@ -88,4 +89,6 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
+        if isinstance(x, Symbol):
+            return x.recorder.linear(self, x)
         return self.method.apply(x, self.params, self.bias)

@@ -10,6 +10,7 @@ from torch import nn
 from octavo.errors import CheckpointError
 from octavo.layers.fused import fused_kernels
 from octavo.layers.linear import Linear
+from octavo.layers.symbol import Symbol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +44,9 @@ class MLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[t, hidden] to [t, hidden]."""
         gate_up = self.gate_up_proj(x)
-        if self._kernels is not None:
+        if isinstance(gate_up, Symbol):
+            gated = gate_up.recorder.gate(gate_up, self.activation)
+        elif self._kernels is not None:
             gated = self._kernels.gated(gate_up, self.activation)
         else:
             gate, up = gate_up.chunk(2, dim=-1)

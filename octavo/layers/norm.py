@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from octavo.layers.fused import fused_kernels
+from octavo.layers.symbol import Symbol
 
 
 class RMSNorm(nn.Module):
@@ -33,6 +34,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Same shape and dtype as x."""
+        if isinstance(x, Symbol):
+            return x.recorder.norm(self, x)
         if self._kernels is not None and x.dim() == 2:
             out: torch.Tensor = self._kernels.rms_norm(x, self.weight, self.eps, self.offset)
             return out
@@ -54,6 +57,8 @@ class RMSNorm(nn.Module):
         """
         if residual is None:
             return self(x), x
+        if isinstance(x, Symbol):
+            return x.recorder.add_norm(self, x, residual), residual
         if self._kernels is not None:
             args = (self.weight, self.eps, self.offset)
             return self._kernels.add_rms_norm(x, residual, *args), residual

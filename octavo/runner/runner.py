@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from octavo.attention.interface import AttentionSpec
+from octavo.attention.native_cpu import NativeAttention
 from octavo.attention.select import select_backend
+from octavo.kernels import cpu as native
+from octavo.layers.symbol import CannotRecordError
 from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
+from octavo.quant.gguf_native import GGUFNative
+from octavo.runner.forward import LayerByLayer
 from octavo.runner.loader import load_weights, model_bytes, read_config
 from octavo.runner.memory import (
     MIB,
@@ -29,6 +34,7 @@ from octavo.runner.memory import (
     refuse_if_full,
     total_memory,
 )
+from octavo.runner.native_plan import NativePlan
 from octavo.runner.options import (
     context_length,
     describe_device,
@@ -53,6 +59,7 @@ if TYPE_CHECKING:
     from octavo.config import EngineConfig
     from octavo.kernels.compile import Compiler
     from octavo.models.base import CausalModel, ModelShape
+    from octavo.runner.forward import Forward
     from octavo.runner.queued_steps import QueuedSteps
     from octavo.runner.steps import LaunchedStep
     from octavo.types import StepMasks, StepPlan, StepResult
@@ -60,6 +67,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("octavo")
 
+_CACHE_DTYPES = {
+    "auto": None,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+}
 CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 512, 8192
 CPU_NUM_SEQS, GPU_NUM_SEQS = 256, 1024
 
@@ -90,8 +103,9 @@ class ModelRunner:
         model_len = context_length(config, shape.max_position)
         method = pick_method(config, checkpoint, self.device, dtype)
         context = BuildContext(dtype, method, model_len)
-        self.spec = _attention_spec(shape, dtype, self.device, config)
-        self.backend = select_backend(config.attention_backend, self.spec)
+        is_native = isinstance(method, GGUFNative)
+        self.spec = _attention_spec(shape, dtype, self.device, config, is_native=is_native)
+        self.backend = select_backend(config.attention_backend, self.spec, prefers_native=is_native)
         self._set_sizes(config)
 
         compiler = start_compiler(self.device)
@@ -198,10 +212,12 @@ class ModelRunner:
         self.kv_caches = [self.backend.allocate(self.spec, num_blocks) for _ in range(num_layers)]
         self.table = RowTable(num_rows, model_len, self.spec.block_size)
         sampler = SamplerRows(num_rows)
-        parts = (self.model, self.backend, self.spec, self.kv_caches, self.table, sampler)
         self._steps: EagerSteps | QueuedSteps
         if not self.backend.fuses_rotary:
-            self._steps = EagerSteps(*parts)
+            self._steps = EagerSteps(
+                self.model, self._make_forward(), self.backend, self.spec, self.kv_caches,
+                self.table, sampler,
+            )  # fmt: skip
             return
         from octavo.attention.triton_paged import TritonAttention
         from octavo.runner.queued_steps import QueuedSteps
@@ -211,6 +227,16 @@ class ModelRunner:
             self.model, self.backend, self.spec, self.kv_caches, self.table, sampler,
             self._shapes,
         )  # fmt: skip
+
+    def _make_forward(self) -> Forward:
+        """One native call for a step, where the model can be recorded; else its modules."""
+        if isinstance(self.backend, NativeAttention):
+            native.set_num_threads(torch.get_num_threads())
+            try:
+                return NativePlan(self.model, self.spec, self.kv_caches)
+            except CannotRecordError as error:
+                logger.info("torch runs the model layer by layer: %s", error)
+        return LayerByLayer(self.model)
 
     def _capture(self, shapes: Sequence[StepShape]) -> None:
         from octavo.runner.queued_steps import QueuedSteps
@@ -282,8 +308,16 @@ class ModelRunner:
 
 
 def _attention_spec(
-    shape: ModelShape, dtype: torch.dtype, device: torch.device, config: EngineConfig
+    shape: ModelShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    config: EngineConfig,
+    *,
+    is_native: bool,
 ) -> AttentionSpec:
+    cache_dtype = _CACHE_DTYPES[config.kv_cache_dtype]
+    if is_native and config.kv_cache_dtype == "auto" and config.attention_backend != "torch":
+        cache_dtype = torch.bfloat16
     return AttentionSpec(
         num_heads=shape.num_heads,
         num_kv_heads=shape.num_kv_heads,
@@ -293,5 +327,5 @@ def _attention_spec(
         block_size=config.block_size,
         windows=frozenset(shape.windows),
         soft_cap=shape.soft_cap,
-        cache_dtype=torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else None,
+        cache_dtype=cache_dtype,
     )

@@ -75,6 +75,10 @@ class SamplerRows:
         self.truncates = np.zeros(max_num_seqs, np.bool_)
         self.is_plain = np.zeros(max_num_seqs, np.bool_)
 
+    def are_greedy(self, rows: Rows) -> bool:
+        """Whether all of `rows` take the token of the largest logit, and report nothing."""
+        return bool((self.is_plain[rows] & (self.temperature[rows] == 0)).all())
+
     @property
     def seed_words(self) -> NDArray[np.int32]:
         """[2, rows] the low and the high halves of the seeds; a view."""
@@ -156,7 +160,7 @@ def sample(
     if random.all():
         token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
     else:
-        token_ids = _largest(logits)
+        token_ids = largest(logits)
     if random.any():
         vocab_size = logits.shape[-1]
         top_k = state.top_k[rows]
@@ -294,7 +298,7 @@ def _invert(cdf: torch.Tensor, total: torch.Tensor, u: NDArray[np.float64]) -> t
     return torch.searchsorted(cdf, target, right=True).clamp_(max=cdf.shape[-1] - 1)
 
 
-def _largest(logits: torch.Tensor) -> torch.Tensor:
+def largest(logits: torch.Tensor) -> torch.Tensor:
     """[n] the token of the largest logit, the lowest id among ties."""
     if logits.device.type == "cpu":  # numpy's is vectorized and about a hundred times as fast
         return torch.from_numpy(logits.numpy().argmax(axis=-1))

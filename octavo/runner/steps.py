@@ -11,7 +11,7 @@ import torch
 from octavo.runner.batch import build_batch, lay_out, with_more_logits
 from octavo.runner.masks import read_masks
 from octavo.runner.prompt_logprobs import find_prompt_tokens, report_prompt
-from octavo.runner.sampler import sample
+from octavo.runner.sampler import Sampled, sample
 from octavo.types import StepResult
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from octavo.layers.batch import ForwardBatch
     from octavo.models.base import CausalModel
     from octavo.runner.batch import HostBatch
+    from octavo.runner.forward import Forward
     from octavo.runner.rows import RowTable
     from octavo.runner.sampler import SamplerRows
     from octavo.types import PositionLogprobs, StepMasks, StepPlan
@@ -69,13 +70,15 @@ class EagerSteps:
     def __init__(
         self,
         model: CausalModel,
+        forward: Forward,
         backend: AttentionBackend,
         spec: AttentionSpec,
         kv_caches: Sequence[torch.Tensor],
         table: RowTable,
         sampler: SamplerRows,
     ) -> None:
-        self._model, self._backend, self._spec = model, backend, spec
+        self._model, self._forward = model, forward
+        self._backend, self._spec = backend, spec
         self._kv_caches, self._table, self._sampler = kv_caches, table, sampler
 
     @torch.inference_mode()
@@ -93,14 +96,19 @@ class EagerSteps:
             host = lay_out(plan, self._table, self._spec.block_size, with_tables=True)
             rows = host.sampled_rows
             prompt = find_prompt_tokens(host, self._table, self._sampler)
-            if prompt is None:
-                logits = self._model(self._batch(host))
-            else:
-                hidden = self._model.model(self._batch(with_more_logits(host, prompt.indices)))
+            sampled: Sampled | None = None
+            logits: torch.Tensor | None = None
+            if prompt is not None:
+                more = with_more_logits(host, prompt.indices)
+                hidden = self._forward.hidden(self._batch(more))
                 logits = self._model.compute_logits(hidden[: len(rows)])
                 reports = report_prompt(self._model, hidden[len(rows) :], prompt)
                 prompt_logprobs = reports.entries(len(plan.rows))
-            if len(rows):
+            elif masks is None and self._sampler.are_greedy(rows):
+                sampled = Sampled(self._forward.largest(self._batch(host)), None)
+            else:
+                logits = self._forward.logits(self._batch(host))
+            if len(rows) and logits is not None:
                 told = None
                 if masks is not None:
                     wait_begin = time.perf_counter_ns()
@@ -111,6 +119,7 @@ class EagerSteps:
                     logits, rows, self._table.num_tokens[rows], self._sampler,
                     self._table.token_ids, found,
                 )  # fmt: skip
+            if sampled is not None:
                 values: np.ndarray = sampled.token_ids.cpu().numpy()
                 self._table.append(rows, values)
                 token_ids, logprobs = values.tolist(), sampled.logprobs

@@ -15,7 +15,7 @@ from typing import Any
 from octavo.config import default_cpu_isa
 
 LIBRARY_NAME = "liboctavo_cpu.so"
-ABI = 1
+ABI = 2
 """`OCTAVO_ABI` of src/abi.h."""
 
 OFF = "off"
@@ -34,6 +34,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "pack": (_INT, [_INT, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER]),
     "decode_rows": (_INT, [_POINTER, _POINTER, _LONG, _POINTER, _INT]),
     "linear": (None, [_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _LONG, _INT]),
+    "run": (None, [_POINTER, _LONG, _POINTER]),
 }
 """Result and parameters of each exported `octavo_...`, as in src/abi.h and src/kernels.def."""
 

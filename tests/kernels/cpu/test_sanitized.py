@@ -13,7 +13,7 @@ import pytest
 from octavo.kernels import cpu
 from octavo.kernels.cpu.build import build
 
-DRIVER = Path(__file__).parent / "driver.cpp"
+DRIVERS = [Path(__file__).parent / name for name in ("driver.cpp", "plan_driver.cpp")]
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 
 
@@ -36,12 +36,13 @@ def test_no_byte_too_far_and_no_undefined_behaviour(
     monkeypatch.setenv("CXX", "g++")
     monkeypatch.setenv("CXXFLAGS", f"{SANITIZERS} -O1 {define}")
     library = build(tmp_path / cpu.LIBRARY_NAME, only=["avx2"])
-    driver = tmp_path / "driver"
-    command = ["g++", "-std=c++17", "-O1", *SANITIZERS.split(), str(DRIVER), str(library)]
-    subprocess.run([*command, f"-Wl,-rpath,{tmp_path}", "-o", str(driver)], check=True)
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
-    done = subprocess.run(
-        [str(driver)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("good") >= 8
+    for source in DRIVERS:
+        driver = tmp_path / source.stem
+        command = ["g++", "-std=c++17", "-O1", *SANITIZERS.split(), str(source), str(library)]
+        subprocess.run([*command, f"-Wl,-rpath,{tmp_path}", "-o", str(driver)], check=True)
+        done = subprocess.run(
+            [str(driver)], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("good") >= 8

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#define OCTAVO_ABI 1
+#define OCTAVO_ABI 2
 #define OCTAVO_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Element types of activations.

@@ -1,0 +1,102 @@
+// The innermost loops of attention: rows of queries with vectors of keys, weights with values.
+//
+// Every sum goes along the dimensions, or along the keys, one by one: how many rows and vectors are
+// computed together changes no result.
+#pragma once
+
+#include "vec.h"
+
+namespace octavo {
+namespace OCTAVO_ISA {
+
+constexpr int64_t kPart = 128;  // positions whose logits are held at a time
+
+// Logits of R rows with V vectors of keys, to `out` [R, kPart].
+template <int R, int V, typename T>
+static inline void multiply_keys(const float *queries, int64_t dim, const T *const *columns, int64_t stride,
+                          float *out) {
+  Vec sums[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) sums[r][v] = Vec{};
+  for (int64_t i = 0; i < dim; ++i) {
+    Vec keys[V];
+    for (int v = 0; v < V; ++v) keys[v] = load(columns[v] + i * stride);
+    for (int r = 0; r < R; ++r) {
+      const Vec query = all(queries[r * dim + i]);
+      for (int v = 0; v < V; ++v) sums[r][v] += query * keys[v];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) store(out + r * kPart + v * kLanes, sums[r][v]);
+}
+
+template <int R, typename T>
+static void multiply_all_keys(const float *queries, int64_t dim, const T *const *columns, int64_t count,
+                       int64_t stride, float *out) {
+  constexpr int kWide = R <= 3 ? 4 : 2;  // so many sums that none waits for the one before it
+  int64_t v = 0;
+  for (; v + kWide <= count; v += kWide)
+    multiply_keys<R, kWide>(queries, dim, columns + v, stride, out + v * kLanes);
+  for (; v < count; ++v) multiply_keys<R, 1>(queries, dim, columns + v, stride, out + v * kLanes);
+}
+
+// Adds `count` values [count, dim], each times its weight in each of R rows, from dimension i on.
+template <int R, int V, typename T>
+static inline void add_vectors(const float *weights, const T *values, int64_t count, int64_t dim, int64_t i,
+                        float *out) {
+  Vec sums[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) sums[r][v] = load(out + r * dim + i + v * kLanes);
+  for (int64_t j = 0; j < count; ++j) {
+    Vec value[V];
+    for (int v = 0; v < V; ++v) value[v] = load(values + j * dim + i + v * kLanes);
+    for (int r = 0; r < R; ++r) {
+      const Vec weight = all(weights[r * kPart + j]);
+      for (int v = 0; v < V; ++v) sums[r][v] += weight * value[v];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) store(out + r * dim + i + v * kLanes, sums[r][v]);
+}
+
+template <int R, typename T>
+static void add_values(const float *weights, const T *values, int64_t count, int64_t dim, float *out) {
+  constexpr int kWide = R <= 3 ? 4 : 2;
+  int64_t i = 0;
+  for (; i + kWide * kLanes <= dim; i += kWide * kLanes)
+    add_vectors<R, kWide>(weights, values, count, dim, i, out);
+  for (; i + kLanes <= dim; i += kLanes) add_vectors<R, 1>(weights, values, count, dim, i, out);
+  for (; i < dim; ++i)
+    for (int r = 0; r < R; ++r) {
+      float sum = out[r * dim + i];
+      for (int64_t j = 0; j < count; ++j) sum += weights[r * kPart + j] * load_one(values + j * dim + i);
+      out[r * dim + i] = sum;
+    }
+}
+
+// Float32 of 16-bit or 8-bit numbers; what is behind the last whole vector is taken one by one.
+template <typename T>
+static void widen(const T *from, int64_t count, float *out) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, load(from + i));
+  for (; i < count; ++i) out[i] = load_one(from + i);
+}
+
+static inline void scale_by(const float *scales, int64_t count, float *x) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(x + i, load(x + i) * load(scales + i));
+  for (; i < count; ++i) x[i] *= scales[i];
+}
+
+#define OCTAVO_FOR_ROWS(take, call)  \
+  switch (take) {                    \
+    case 1: call(1); break;          \
+    case 2: call(2); break;          \
+    case 3: call(3); break;          \
+    case 4: call(4); break;          \
+    case 5: call(5); break;          \
+    default: call(6);                \
+  }
+
+}  // namespace OCTAVO_ISA
+}  // namespace octavo

@@ -1,0 +1,120 @@
+// Vectors of float32 by the compiler's own extension, as wide as the instruction set has them.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "blocks.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace octavo {
+namespace OCTAVO_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+typedef int8_t ByteVec __attribute__((vector_size(kLanes)));
+
+static inline Vec load(const float *at) {
+  Vec v;
+  memcpy(&v, at, sizeof v);
+  return v;
+}
+
+static inline Vec load(const uint16_t *at) {  // bfloat16
+  HalfVec halves;
+  memcpy(&halves, at, sizeof halves);
+  const IntVec bits = __builtin_convertvector(halves, IntVec) << 16;
+  Vec v;
+  memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+static inline Vec load(const int8_t *at) {
+  const void *bytes = at;
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(bytes))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(bytes))));
+#else
+  ByteVec own;
+  memcpy(&own, bytes, sizeof own);
+  return __builtin_convertvector(__builtin_convertvector(own, IntVec), Vec);
+#endif
+}
+
+static inline float load_one(const float *at) { return *at; }
+static inline float load_one(const uint16_t *at) { return bf16_to_float(*at); }
+static inline float load_one(const int8_t *at) { return *at; }
+
+static inline void store(float *at, Vec v) { memcpy(at, &v, sizeof v); }
+
+static inline Vec all(float value) { return Vec{} + value; }
+
+static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+static inline float sum_of(Vec v) {
+  float lanes[kLanes], sum = 0;
+  store(lanes, v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  sum += lanes[0];
+  return sum;
+}
+
+static inline float largest_of(Vec v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  float most = lanes[0];
+  for (int i = 1; i < kLanes; ++i) most = lanes[i] > most ? lanes[i] : most;
+  return most;
+}
+
+// e^x to some 2 units in the last place: 2^n times a polynomial (Cephes' expf). Below -87.3 it is
+// zero, above 88.3 it stays what it is there; not a number stays one.
+static inline Vec exponential(Vec x) {
+  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  const Vec top = all(88.3f);
+  const Vec bounded = x > top ? top : x;
+  const Vec shifted = bounded * 1.44269504f + kMagic;
+  const Vec n = shifted - kMagic;
+  const Vec f = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
+  Vec p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * (f * f) + f + 1.0f;
+  IntVec whole, bits;
+  memcpy(&whole, &shifted, sizeof whole);
+  memcpy(&bits, &p, sizeof bits);
+  bits += whole << 23;  // of the magic number only n's bits are left
+  Vec result;
+  memcpy(&result, &bits, sizeof result);
+  result = x < -87.3f ? Vec{} : result;
+  return x == x ? result : x;
+}
+
+static inline float exponential_of(float x) {
+  Vec v = exponential(all(x));
+  return v[0];
+}
+
+static inline Vec tangent(Vec x) {  // hyperbolic
+  return 1.0f - 2.0f / (1.0f + exponential(2.0f * x));
+}
+
+}  // namespace OCTAVO_ISA
+}  // namespace octavo
