@@ -129,11 +129,11 @@ def usage_totals(
         for begin, end in hours:
             add_rolled(usage_hourly, usage_hourly.c.hour, begin, end)
         # The watermark leaves few rows, the time may leave all: `0 +` keeps SQLite from taking the
-        # index of times.
+        # other index.
         time: Column = number(0) + time_ns
         add_raw(usage.c.seq > span.rolled, time >= span.start_ns, time < span.end_ns)
         for low, high in span.edges:
-            add_raw(usage.c.seq <= span.rolled, time_ns >= low, time_ns < high)
+            add_raw(number(0) + usage.c.seq <= span.rolled, time_ns >= low, time_ns < high)
     names = ("num_requests", *USAGE_SUMS)
     return [
         Totals(key=key, currency=currency, band=band, **dict(zip(names, values, strict=True)))

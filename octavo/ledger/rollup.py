@@ -78,8 +78,10 @@ JOINS = (
 """How an outcome finds its requests; at most one holds for a pair. The empty texts are named so
 that indexes of what is not empty may be used."""
 
+# SQLite goes through the tables of a CROSS JOIN in their order: from a few rows to what they join.
 # Rows to prune: oldest first, only what is in the roll-up. Parameters: time, watermark.
-_BATCH = "u.time_ns <= ? AND u.seq <= ?"
+# Adding 0 keeps SQLite from walking through all numbers instead of the index of times.
+_BATCH = "u.time_ns <= ? AND u.seq + 0 <= ?"
 
 _FREEZE_COSTS = _add_to(
     "outcomes_hourly",
@@ -89,7 +91,8 @@ _FREEZE_COSTS = _add_to(
     "sum(u.prefill_ns + u.decode_ns), sum(u.cost_nano) FROM ("
     "SELECT seq, name, max(success) AS success FROM ("
     + " UNION ALL ".join(
-        f"SELECT u.seq, o.name, o.success FROM usage u JOIN outcomes o ON {join} WHERE {_BATCH}"
+        "SELECT u.seq, o.name, o.success FROM usage u CROSS JOIN outcomes o "
+        f"WHERE {join} AND {_BATCH}"
         for join in JOINS
     )
     + ") AS pairs GROUP BY seq, name) AS l JOIN usage u ON u.seq = l.seq WHERE true "
@@ -101,8 +104,8 @@ _LAST_IN_BATCH = (
     "(PARTITION BY o_seq ORDER BY time_ns DESC, u_seq DESC) AS n FROM ("
     + " UNION ALL ".join(
         "SELECT o.seq AS o_seq, u.seq AS u_seq, u.time_ns AS time_ns "
-        f"FROM outcomes o JOIN usage u ON {join} WHERE o.counted = 0 AND o.seq IN "
-        f"(SELECT o.seq FROM usage u JOIN outcomes o ON {join} WHERE {_BATCH})"
+        f"FROM outcomes o CROSS JOIN usage u WHERE {join} AND o.counted = 0 AND o.seq IN "
+        f"(SELECT o.seq FROM usage u CROSS JOIN outcomes o WHERE {join} AND {_BATCH})"
         for join in JOINS
     )
     + ") AS pairs) AS ranked WHERE n = 1 AND time_ns <= ? AND u_seq <= ?"
@@ -179,8 +182,8 @@ def prune(connection: Connection, before_ns: int, max_rows: int = PRUNE_ROWS) ->
             return 0
         rolled = int(connection.rows("SELECT value FROM meta WHERE name = 'rolled_seq'")[0][0])
         oldest = connection.rows(
-            "SELECT max(time_ns) FROM (SELECT time_ns FROM usage WHERE time_ns < ? AND seq <= ? "
-            "ORDER BY time_ns LIMIT ?) AS oldest",
+            "SELECT max(time_ns) FROM (SELECT time_ns FROM usage "
+            "WHERE time_ns < ? AND seq + 0 <= ? ORDER BY time_ns LIMIT ?) AS oldest",
             (hour * HOUR_NS, rolled, max_rows),
         )[0][0]
         if oldest is None:
@@ -193,7 +196,7 @@ def prune(connection: Connection, before_ns: int, max_rows: int = PRUNE_ROWS) ->
         )
         connection.execute(_FREEZE_COSTS, batch * len(JOINS))
         _set(connection, "pruned_hour", max(pruned, hour))
-        return connection.execute("DELETE FROM usage WHERE time_ns <= ? AND seq <= ?", batch)
+        return connection.execute("DELETE FROM usage WHERE time_ns <= ? AND seq + 0 <= ?", batch)
 
 
 def _prune_outcomes(connection: Connection, hour: int, max_rows: int) -> int:

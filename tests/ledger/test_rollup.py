@@ -382,3 +382,18 @@ def test_a_ledger_stays_as_large_as_its_retention(new_ledger: Callable[[str], st
             sizes.append(os.path.getsize(path))  # noqa: PTH202
         assert ledger.totals()[0].num_requests == 8000
     assert sizes[-1] <= 1.2 * sizes[3]
+
+
+def test_pruning_reads_the_oldest_rows_alone(new_ledger: Callable[[str], str]) -> None:
+    """SQLite would go through all rows up to the watermark for every piece."""
+    connection = database.Database(new_ledger("ledger.db")).connect()
+    freeze = rollup._FREEZE_COSTS
+    for statement, num in (
+        (rollup._LAST_IN_BATCH, len(rollup.JOINS) + 1),
+        (freeze[freeze.index("SELECT") : freeze.index("ON CONFLICT")], len(rollup.JOINS)),
+    ):
+        rows = connection.rows(f"EXPLAIN QUERY PLAN {statement}", (5, 5) * num)
+        plan = [row[3] for row in rows if " u USING" in row[3]]
+        assert sum("usage_time_ns (time_ns<?)" in line for line in plan) == len(rollup.JOINS)
+        assert not [line for line in plan if "rowid<" in line]
+    connection.close()
