@@ -28,6 +28,7 @@ SERVE = """
 import json
 import os
 import sys
+from decimal import Decimal
 from octavo.config import EngineConfig, ServerConfig, api_key_digest
 from octavo.errors import OctavoError
 from octavo.launch import serve
@@ -36,6 +37,8 @@ from octavo.observability.logs import configure_logs
 configure_logs("info")
 model, builder, options = sys.argv[1:]
 options = json.loads(options)
+if "price_per_device_hour" in options:
+    options["price_per_device_hour"] = Decimal(options["price_per_device_hour"])
 options["api_key_digests"] = tuple(map(api_key_digest, options.pop("api_keys", ())))
 try:
     code = serve(

@@ -17,13 +17,13 @@ const format = {
     return digits(v);
   },
   rate: (v) => (v == null ? NONE : v >= 1000 ? Math.round(v).toLocaleString("en-US") : digits(v)),
-  share: (v) => (v == null ? NONE : v > 0 && v < 0.001 ? "<0.1%" : `${digits(100 * v)}%`),
+  share: (v) => (v == null ? NONE : v > 0 && v < 0.001 ? "<0.1%" : `${digits(100 * v, v < 0.1 ? 2 : 3)}%`),
   latency(v) {
     if (v == null) return NONE;
     if (v < 0.9995) return `${digits(1000 * v)} ms`;
     return v < 99.95 ? `${digits(v)} s` : format.duration(v);
   },
-  seconds: (v) => (v == null ? NONE : v > 0 && v < 0.01 ? `${digits(1000 * v)} ms` : v < 999.5 ? `${digits(v)} s` : format.duration(v)),
+  seconds: (v) => (v == null ? NONE : v > 0 && v < 0.9995 ? `${digits(1000 * v)} ms` : v < 999.5 ? `${digits(v)} s` : format.duration(v)),
   duration(v) {
     const s = Math.max(0, Math.round(v));
     const [d, h, m] = [Math.floor(s / 86400), Math.floor(s / 3600) % 24, Math.floor(s / 60) % 60];
@@ -31,9 +31,10 @@ const format = {
     if (h) return `${h} h ${m} min`;
     return m ? `${m} min ${s % 60} s` : `${s} s`;
   },
-  money(v, currency) {
+  money(v, currency, num = 4) {
     if (v == null) return NONE;
-    return `${Math.abs(v) >= 100 ? v.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 }) : digits(v, 4)} ${currency}`;
+    if (v > 0 && v < 1e-7) return `<0.0000001 ${currency}`;
+    return `${Math.abs(v) >= 100 ? v.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 }) : digits(v, num)} ${currency}`;
   },
   clock: (t) => new Date(1000 * t).toLocaleTimeString("en-GB"),
 };

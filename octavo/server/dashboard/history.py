@@ -60,6 +60,7 @@ class Reading(NamedTuple):
     prefix_queries: int
     prefix_hits: int
     num_devices: int
+    wall_ns: int
     requests_ns: int
     ttft: Counts
     itl: Counts
@@ -80,6 +81,7 @@ class Reading(NamedTuple):
             stats.prefix_cache_queries,
             stats.prefix_cache_hits,
             stats.device_time.num_devices,
+            stats.device_time.wall_ns,
             stats.device_time.requests_ns,
             Counts.of(requests.time_to_first_token),
             Counts.of(requests.inter_token_latency),
@@ -125,7 +127,10 @@ class History:
         self._readings.append(reading)
         readings = self._readings
         near = readings[max(0, len(readings) - 1 - RATE_STEPS)]
-        self._points.append(_point(near, readings[0], reading))
+        point = _point(near, readings[0], reading)
+        if point.device_busy is None and self._points and reading.num_running:
+            point = point._replace(device_busy=self._points[-1].device_busy)  # within a long step
+        self._points.append(point)
 
     def series(self) -> DashboardSeries:
         """All points, as columns."""
@@ -155,7 +160,6 @@ def _point(near: Reading, far: Reading, now: Reading) -> Point:
     def rate(before: float, after: float) -> float | None:
         return _gain(before, after) / seconds if seconds > 0 else None
 
-    busy = rate(near.requests_ns, now.requests_ns) if now.num_devices else None
     ttft, itl, e2e = (
         _between(before, after)
         for before, after in ((far.ttft, now.ttft), (far.itl, now.itl), (far.e2e, now.e2e))
@@ -170,9 +174,7 @@ def _point(near: Reading, far: Reading, now: Reading) -> Point:
         prompt_rate=rate(near.num_prompt_tokens, now.num_prompt_tokens),
         output_rate=rate(near.num_output_tokens, now.num_output_tokens),
         request_rate=rate(near.e2e.cumulative[-1], now.e2e.cumulative[-1]),
-        # A snapshot comes with a step, so that one long step may lie in a window that it began
-        # before.
-        device_busy=None if busy is None else min(busy / 1e9 / now.num_devices, 1.0),
+        device_busy=_busy(near, now),
         ttft_p50=quantile(TTFT_BUCKETS, ttft.cumulative, 0.5),
         ttft_p95=quantile(TTFT_BUCKETS, ttft.cumulative, 0.95),
         itl_mean=itl.sum / itl.cumulative[-1] if itl.cumulative[-1] else None,
@@ -182,6 +184,21 @@ def _point(near: Reading, far: Reading, now: Reading) -> Point:
         prefix_hit_rate=num_hits / num_queries if num_queries else None,
         preemptions=_gain(far.num_preemptions, now.num_preemptions),
     )
+
+
+def _busy(near: Reading, now: Reading) -> float | None:
+    """The share of time that devices worked for requests; None: not known.
+
+    Engines tell at the end of a step, which may take longer than the window; and nothing while
+    there are no requests, unless they are asked.
+    """
+    seconds, known = now.at - near.at, _gain(near.wall_ns, now.wall_ns) / 1e9
+    if now.num_running:
+        seconds = min(seconds, known)
+    if not now.num_devices or seconds <= 0:
+        return None
+    spent = _gain(near.requests_ns, now.requests_ns) / 1e9 / now.num_devices
+    return min(spent / seconds, 1.0)
 
 
 def quantile(bounds: Sequence[float], cumulative: Sequence[int], q: float) -> float | None:

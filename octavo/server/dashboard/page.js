@@ -5,7 +5,7 @@ const PATIENCE_MS = 8000;
 const KEY = "octavo-api-key"; // in this tab's storage only
 
 const percent = { format: format.share, axis: (v) => `${Math.round(100 * v)}%`, max: 1 };
-const latency = { format: format.latency, axis: format.latency, unit: "last minute", least: 0.001 };
+const latency = { format: format.latency, axis: (v) => (v < 1 ? `${digits(1000 * v)} ms` : `${digits(v)} s`), unit: "last minute", least: 0.001 };
 const CHARTS = [
   { title: "Requests", unit: "in the engine", format: format.count, axis: format.short, least: 2, whole: true, lines: [{ column: "running", label: "running" }, { column: "waiting", label: "waiting" }] },
   { title: "Throughput", unit: "tok/s", format: (v) => `${format.rate(v)} tok/s`, axis: format.short, least: 1, lines: [{ column: "output_rate", label: "out" }, { column: "prompt_rate", label: "in" }] },
@@ -69,8 +69,8 @@ function drawTiles() {
     ["KV cache", format.share(load.kv_usage), "", last("preemptions") ? `${format.count(last("preemptions"))} preemptions in a minute` : "no preemptions"],
     ["Prefix hits", format.share(last("prefix_hit_rate")), "", `since start ${format.share(totals.prefix_queries ? totals.prefix_hits / totals.prefix_queries : null)}`],
     data.price == null
-      ? ["Device time", format.seconds(gpuSeconds), "", "no price set, so no cost"]
-      : ["Spent", format.money(cost, "").trim(), ` ${data.currency}`, `since start, at ${data.price} an hour`],
+      ? ["Device time, requests", format.seconds(gpuSeconds), "", "no price set, so no cost"]
+      : ["Spent since start", format.money(cost, "", 3).trim(), ` ${data.currency}`, `at ${data.price.toFixed(2)} a device hour`],
   ];
   byId("tiles").replaceChildren(...tiles.map(([label, value, unit, more]) => element("div", {}, element("dt", {}, label),
     element("dd", { class: "value" }, value, element("small", {}, unit)), element("dd", { class: "more" }, more))));
@@ -129,6 +129,20 @@ function fail(title, text) {
   notice(title, text, "bad");
 }
 
+// Any API server may answer, and one that was started anew knows less of the past than this page.
+function joined(before, after) {
+  if (!before || before.models[0] !== after.models[0]) return after;
+  if (after.ledger.state !== "failed" && (before.ledger.read_at ?? 0) > (after.ledger.read_at ?? 0)) after.ledger = before.ledger;
+  const first = (after.series.times[0] ?? after.now) - after.series.step_s / 2;
+  const end = before.series.times.findIndex((t) => t >= first);
+  const begin = before.series.times.findIndex((t) => t >= after.now - SPAN_S);
+  if (begin < 0) return after;
+  for (const [name, column] of Object.entries(before.series)) {
+    if (Array.isArray(column)) after.series[name] = [...column.slice(begin, end < 0 ? undefined : Math.max(begin, end)), ...after.series[name]];
+  }
+  return after;
+}
+
 async function ask() {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   const response = await fetch("dashboard/data", { headers, cache: "no-store", credentials: "same-origin", signal: AbortSignal.timeout(PATIENCE_MS) });
@@ -142,7 +156,7 @@ async function ask() {
     fail(`The server answers ${response.status}.`, "Trying again every few seconds. Its log says why.");
     return true;
   }
-  data = await response.json();
+  data = joined(data, await response.json());
   receivedAt = Date.now();
   byId("login").hidden = true;
   byId("forget").hidden = !key;

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("octavo.server")
 
-EVERY_S = 15.0
-"""How old today's numbers may become while somebody looks."""
+EVERY_S = 5.0
+PAUSE = 20.0
+"""How long the ledger is left alone while somebody looks, seconds, and at least how many times as
+long as reading it took.
+"""
 
 NUM_FEATURES = 24
 
@@ -62,7 +65,7 @@ def since_start(usage: UsageMetrics, *, has_price: bool) -> list[DashboardSpend]
 
 
 class LedgerToday:
-    """Today's sums of a ledger, as new as `EVERY_S` while somebody asks for them.
+    """Today's sums of a ledger, some seconds old while somebody asks for them.
 
     Args:
         url: of the ledger; None: there is none.
@@ -88,7 +91,7 @@ class LedgerToday:
         return self._last
 
     async def _refresh(self, url: str) -> None:
-        last = self._last
+        last, begin = self._last, time.monotonic()
         try:
             self._last = await asyncio.to_thread(self._read, url)
         except (OctavoError, DatabaseUnavailableError) as exc:
@@ -96,7 +99,8 @@ class LedgerToday:
         except Exception:  # A page must not show what nobody thought of, nor stop for it.
             logger.exception("the ledger could not be read for the dashboard")
             self._last = _failed(last, "reading it failed: the server's log says why")
-        self._due_at = time.monotonic() + EVERY_S
+        end = time.monotonic()
+        self._due_at = end + max(EVERY_S, PAUSE * (end - begin))
 
     def _read(self, url: str) -> DashboardLedger:
         from octavo.ledger.store import open_ledger

@@ -96,7 +96,7 @@ function drawSlowest(data) {
   drawSlowest.shown = shown;
   if (!data.slowest.length) return say(place, "No request has ended in this time.");
   place.replaceChildren(table([
-    ["Ended", "num", (r) => format.clock(r.ended_at)],
+    ["Ended", "", (r) => format.clock(r.ended_at)],
     ["Feature", "name", (r) => featureName(r.feature)],
     ["Whole time", "num", (r) => format.latency(r.e2e)],
     ["First token", "num", (r) => format.latency(r.ttft)],
