@@ -130,13 +130,14 @@ class History:
         point = _point(near, readings[0], reading)
         if point.device_busy is None and self._points and reading.num_running:
             point = point._replace(device_busy=self._points[-1].device_busy)  # within a long step
-        self._points.append(point)
+        rounded = (None if value is None else round(value, 5) for value in point)
+        self._points.append(Point._make(rounded))
 
     def series(self) -> DashboardSeries:
         """All points, as columns."""
         columns: dict[str, Any] = {name: [] for name in Point._fields}
         for name, column in zip(Point._fields, zip(*self._points, strict=True), strict=False):
-            columns[name] = [None if value is None else round(value, 5) for value in column]
+            columns[name] = list(column)
         return DashboardSeries(
             step_s=STEP_S,
             rate_s=RATE_STEPS * STEP_S,
