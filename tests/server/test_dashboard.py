@@ -423,7 +423,7 @@ def test_under_load_from_two_api_servers(browser: Browser, tmp_path: Path) -> No
         "max_engine_restarts": 3,
     }
     with serving(model, tmp_path, options=options, step_s=0.01, is_metered=True) as server:
-        base = server.wait_for("ready at ").removesuffix("/v1")
+        base = server.wait_for("ready at ", 60).removesuffix("/v1")
         is_over = threading.Event()
 
         def work(feature: str) -> None:
@@ -444,7 +444,7 @@ def test_under_load_from_two_api_servers(browser: Browser, tmp_path: Path) -> No
             rows = "document.querySelectorAll('#slowest tbody tr').length"
             browser.wait_for(f"{rows} >= 4", 60)
             browser.wait_for("document.querySelectorAll('.chart .line').length >= 8")
-            browser.wait_for("/search/.test(document.querySelector('#spend').textContent)")
+            browser.wait_for("/search/.test(document.querySelector('#spend tbody')?.textContent)")
             assert browser.text("#state") == "up"
             assert browser.text("#model") == "/ fake" or browser.text("#model") == "fake"
             assert re.search(r"[\d.]+ USD", browser.text("#spend tbody tr")), browser.text("#spend")
