@@ -96,7 +96,7 @@ def picture(url: str, path: Path, width: int, *, is_dark: bool) -> None:
         browser.open(f"{url}/dashboard")
         browser.wait_for("document.querySelector('#slowest table')")
         browser.wait_for("document.querySelector('#spend table')")
-        browser.wait_for("!/(TTFT P95|Prefix hits)\\s*–/.test(tiles.innerText)", 300)
+        browser.wait_for("!/(TTFT P95|Prefix hits)\\s*\\u2013/.test(tiles.innerText)", 300)
         bottom = browser.run(
             "const row = document.querySelectorAll('#slowest tr')[8];"
             "return (row ?? document.querySelector('#slowest')).getBoundingClientRect().bottom"
