@@ -9,7 +9,7 @@ import pytest
 from octavo.cli import pull
 from octavo.cli.main import main
 from octavo.cli.serve import is_loopback
-from octavo.config import EngineConfig, ServerConfig, api_key_digest
+from octavo.config import EngineConfig, ServerConfig, api_key_digest, default_ledger
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
 
 def test_defaults(launched: Launched, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", model]) == 3
-    server = ServerConfig(served_model_names=(model,))
+    server = ServerConfig(served_model_names=(model,), ledger=default_ledger())
     assert launched == [(EngineConfig(model=model), server)]
     assert capsys.readouterr().err == ""
 
@@ -50,6 +50,7 @@ def test_flags(launched: Launched, model: str, monkeypatch: pytest.MonkeyPatch) 
     [(engine, server)] = launched
     assert engine == EngineConfig(model=model, max_num_seqs=4)
     assert server == ServerConfig(
+        ledger=default_ledger(),
         host="0.0.0.0",
         port=0,
         api_key_digests=tuple(map(api_key_digest, "abcd")),
@@ -87,6 +88,7 @@ def test_flags_of_the_wire(launched: Launched, model: str, tmp_path: Path) -> No
     assert main(args) == 3
     [(_, server)] = launched
     assert server == ServerConfig(
+        ledger=default_ledger(),
         uds="/run/x.sock",
         ssl_certfile="c.pem",
         ssl_keyfile="k.pem",

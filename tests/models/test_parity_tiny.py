@@ -220,6 +220,7 @@ def test_qwen_from_gguf_equals_the_folder(name: str, other: Any, tmp_path: Path)
             dtype="float32",
             num_threads=1,
             kv_cache_memory=4 * 1024**2,
+            load_format="decoded",
             skip_tokenizer_init=True,
         )
         answers.append(
