@@ -100,7 +100,8 @@ class LedgerToday:
             logger.exception("the ledger could not be read for the dashboard")
             self._last = _failed(last, "reading it failed: the server's log says why")
         end = time.monotonic()
-        self._due_at = end + max(EVERY_S, PAUSE * (end - begin))
+        took = 0.0 if last.state == "reading" else end - begin  # the first one imports, too
+        self._due_at = end + max(EVERY_S, PAUSE * took)
 
     def _read(self, url: str) -> DashboardLedger:
         from octavo.ledger.store import open_ledger
