@@ -31,7 +31,9 @@ TOPICS = [
 ]
 
 
-# All 32 prompts in every way take six minutes; by default the slow ways run a quarter or an eighth.
+# All 32 prompts in every way take six minutes; by default half of them run, and a quarter or an
+# eighth in the slow ways.
+STEP = 1 if os.environ.get("OCTAVO_TEST_FULL") else 2
 SLOW_STEP = 1 if os.environ.get("OCTAVO_TEST_FULL") else 4
 SLOWEST_STEP = 1 if os.environ.get("OCTAVO_TEST_FULL") else 8
 
@@ -67,7 +69,7 @@ def smollm2_reference(smollm2_path: Path) -> Any:
 
 
 def test_smollm2_batched(smollm2_path: Path, smollm2_reference: Any) -> None:
-    check(compare(smollm2_reference, run(smollm2_path)))
+    check(compare(smollm2_reference, run(smollm2_path, STEP)), STEP)
 
 
 def test_smollm2_in_chunks_of_16(smollm2_path: Path, smollm2_reference: Any) -> None:
@@ -92,7 +94,9 @@ def test_smollm2_alone_and_streamed(smollm2_path: Path, smollm2_reference: Any) 
 
 def test_gemma3_batched(gemma_path: Path) -> None:
     reference = load_reference(gemma_path)
-    # Its vocabulary makes the reference slow.
-    check(compare(reference, run(gemma_path, SLOWEST_STEP)), SLOWEST_STEP)
-    outputs = run(gemma_path, SLOWEST_STEP, max_num_batched_tokens=16)
-    check(compare(reference, outputs), SLOWEST_STEP)
+    # Its vocabulary makes the reference slow: equal tokens are compared with it once.
+    batched = run(gemma_path, SLOWEST_STEP)
+    check(compare(reference, batched), SLOWEST_STEP)
+    chunked = run(gemma_path, SLOWEST_STEP, max_num_batched_tokens=16)
+    if [o.outputs[0].token_ids for o in chunked] != [o.outputs[0].token_ids for o in batched]:
+        check(compare(reference, chunked), SLOWEST_STEP)
