@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from octavo import LLM, SamplingParams
+from tests.full import IS_FULL
 from tests.models.reference import Verdict, compare, load_reference
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ TOPICS = [
 
 # All 32 prompts in every way take six minutes; by default half of them run, and a quarter or an
 # eighth in the slow ways.
-STEP = 1 if os.environ.get("OCTAVO_TEST_FULL") else 2
-SLOW_STEP = 1 if os.environ.get("OCTAVO_TEST_FULL") else 4
-SLOWEST_STEP = 1 if os.environ.get("OCTAVO_TEST_FULL") else 8
+STEP = 1 if IS_FULL else 2
+SLOW_STEP = 1 if IS_FULL else 4
+SLOWEST_STEP = 1 if IS_FULL else 8
 
 
 def prompts() -> list[str]:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from octavo.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from octavo.weights import store
 from octavo.weights.gguf import GGUFCheckpoint
+from tests.full import FULL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,7 +101,7 @@ def test_equals_the_gguf_package(small_file: Path) -> None:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", ["smollm2", pytest.param("gemma3-270m", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["smollm2", pytest.param("gemma3-270m", marks=FULL)])
 def test_real_files_equal_the_gguf_package(name: str) -> None:
     try:
         path = store.resolve(name)

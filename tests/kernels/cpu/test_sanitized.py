@@ -12,6 +12,7 @@ import pytest
 
 from octavo.kernels import cpu
 from octavo.kernels.cpu.build import build
+from tests.full import FULL
 
 DRIVERS = [Path(__file__).parent / name for name in ("driver.cpp", "plan_driver.cpp")]
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
@@ -25,7 +26,11 @@ def can_sanitize(folder: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("define", ["", "-DOCTAVO_EMULATE_VNNI"], ids=["as it is", "VNNI emulated"])
+@pytest.mark.parametrize(
+    "define",
+    ["", pytest.param("-DOCTAVO_EMULATE_VNNI", marks=FULL)],
+    ids=["as it is", "VNNI emulated"],
+)
 def test_no_byte_too_far_and_no_undefined_behaviour(
     define: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
