@@ -8,9 +8,6 @@ PORT   ?= 8000
 # More flags for octavo or pytest, such as ARGS="--max-model-len 4096".
 ARGS   ?=
 
-# Of pytest: one more than processors, since tests also wait for servers; four at most.
-WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -lt 3 ] && echo $$((n + 1)) || echo 4)
-
 VENV := .venv
 BIN  := $(VENV)/bin
 PIN  := constraints/cpu.txt
@@ -41,7 +38,7 @@ bench: $(SERVE)  ## load the server that runs here
 
 test: check models  ## all checks and all tests, as CI runs them
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not gpu" \
-	  -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	  -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(DEV)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check
