@@ -9,6 +9,8 @@ is at most the watermark in `meta` is in the roll-ups, and what is above it is n
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -90,19 +92,18 @@ for _name in ("request_id", "session_id", "trace_id"):
     sa.Index(f"outcomes_{_name}", outcomes.c[_name], sqlite_where=_given, postgresql_where=_given)
 
 
+def _group_columns(time: str) -> list[sa.Column[Any]]:
+    """What sums are kept by, in the order of their tables' primary keys."""
+    names = ("feature", "tenant", "key", "model", "backend", "finish_reason", "currency")
+    return [_int(time, primary_key=True), *(_text(name, primary_key=True) for name in names)]
+
+
 def _usage_sums(name: str, time: str) -> sa.Table:
     """Sums that stay when the rows they were added up from are pruned."""
     return sa.Table(
         name,
         metadata,
-        _int(time, primary_key=True),
-        _text("feature", primary_key=True),
-        _text("tenant", primary_key=True),
-        _text("key", primary_key=True),
-        _text("model", primary_key=True),
-        _text("backend", primary_key=True),
-        _text("finish_reason", primary_key=True),
-        _text("currency", primary_key=True),
+        *_group_columns(time),
         # The largest of `totals.INPUT_EDGES` that the inputs are longer than, or 0.
         _int("input_over", primary_key=True),
         _int("num_requests"),
@@ -127,14 +128,7 @@ usage_daily = _usage_sums("usage_daily", "day")
 outcomes_hourly = sa.Table(
     "outcomes_hourly",
     metadata,
-    _int("hour", primary_key=True),
-    _text("feature", primary_key=True),
-    _text("tenant", primary_key=True),
-    _text("key", primary_key=True),
-    _text("model", primary_key=True),
-    _text("backend", primary_key=True),
-    _text("finish_reason", primary_key=True),
-    _text("currency", primary_key=True),
+    *_group_columns("hour"),
     _text("name", primary_key=True),
     sa.Column("success", sa.SmallInteger, primary_key=True, autoincrement=False),
     _int("num_outcomes"),
