@@ -17,6 +17,10 @@ Every message is one line for a user, and says what to do next where that is kno
     │   ├── ModelNotServedError     404
     │   ├── NotFoundError           404 or 405, a route
     │   ├── RequestTooLargeError    413, a body
+    │   ├── NotAllowedError         403, the key may not do that
+    │   ├── RateLimitedError        429, a limit or a budget of the caller's is used up
+    │   │   └── BudgetExceededError     429, a budget
+    │   ├── UpstreamError           502, 503 or 504, no backend gave an answer
     │   ├── DeadlineError           504, the request's own time limit passed without an answer
     │   ├── EngineUnavailableError  503, the engine is dead, stuck, restarting or draining
     │   └── QueueFullError          503, too many requests wait already
@@ -75,6 +79,7 @@ class RequestError(OctavoError):
         retry_after_s: when the same request may be worth another try, seconds from now; None:
             that is not known, or it never is.
         request_id: of the HTTP request, set where the error is answered.
+        headers: of the answer, besides those that all errors have.
     """
 
     status: int = 400
@@ -87,6 +92,7 @@ class RequestError(OctavoError):
         self.message = message
         self.param = param
         self.code = code
+        self.headers: dict[str, str] = {}
 
 
 class InvalidRequestError(RequestError):
@@ -118,6 +124,73 @@ class RequestTooLargeError(RequestError):
     """The body is larger than the server accepts."""
 
     status = 413
+
+
+class NotAllowedError(RequestError):
+    """The key is known, but may not do that."""
+
+    status = 403
+    type = "permission_error"
+
+
+class RateLimitedError(RequestError):
+    """A limit of the caller's is used up for now; `headers` are OpenAI's `x-ratelimit-*`."""
+
+    status = 429
+    type = "rate_limit_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = "rate_limit_exceeded",
+        retry_after_s: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+        self.headers = headers or {}
+
+
+class BudgetExceededError(RateLimitedError):
+    """The worst case of the request does not fit into what a budget has left."""
+
+    type = "insufficient_quota"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = "budget_exceeded",
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message, code=code, retry_after_s=retry_after_s)
+
+
+class UpstreamError(RequestError):
+    """No backend gave an answer.
+
+    Attributes:
+        may_retry: the failure is the backend's and nothing has reached the client, so that another
+            target may be tried.
+    """
+
+    status = 502
+    type = "upstream_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 502,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+        may_retry: bool = True,
+    ) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.may_retry = may_retry
 
 
 class DeadlineError(RequestError):

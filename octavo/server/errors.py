@@ -74,7 +74,7 @@ def error_response(
 ) -> Response:
     """The answer that tells of a refused request."""
     body = msgspec.json.encode(dialect.error_body(exc))
-    all_headers = dict(headers or {})
+    all_headers = {**(headers or {}), **exc.headers}
     if exc.status == 401:
         all_headers["WWW-Authenticate"] = "Bearer"
     if dialect.id_header and exc.request_id is not None:

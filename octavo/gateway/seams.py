@@ -1,0 +1,219 @@
+"""How the gateway's parts see one another: protocols, so that each is made and tested alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from octavo.gateway.model import Amount, Attempt, Call, KeyInfo, Plan, Target, Tier, Tokens
+
+
+class KeyBook(Protocol):
+    """Knows the keys (`keys`)."""
+
+    async def find(self, presented: bytes) -> KeyInfo:
+        """Whom a presented key belongs to. In constant time for wrong keys, and from memory for
+        those seen lately.
+
+        Raises:
+            AuthenticationError: no such key, revoked or expired.
+        """
+        ...
+
+
+class Permit(Protocol):
+    """One request is let in; its tokens are reserved by the estimate."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """OpenAI's `x-ratelimit-*`, as they stand after this request."""
+        ...
+
+    async def settle(self, num_tokens: int) -> None:
+        """The request has ended and used this many; must be called once, whatever happened."""
+        ...
+
+
+class Limits(Protocol):
+    """Requests and tokens per minute, and requests at a time (`limits`)."""
+
+    async def admit(self, call: Call) -> Permit:
+        """Let a call in, after waiting its turn where the limit says to queue.
+
+        Raises:
+            RateLimitedError: 429; says which limit, and when to come again.
+        """
+        ...
+
+
+class Reservation(Protocol):
+    """An amount that budgets hold for a call."""
+
+    @property
+    def left_nano(self) -> int | None:
+        """What the call may cost in all, nano-units: its reserve, or more where budgets have no
+        ceiling in money; None: no bound.
+        """
+        ...
+
+    async def settle(self, used: Amount) -> None:
+        """Give back what was not used. Called once, whatever happened."""
+        ...
+
+
+class Budgets(Protocol):
+    """Ceilings in money, tokens and device time (`budgets`)."""
+
+    async def reserve(self, call: Call, worst: Amount) -> Reservation:
+        """Hold the worst case in every budget that the call counts to, or in none.
+
+        Raises:
+            BudgetExceededError: 429; says which budget, and when its period ends.
+        """
+        ...
+
+
+class HealthView(Protocol):
+    """What is known of backends, read without waiting (`health`)."""
+
+    def is_usable(self, target: Target) -> bool:
+        """Whether a request may be sent there now: its breaker is not open, its probe was well."""
+        ...
+
+
+class LoadView(Protocol):
+    """How busy backends are, read without waiting (`health`)."""
+
+    def load(self, target: Target) -> float:
+        """Requests running and waiting there: by the backend's own word where it gives one, with
+        ours that it cannot have counted yet; else ours alone.
+        """
+        ...
+
+
+class Reply(Protocol):
+    """An answer of a backend, begun: status and headers are here, the body comes.
+
+    Its attempt is told of when it is closed: `close` must be called once.
+    """
+
+    @property
+    def target(self) -> Target:
+        """Who answers."""
+        ...
+
+    @property
+    def status(self) -> int:
+        """The HTTP status: 2xx, or an error that is the caller's."""
+        ...
+
+    @property
+    def content_type(self) -> str:
+        """Of the body; `text/event-stream` for streams."""
+        ...
+
+    async def read(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            UpstreamError: it breaks off, is too long, or takes longer than the deadline.
+        """
+        ...
+
+    def events(self) -> AsyncIterator[bytes]:
+        """A stream's events as they came, each whole with its empty line at the end.
+
+        Raises:
+            UpstreamError: it breaks off, or stands still for longer than the time allowed.
+        """
+        ...
+
+    async def close(
+        self,
+        *,
+        tokens: Tokens,
+        status: str = "ok",
+        reason: str = "",
+        answer_sha256: str = "",
+        judge: str = "",
+        score: float | None = None,
+    ) -> Attempt:
+        """What became of it, for the breaker, the load and the ledger; frees the connection, and
+        where the answer has not ended, cancels it at the backend.
+        """
+        ...
+
+
+class Dispatch(Protocol):
+    """Sends calls (`dispatch`)."""
+
+    async def open(
+        self,
+        call: Call,
+        tier: Tier,
+        body: bytes,
+        *,
+        deadline: float,
+        failed: Callable[[Attempt], None],
+        number: int = 0,
+    ) -> Reply:
+        """Send to the tier's targets in turn until one begins to answer.
+
+        A stream has begun when its first event is here: until then another target may be tried, as
+        nothing has reached the client.
+
+        Args:
+            call: what is asked.
+            tier: whom to ask, in this order.
+            body: JSON; the model's name is put in per target, and what is a backend's own.
+            deadline: reading of `time.perf_counter()`.
+            failed: told of each attempt that failed.
+            number: of the first attempt.
+
+        Raises:
+            UpstreamError: none answered; carries the status for the client. An answer that says the
+                caller is at fault (4xx but 408, 425, 429) is a `Reply` like any other.
+        """
+        ...
+
+
+class Verdict(Protocol):
+    """What a judge says."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether the answer is good enough."""
+        ...
+
+    @property
+    def score(self) -> float | None:
+        """What the judgement rests on; None: not a number."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """One line, for the record."""
+        ...
+
+
+class Judge(Protocol):
+    """Decides whether an answer is good enough (`judge`)."""
+
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether the backend must be asked for log-probabilities of the tokens."""
+        ...
+
+    async def judge(self, call: Call, answer: Mapping[str, object], *, deadline: float) -> Verdict:
+        """Judge a whole answer, in the shape that the route gives without streaming."""
+        ...
+
+
+class Records(Protocol):
+    """Where the ledger's entries go; never waits (`octavo.ledger.writer`)."""
+
+    def attempts(self, call: Call, plan: Plan, attempts: Sequence[Attempt]) -> None:
+        """Keep what a call's attempts used, and its escalations."""
+        ...
