@@ -168,12 +168,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenPrice(msgspec.Struct, frozen=True, kw_only=True):
-    """What a provider takes, nano-units of the currency per token; `request` per request."""
+    """What a provider takes, nano-units of the currency; `request` per request.
+
+    Attributes:
+        input, output, cached_input: per `per` tokens. Price lists are per million, and some of
+            theirs are no whole number of nano-units per token.
+    """
 
     input: int
     output: int
     cached_input: int | None = None
     request: int = 0
+    per: int = 1
     currency: str = "USD"
 
 
@@ -239,8 +245,8 @@ def worst_case(call: Call, price: Price, *, max_tokens: int) -> Amount:
     if isinstance(price, DevicePrice):
         device_ns = price.worst_input_ns * call.num_prompt_tokens + price.worst_output_ns * output
         return Amount(cost_nano(price.hourly_nano, device_ns), num_tokens, device_ns)
-    cost = price.request + price.input * call.num_prompt_tokens + price.output * output
-    return Amount(cost, num_tokens, 0)
+    cost = price.input * call.num_prompt_tokens + price.output * output
+    return Amount(price.request - -cost // price.per, num_tokens, 0)
 
 
 def actual(tokens: Tokens, price: Price) -> Amount:
@@ -255,8 +261,9 @@ def actual(tokens: Tokens, price: Price) -> Amount:
             device_ns = price.worst_input_ns * uncached + price.worst_output_ns * tokens.output
         return Amount(cost_nano(price.hourly_nano, device_ns), num_tokens, device_ns)
     per_cached = price.input if price.cached_input is None else price.cached_input
-    cost = price.request + price.input * (tokens.input - tokens.cached)
-    return Amount(cost + per_cached * tokens.cached + price.output * tokens.output, num_tokens, 0)
+    cost = price.input * (tokens.input - tokens.cached)
+    cost += per_cached * tokens.cached + price.output * tokens.output
+    return Amount(price.request + (2 * cost + price.per) // (2 * price.per), num_tokens, 0)
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
