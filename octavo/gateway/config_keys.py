@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from octavo.gateway.config_secret import Secret
+from octavo.gateway.secret import Secret
 from octavo.gateway.model import Route
 
 KeyId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9.-]{1,64}\Z")]
