@@ -198,16 +198,78 @@ class Verdict(Protocol):
         ...
 
 
+class Ask(Protocol):
+    """Asks a model for a judge; the attempts are the judged call's."""
+
+    async def __call__(self, call: Call, tier: Tier, body: bytes) -> Mapping[str, object]:
+        """Send a call, not streamed, and read its answer.
+
+        Raises:
+            UpstreamError: no answer, an error, or none that can be read.
+            BudgetExceededError: the judged call may not cost that.
+        """
+        ...
+
+
 class Judge(Protocol):
     """Decides whether an answer is good enough (`judge`)."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether an answer is held back until it is judged; else only the record tells."""
+        ...
 
     @property
     def needs_logprobs(self) -> bool:
         """Whether the backend must be asked for log-probabilities of the tokens."""
         ...
 
-    async def judge(self, call: Call, answer: Mapping[str, object], *, deadline: float) -> Verdict:
-        """Judge a whole answer, in the shape that the route gives without streaming."""
+    async def judge(
+        self, call: Call, answer: Mapping[str, object], *, deadline: float, ask: Ask
+    ) -> Verdict:
+        """Judge a whole answer, in the shape that the route gives without streaming. What fails
+        ends in a verdict, as the configuration says; nothing is raised.
+        """
+        ...
+
+
+class Outcome(Reply, Protocol):
+    """The answer that the client gets, whichever tier it is from.
+
+    `close` is called once, when the client has everything or has gone. What `close` is told of
+    tokens counts only where the whole answer was not read before.
+    """
+
+    @property
+    def tier(self) -> Tier:
+        """Whose answer it is."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """For the client: `x-octavo-escalation`, `escalated` or `failed`; none where the first
+        tier's answer was good enough.
+        """
+        ...
+
+
+class Escalator(Protocol):
+    """Asks a plan's tiers in turn until an answer is good enough (`escalate`)."""
+
+    async def run(self, call: Call, plan: Plan, body: bytes, *, attempts: list[Attempt]) -> Outcome:
+        """The answer for the client. Waits until it is judged, where a judge holds it back.
+
+        Args:
+            call: what is asked.
+            plan: whom to ask.
+            body: JSON, as it is to be sent; the model's name is put in per target.
+            attempts: each attempt is appended as it ends, also where this raises or is cancelled:
+                those of judges too. It is whole when the outcome is closed.
+
+        Raises:
+            UpstreamError: nobody answered.
+            BudgetExceededError: the plan does not allow what the first tier may cost.
+        """
         ...
 
 
