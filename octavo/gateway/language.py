@@ -5,7 +5,8 @@ millisecond, and says nothing where a text has too few words or mixes languages.
 Norwegian are often not told apart, and Serbian in Latin letters is not told at all.
 """
 
-# Letters that look alike are what tells languages apart: ruff: noqa: RUF001
+# Letters that look alike are what tells languages apart.
+# ruff: noqa: RUF001
 
 from __future__ import annotations
 
