@@ -89,9 +89,20 @@ class TokenBucket:
             for index in range(first, len(self._peaks)):
                 self._peaks[index] += rise
             self.level = level + min(unused, self.capacity - max(highest, level))
+            # Peaks before it did not rise, and may be lower now.
+            last = first
+            while first and last < len(self._peaks) and self._peaks[first - 1] <= self._peaks[last]:
+                first -= 1
+            del self._peaks[first:last], self._peak_marks[first:last]
         if not self._num_held:
             self._peak_marks.clear()
             self._peaks.clear()
+
+    def resize(self, rate: float, capacity: float, now: float) -> None:
+        """Go on with another size; what is missing to full stays missing."""
+        self.level = self.refill(now) + capacity - self.capacity
+        self._peaks = [peak + capacity - self.capacity for peak in self._peaks]
+        self.rate, self.capacity = rate, capacity
 
     def is_idle(self, now: float) -> bool:
         """Whether it is as good as a new one."""
@@ -102,6 +113,7 @@ class TokenBucket:
         assert self._num_held >= 0
         assert self.level <= self.capacity + EPSILON
         assert len(self._peaks) == len(self._peak_marks) <= MAX_PEAKS
-        assert self._peaks == sorted(self._peaks, reverse=True)
+        drops = zip(self._peaks, self._peaks[1:], strict=False)
+        assert all(older >= newer - EPSILON for older, newer in drops)
         assert self._peak_marks == sorted(set(self._peak_marks))
         assert all(peak <= self.capacity + EPSILON for peak in self._peaks)
