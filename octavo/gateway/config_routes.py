@@ -35,7 +35,7 @@ class RoutingSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         serve_backend_models: a model of a backend may be asked for by the backend's name for it,
             without an entry in `models`; all backends that have it are then one tier.
         deadline_s: for a request with all its attempts, seconds, where its route names none.
-        block_chars: characters of a prompt that are hashed together; prompts that begin alike are
+        block_bytes: of a prompt in UTF-8, hashed together; prompts that begin alike are
             known to, in whole blocks.
         max_blocks: more of a prompt is not looked at.
         memory_blocks: blocks whose replica is remembered; 0: none, and rendezvous hashing alone
@@ -54,7 +54,7 @@ class RoutingSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     serve_backend_models: bool = True
     deadline_s: Seconds = 600.0
-    block_chars: Annotated[int, Meta(ge=64, le=65_536)] = 1024
+    block_bytes: Annotated[int, Meta(ge=64, le=65_536)] = 1024
     max_blocks: Annotated[int, Meta(ge=1, le=1024)] = 32
     memory_blocks: Annotated[int, Meta(ge=0, le=10_000_000)] = 200_000
     min_shared: Annotated[float, Meta(gt=0, le=1)] = 0.5
