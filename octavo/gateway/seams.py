@@ -130,6 +130,18 @@ class Reply(Protocol):
         """
         ...
 
+    @property
+    def tokens(self) -> Tokens:
+        """What it used until now: the backend's word where that has come, else an estimate that is
+        rather too high.
+        """
+        ...
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the answer ended, as its route spells it; empty: it has not, or does not tell."""
+        ...
+
     async def close(
         self,
         *,

@@ -59,6 +59,7 @@ class FakeUpstream:
         requires_key: other keys get 401; empty: none is needed.
         load: what /load and /metrics tell to be running; `waiting` likewise.
         is_well: /health answers 200.
+        adds_to_errors: a text at the end of what errors say.
         seen: requests, probes left out; probes: those.
         num_cancelled: requests whose client went before the answer's end.
     """
@@ -76,6 +77,7 @@ class FakeUpstream:
     waiting: int = 0
     kv_usage: float = 0.0
     is_well: bool = True
+    adds_to_errors: str = ""
     seen: list[Seen] = field(default_factory=list)
     probes: list[Seen] = field(default_factory=list)
     num_cancelled: int = 0
@@ -296,6 +298,7 @@ class _Connection:
         headers: tuple[tuple[str, str], ...] = ()
         if status in (429, 503) and self.fake.retry_after:
             headers = (("Retry-After", self.fake.retry_after),)
+        message += self.fake.adds_to_errors
         error = {"message": message, "type": "fake_error", "param": None, "code": None}
         body = json.dumps({"error": error}).encode()
         return await self.send(status, "application/json", body, headers)
