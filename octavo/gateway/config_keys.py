@@ -8,11 +8,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from octavo.gateway.secret import Secret
 from octavo.gateway.model import Route
+from octavo.gateway.secret import Secret
 
 KeyId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9.-]{1,64}\Z")]
 """No underscore: it parts an id from a secret."""
+
+MIN_KEY_LEN = 16
+MAX_KEY_LEN = 512
 
 
 class InlineKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,7 +24,7 @@ class InlineKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Attributes:
         id: public name of the key, in logs, records and limits; letters, digits, `.` and `-`.
         key: what callers present, as `${NAME}` from the environment or `file:/path`; printable
-            ASCII, 16 characters at least.
+            ASCII, 16 to 512 characters.
         sha256: instead of `key`: its SHA-256, hexadecimal.
         name: for people.
         tenant: whom it belongs to, for limits, budgets and the backends' cache salt.
@@ -55,6 +58,24 @@ class InlineKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     limits: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
     expires: Annotated[datetime, Meta(tz=True)] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a key that cannot be checked, or can be guessed.
+
+        Raises:
+            ValueError: says what to give; never the key.
+        """
+        if (self.key is None) == (not self.sha256):
+            raise ValueError("give one of key and sha256")
+        if self.key is not None:
+            text = self.key.reveal()
+            is_fit = MIN_KEY_LEN <= len(text) <= MAX_KEY_LEN
+            if not is_fit or not (text.isascii() and text.isprintable()):
+                raise ValueError(
+                    f"key must be {MIN_KEY_LEN} to {MAX_KEY_LEN} printable ASCII characters"
+                )
+            if text != text.strip():
+                raise ValueError("key begins or ends with a space")
 
 
 class KeysSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
