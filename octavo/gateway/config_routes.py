@@ -14,7 +14,7 @@ from msgspec import Meta
 from octavo.gateway.language import LANGUAGES
 from octavo.gateway.model import Route, Target
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,99}\Z")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}\Z")]
 """Of tiers, rules and backends: they stand in records and metrics."""
 
 Pattern = Annotated[str, Meta(min_length=1, max_length=256)]
