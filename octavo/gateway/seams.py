@@ -93,6 +93,23 @@ class LoadView(Protocol):
         ...
 
 
+class Routing(Protocol):
+    """Where calls go (`policy.Router`); one for each configuration in force."""
+
+    @property
+    def model_names(self) -> Sequence[str]:
+        """Names that callers may ask for, besides those that only patterns take."""
+        ...
+
+    def route(self, call: Call, health: HealthView, load: LoadView) -> Plan:
+        """Where a call goes.
+
+        Raises:
+            ModelNotServedError: nothing has the model's name.
+        """
+        ...
+
+
 class Reply(Protocol):
     """An answer of a backend, begun: status and headers are here, the body comes.
 
