@@ -1,0 +1,76 @@
+"""Asks a plan's tiers in turn until an answer is good enough. Implements `seams.Escalator`.
+
+An answer of a tier with a judge is held back until it is judged: a stream, too, which is then given
+from memory as it came. One that does not pass is dropped for the next tier's, and given after all
+where no better one can be had. The last tier's answer is not held: there is nobody to ask after it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from octavo.gateway.config_judges import EscalationSection
+from octavo.gateway.escalate_chain import Chain
+from octavo.gateway.shadow import Shadows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from octavo.gateway.judge_process import JudgeProcesses
+    from octavo.gateway.model import Amount, Attempt, Call, Plan, Target
+    from octavo.gateway.seams import Dispatch, Judge, Outcome, Records
+
+
+class Escalation:
+    """Runs plans. Close it with `aclose` when no run and no outcome is left.
+
+    Args:
+        dispatch: sends.
+        judges: by name, see `judge_build.build_judges`.
+        worst: the most that a call can cost at a target; None: nobody knows, and then no plan with
+            a bound on its cost lets the call go there.
+        records: gets the attempts of shadows; those of a run are its caller's.
+        section: of the configuration.
+        processes: what the judges run in, closed with this; None: they need none.
+
+    Attributes:
+        shadows: that run.
+    """
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        judges: Mapping[str, Judge],
+        *,
+        worst: Callable[[Call, Target], Amount | None],
+        records: Records,
+        section: EscalationSection | None = None,
+        processes: JudgeProcesses | None = None,
+    ) -> None:
+        self.dispatch = dispatch
+        self.judges = judges
+        self.worst = worst
+        self.section = section or EscalationSection()
+        self.shadows = Shadows(
+            dispatch,
+            records,
+            max_running=self.section.max_shadows,
+            deadline_s=self.section.shadow_deadline,
+        )
+        self._processes = processes
+
+    async def run(self, call: Call, plan: Plan, body: bytes, *, attempts: list[Attempt]) -> Outcome:
+        """See `seams.Escalator.run`."""
+        if plan.shadows:
+            self.shadows.send(call, plan, body)
+        return await Chain(self, call, plan, body, attempts).outcome()
+
+    async def aclose(self) -> None:
+        """End shadows and what judges keep."""
+        await self.shadows.aclose()
+        for judge in self.judges.values():
+            close = getattr(judge, "aclose", None)
+            if close is not None:
+                await close()
+        if self._processes is not None:
+            await self._processes.aclose()
