@@ -166,6 +166,26 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
         return data
 
+    async def body(self, max_bytes: int) -> bytes:
+        """Wait for the whole body.
+
+        Raises:
+            UpstreamError: as `piece`, or it is longer.
+        """
+        data = await self.piece()
+        if self._is_complete and not self._pieces and len(data) <= max_bytes:
+            return data
+        pieces = [data]
+        num_bytes = len(data)
+        while num_bytes <= max_bytes:
+            data = await self.piece()
+            if not data:
+                return b"".join(pieces)
+            pieces.append(data)
+            num_bytes += len(data)
+        what = f"backend {self._name} sent more than {max_bytes} bytes"
+        raise UpstreamError(what, code="upstream_garbage")
+
     def finish(self) -> None:
         """The exchange is over; a connection whose answer is not whole is closed."""
         self._is_exchanging = False

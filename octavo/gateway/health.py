@@ -273,19 +273,13 @@ async def _get(upstream: Upstream, path: str) -> tuple[int, bytes]:
         try:
             connection.send(message, b"", limit_s=probe.timeout)
             await connection.head()
-            pieces = []
-            num_bytes = 0
-            while piece := await connection.piece():
-                num_bytes += len(piece)
-                if num_bytes > MAX_METRICS_BYTES:
-                    raise UpstreamError(f"backend {upstream.name} answers a probe with too much")
-                pieces.append(piece)
+            body = await connection.body(MAX_METRICS_BYTES)
         except UpstreamError:
             # A server may close a connection while we begin to use it again
             if connection.num_exchanges == 1 or connection.has_answer or is_new:
                 raise
         else:
-            return connection.status, b"".join(pieces)
+            return connection.status, body
         finally:
             upstream.release(connection)
     raise AssertionError("unreachable")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from email.utils import parsedate_to_datetime
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -13,18 +11,28 @@ import msgspec
 
 from octavo.errors import UpstreamError
 from octavo.gateway.model import Attempt, TokenPrice, Tokens, actual
+from octavo.gateway.reply_errors import (
+    BUSY,
+    LIMITED,
+    NOT_THERE,
+    clean,
+    failure_of,
+    is_callers_fault,
+    message_of,
+    retry_after,
+    status_of,
+)
 from octavo.gateway.sse_events import (
     EventSplitter,
     StreamWatch,
     data_of,
-    error_message,
     error_text,
     is_comment,
 )
 from octavo.gateway.usage_of import parse_usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from octavo.gateway.connection import Connection
     from octavo.gateway.health import Health
@@ -38,17 +46,6 @@ ERROR_S = 2.0
 """How long the body of an error is waited for."""
 AFTER_END_S = 1.0
 """How long a backend may take to end the body of a stream whose last event is here."""
-
-LIMITED = "upstream_rate_limited"
-"""Code of the error where a backend says 429. For the client it is a 503: he is not limited."""
-BUSY = "upstream_busy"
-"""Likewise for 503, and says when to come again."""
-
-_KEYS_REFUSED = frozenset((401, 402, 403, 407))
-"""Our key is at fault, not the caller; and the answer may show a part of it."""
-_NOT_THERE = frozenset((404, 405, 501))
-"""This backend has no such route or model: says nothing of its other models."""
-_MAYBE_KEY = re.compile(r"\b(?:sk|pk|gsk|xai|key|AIza)[-_*A-Za-z0-9.]{8,}")
 
 
 class BackendReply:
@@ -146,7 +143,7 @@ class BackendReply:
             # A caller in a hurry says nothing of the backend
             is_ours = error.status == 504 and left_s < patience_s and self._is_sent
             self._tell(error, is_ours=is_ours)
-            self._end(_status_of(error), error.message)
+            self._end(status_of(error), error.message)
             raise
         except asyncio.CancelledError:
             self._health.drop(self.target)
@@ -163,13 +160,13 @@ class BackendReply:
         assert not self.is_stream
         return self._body
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """See `seams.Reply`. Comments, which keep a stream alive, are among them."""
         async for events in self.batches():
             for event in events:
                 yield event
 
-    async def batches(self) -> AsyncIterator[list[bytes]]:
+    async def batches(self) -> AsyncGenerator[list[bytes], None]:
         """As `events`, those together that came together: one write does for them.
 
         Raises:
@@ -227,9 +224,9 @@ class BackendReply:
         if error is not None:
             self._tell(error)
             if status in ("ok", "error", "timeout"):
-                status, reason = _status_of(error), reason or error.message
+                status, reason = status_of(error), reason or error.message
         elif status == "ok" and self.status >= 400:
-            status, reason = "refused", reason or self._clean(_message_of(self._body))
+            status, reason = "refused", reason or self._clean(message_of(self._body))
         return self._end(
             status, reason, tokens=tokens, answer_sha256=answer_sha256, judge=judge, score=score
         )
@@ -252,7 +249,7 @@ class BackendReply:
             connection.expect_each(timeouts.idle, "more of its stream")
             return
         connection.expect(timeouts.total, "its answer")
-        self._body = await self._read_body(connection, MAX_ANSWER_BYTES)
+        self._body = await connection.body(MAX_ANSWER_BYTES)
         try:
             told, self._finish_reason = parse_usage(call.route, self._body)
         except msgspec.ValidationError:
@@ -307,56 +304,31 @@ class BackendReply:
                 self._ttft_ns = round((perf_counter() - self._begin) * 1e9)
                 return
 
-    async def _read_body(self, connection: Connection, max_bytes: int) -> bytes:
-        pieces: list[bytes] = []
-        num_bytes = 0
-        while piece := await connection.piece():
-            num_bytes += len(piece)
-            if num_bytes > max_bytes:
-                raise self._error("sent too long an answer", code="upstream_garbage")
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
     async def _read_error(self, connection: Connection) -> None:
         """An answer that the caller is at fault is given on.
 
         Raises:
             UpstreamError: it says anything else.
         """
-        status = self.status
         self.content_type = connection.header(b"content-type").decode("latin-1")
         connection.expect(ERROR_S, "the rest of an error")
-        is_callers = 400 <= status < 500 and status not in _KEYS_REFUSED | {408, 425, 429}
-        # That a stored response is not there is the caller's affair; that a route is not, is not
-        if status in _NOT_THERE and self._call.route != "responses":
-            is_callers = False
+        is_callers = is_callers_fault(self.status, self._call.route)
         try:
-            self._body = await self._read_body(connection, MAX_ERROR_BYTES)
+            self._body = await connection.body(MAX_ERROR_BYTES)
         except UpstreamError:
             if is_callers:
                 raise
-        if is_callers:
-            return
-        message = self._clean(_message_of(self._body))
-        after_s = retry_after(connection.header(b"retry-after"))
-        if status == 429:
-            error = self._error(f"limits us: {message}", status=503, code=LIMITED)
-            error.retry_after_s = after_s
-            raise error
-        if status == 503 and after_s is not None:
-            error = self._error(f"is busy: {message}", status=503, code=BUSY)
-            error.retry_after_s = after_s
-            raise error
-        if status in _KEYS_REFUSED:
-            raise self._error(f"refuses the gateway's key with {status}")
-        raise self._error(f"answers {status}: {message}", status=504 if status == 408 else 502)
+        if not is_callers:
+            message = self._clean(message_of(self._body))
+            after_s = retry_after(connection.header(b"retry-after"))
+            raise failure_of(self.target.backend, self.status, message, after_s)
 
     def _tell(self, error: UpstreamError, *, is_ours: bool = False) -> None:
         """What a failure says of the backend."""
         health, target = self._health, self.target
         if error.code in (LIMITED, BUSY):
             health.limit(target, error.retry_after_s)
-        elif is_ours or error.status == 503 or self.status in _NOT_THERE:
+        elif is_ours or error.status == 503 or self.status in NOT_THERE:
             health.drop(target)
         else:
             health.fail(target, error.message)
@@ -417,32 +389,4 @@ class BackendReply:
 
     def _clean(self, text: str) -> str:
         """A backend's words without what may be a key: some show parts of the one they got."""
-        for secret in self._upstream.secrets:
-            text = text.replace(secret, "***")
-        return _MAYBE_KEY.sub("***", text)[:300]
-
-
-def retry_after(value: bytes) -> int | None:
-    """Seconds that a `Retry-After` says (RFC 9110 10.2.3); None: nothing that can be read."""
-    text = value.decode("latin-1").strip()
-    if not text:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return min(86_400, max(0, round(seconds + 0.499))) if seconds == seconds else None
-
-
-def _status_of(error: UpstreamError) -> Status:
-    if error.code == LIMITED:
-        return "rate_limited"
-    return "timeout" if error.status == 504 else "error"
-
-
-def _message_of(body: bytes) -> str:
-    """What an error's body says, one line."""
-    return error_message(body) or " ".join(body[:1000].decode("utf-8", "replace").split())[:300]
+        return clean(text, self._upstream.secrets)

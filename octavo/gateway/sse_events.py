@@ -63,6 +63,8 @@ class EventSplitter:
                 return self._keep(piece)
         if b"\r" in piece:
             return self._feed_lines(piece)
+        if piece.find(b"\n\n") == len(piece) - 2 > 0:
+            return [piece]  # one event that came alone, as most do
         events = piece.split(b"\n\n")
         rest = events.pop()
         if rest:
@@ -114,7 +116,6 @@ class StreamWatch:
     __slots__ = (
         "_drops_usage",
         "_ends",
-        "_has_null_usage",
         "_is_responses",
         "_min_len",
         "_num_bytes",
@@ -145,9 +146,15 @@ class StreamWatch:
             return event
         size = len(event)
         if b'"usage":' in event:
-            event = self._see_usage(event)
-            if not event:
-                return event
+            if b'"usage":{' in event or b'"usage": {' in event:
+                self._parse(event)
+                if self._drops_usage and (b'"choices":[]' in event or b'"choices": []' in event):
+                    return b""
+            elif self._drops_usage:
+                for null in _NULL_USAGE:
+                    if null in event:
+                        event = event.replace(null, b"", 1)
+                        break
         if self._is_responses:
             completed, incomplete, failed = self._ends
             if completed in event or incomplete in event or failed in event:
@@ -155,7 +162,7 @@ class StreamWatch:
         elif b'_reason":"' in event or b'_reason": "' in event:
             if found := _FINISH.search(event):
                 self.finish_reason = found[1].decode("ascii", "replace")
-        elif size < 64 and event.startswith(self._ends):
+        elif event.startswith(self._ends):
             self.is_done = True
             return event
         if event.startswith(_ERRORS):
@@ -181,18 +188,6 @@ class StreamWatch:
         each 4 bytes that an event is longer than the shortest.
         """
         return self.num_events + (self._num_bytes - self._min_len * self.num_events) // 4
-
-    def _see_usage(self, event: bytes) -> bytes:
-        if b'"usage":{' in event or b'"usage": {' in event:
-            self._parse(event)
-            is_extra = b'"choices":[]' in event or b'"choices": []' in event
-            if self._drops_usage and is_extra:
-                return b""
-        elif self._drops_usage:
-            for null in _NULL_USAGE:
-                if null in event:
-                    return event.replace(null, b"", 1)
-        return event
 
     def _parse(self, event: bytes) -> None:
         data = data_of(event)

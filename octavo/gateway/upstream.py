@@ -14,12 +14,13 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from octavo.errors import ConfigError, UpstreamError
-from octavo.gateway.config_backends import is_link_local
+from octavo.gateway.backend_url import is_link_local
 from octavo.gateway.connection import Connection
 from octavo.version import __version__
 
 if TYPE_CHECKING:
-    from octavo.gateway.config_backends import Address, Backend
+    from octavo.gateway.backend_url import Address
+    from octavo.gateway.config_backends import Backend
 
 logger = logging.getLogger("octavo.gateway")
 
