@@ -6,7 +6,6 @@ Looks at what could be read, so that one error does not hide others.
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 from octavo.errors import ConfigError
@@ -14,6 +13,7 @@ from octavo.gateway.config_backends import Backend, check_backends
 from octavo.gateway.config_judges import judge_problems
 from octavo.gateway.config_keys import InlineKey
 from octavo.gateway.config_routes import Rule, Shadow, TierSection, Way, target_of
+from octavo.gateway.config_values import did_you_mean
 from octavo.gateway.patterns import covers
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def check(lines: Lines) -> None:
 
 def _unknown(lines: Lines, path: str, what: str, name: str, known: Iterable[str]) -> None:
     """Report a name that is nowhere."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    lines.report(path, f"there is no {what} named {name[:100]!r}{hint}")
+    lines.report(path, f"there is no {what} named {name[:100]!r}{did_you_mean(name, known)}")
 
 
 def _check_names(lines: Lines, path: str, what: str, names: Iterable[str], section: str) -> None:

@@ -7,48 +7,31 @@ truth is. Errors are collected, not raised, so that one reading shows them all.
 
 from __future__ import annotations
 
-import difflib
-import re
 import types
 import typing
-from datetime import datetime
-from decimal import Decimal, InvalidOperation
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
 from octavo.errors import ConfigError
-from octavo.gateway.secret import Secret
+from octavo.gateway.config_values import (
+    check_limits,
+    did_you_mean,
+    is_null,
+    read_scalar,
+    without_limits,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from yaml.nodes import Node
 
 MAX_DEPTH = 40
-MAX_NODES = 500_000
+MAX_NODES = 50_000
 """Visited, those of an anchor as often as it is used."""
 
-_TRUTHS = {
-    **dict.fromkeys(("true", "yes", "on"), True),
-    **dict.fromkeys(("false", "no", "off"), False),
-}
-_NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3})?|[-+]?\.[0-9]+")
-_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
-_REASONS = (
-    (r"^Expected `datetime` with a timezone.*", "must have a zone, as 2027-01-31T00:00:00Z has"),
-    (r"^Expected `\w+` matching regex", "must match"),
-    (r"^Expected `array` of length >= (\d+)", r"must have \1 or more"),
-    (r"^Expected `array` of length <= (\d+)", r"must have at most \1"),
-    (r"^Expected `str` of length >= (\d+)", r"must have \1 or more characters"),
-    (r"^Expected `str` of length <= (\d+)", r"must have at most \1 characters"),
-    (r"^Expected `\w+` >= (\S+)", r"must be at least \1"),
-    (r"^Expected `\w+` <= (\S+)", r"must be at most \1"),
-    (r"^Expected `\w+` > (\S+)", r"must be above \1"),
-    (r"^Expected `\w+` < (\S+)", r"must be below \1"),
-)
-_WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 _BAD = object()
 _T = TypeVar("_T")
 
@@ -127,7 +110,7 @@ class Lines:
             raise ConfigError(f"{path[:100]}: nested more than {MAX_DEPTH} deep")
         if self._num_nodes > MAX_NODES:
             raise ConfigError(f"more than {MAX_NODES} values, with anchors written out")
-        base, limits = _bare(kind)
+        base, limits = without_limits(kind)
         args = typing.get_args(base)
         origin = typing.get_origin(base)
         if origin in (typing.Union, types.UnionType):
@@ -143,40 +126,16 @@ class Lines:
         else:
             value = self._scalar(node, base, path)
         if value is not _BAD and limits:
-            value = self._check(node, value, kind, path)
+            try:
+                check_limits(value, kind)
+            except ValueError as error:
+                self.report_at(node, path, str(error))
+                return _BAD
         return value
-
-    def _check(self, node: Node, value: Any, kind: Any, path: str) -> Any:
-        """A value within its annotation's bounds, as msgspec has them."""
-        try:
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                msgspec.convert(value, kind)
-            elif isinstance(value, Decimal):
-                self._check_decimal(value, kind)
-            elif isinstance(value, datetime):
-                msgspec.convert(value, kind)
-            else:
-                plain = None if isinstance(value, str) else (None,) * len(value)
-                bare = kind if plain is None else typing.Annotated[list[Any], *_bare(kind)[1]]
-                msgspec.convert(value if plain is None else plain, bare)
-        except (msgspec.ValidationError, ValueError) as error:
-            self.report_at(node, path, _reason(str(error)))
-            return _BAD
-        return value
-
-    def _check_decimal(self, value: Decimal, kind: Any) -> None:
-        """A decimal within its bounds, which msgspec does not look at."""
-        for meta in _bare(kind)[1]:
-            if meta.ge is not None and value < meta.ge:
-                raise ValueError(f"must be at least {meta.ge}")
-            if meta.le is not None and value > meta.le:
-                raise ValueError(f"must be at most {meta.le}")
-            if meta.gt is not None and value <= meta.gt:
-                raise ValueError(f"must be above {meta.gt}")
 
     def _union(self, node: Node, args: tuple[Any, ...], path: str, depth: int) -> Any:
         members = [arg for arg in args if arg is not type(None)]
-        if len(members) < len(args) and _is_null(node):
+        if len(members) < len(args) and is_null(node):
             return None
         structs = [arg for arg in members if _is_struct(arg)]
         if node.id == "mapping" and structs:
@@ -202,15 +161,15 @@ class Lines:
         if node.id != "mapping":
             self.report_at(node, path, "must be a mapping, `name: value`")
             return _BAD
-        for key, value in node.value:
-            if key.value == field:
-                if value.id == "scalar" and value.value in tags:
-                    return self.read(node, tags[value.value], path, depth)
-                hint = _did_you_mean(str(value.value), map(str, tags))
-                where = f"{path}.{field}" if path else field
-                self.report_at(value, where, f"must be one of {known}{hint}")
-                return _BAD
-        self.report_at(node, path, f"needs `{field}`: one of {known}")
+        pairs = self.pairs(node, path) or {}
+        if field not in pairs:
+            self.report_at(node, path, f"needs `{field}`: one of {known}")
+            return _BAD
+        value = pairs[field][1]
+        if value.id == "scalar" and value.value in tags:
+            return self.read(node, tags[value.value], path, depth)
+        hint = did_you_mean(str(value.value), map(str, tags))
+        self.report_at(value, _join(path, field), f"must be one of {known}{hint}")
         return _BAD
 
     def pairs(self, node: Node, path: str) -> dict[str, tuple[Node, Node]] | None:
@@ -243,37 +202,37 @@ class Lines:
         pairs = self.pairs(node, path)
         if pairs is None:
             return _BAD
-        hints = _hints(kind)
         fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
-        config = kind.__struct_config__
         values: dict[str, Any] = {}
-        is_bad = False
-        for name, (key, value) in pairs.items():
-            where = _join(path, name)
-            if name == config.tag_field or (not path and name.startswith("x-")):
-                continue
-            if name not in fields:
-                hint = _did_you_mean(name, fields)
-                known = hint or f"; known are {', '.join(fields)}"
-                self.report_at(key, where, f"there is no such field{known}")
-                is_bad = True
-                continue
-            field = fields[name]
-            if _is_null(value) and value.value == "" and not field.required:
-                continue  # `name:` with nothing after it, all below commented out
-            read = self.read(value, hints[field.name], where, depth + 1)
-            if read is _BAD:
-                is_bad = True
-            else:
-                values[field.name] = read
+        num_problems = len(self.problems)
         for name, field in fields.items():
-            if field.required and name not in pairs:
-                self.report_at(node, path, f"needs `{name}`")
-                is_bad = True
-        if is_bad:
-            return _BAD
+            if name not in pairs:
+                if field.required:
+                    self.report_at(node, path, f"needs `{name}`")
+                continue
+            value = pairs[name][1]
+            if is_null(value) and value.value == "" and not field.required:
+                continue  # `name:` with nothing after it: all below is commented out
+            where = _join(path, name)
+            values[field.name] = self.read(value, _hints(kind)[field.name], where, depth + 1)
+        made = _BAD
+        if len(self.problems) == num_problems:
+            made = self._make(kind, values, fields, path)
+        for name in pairs.keys() - fields.keys() - {kind.__struct_config__.tag_field}:
+            if path or not name.startswith("x-"):
+                hint = did_you_mean(name, fields) or f"; known are {', '.join(fields)}"
+                self.report_at(pairs[name][0], _join(path, name), f"there is no such field{hint}")
+                made = _BAD
+        if made is not _BAD:
+            self._values[path] = made
+        return made
+
+    def _make(
+        self, kind: type[msgspec.Struct], values: dict[str, Any], fields: Iterable[str], path: str
+    ) -> Any:
+        """A struct of values that are good each by itself."""
         try:
-            made = kind(**values)
+            return kind(**values)
         except (ValueError, ConfigError) as error:
             # What a section says of itself begins with the field that it is about.
             message = str(error)
@@ -282,8 +241,6 @@ class Lines:
                 path, message = _join(path, name.rstrip(":")), rest
             self.report(path, message)
             return _BAD
-        self._values[path] = made
-        return made
 
     def _dict(self, node: Node, args: tuple[Any, ...], path: str, depth: int) -> Any:
         pairs = self.pairs(node, path)
@@ -326,61 +283,16 @@ class Lines:
         return self._scalar(node, typed, path)
 
     def _scalar(self, node: Node, kind: Any, path: str) -> Any:
-        if node.id != "scalar":
-            what = "a word" if kind in (str, Secret) or _is_literal(kind) else _name(kind)
-            self.report_at(node, path, f"must be {what}, not a {_shape_name(node)}")
-            return _BAD
-        text: str = node.value
-        if kind is Secret:
-            try:
-                return Secret.read(text)
-            except ValueError as error:
-                self.report_at(node, path, str(error))
-                return _BAD
-        if _VARIABLE.fullmatch(text.strip()):
-            self.report_at(node, path, "takes no variable of the environment: only secrets do")
-            return _BAD
-        if _is_literal(kind):
-            allowed = typing.get_args(kind)
-            if text in allowed:
-                return text
-            hint = _did_you_mean(text, allowed)
-            self.report_at(node, path, f"must be one of {', '.join(allowed)}{hint}")
-            return _BAD
         try:
-            return _parse(node, text, kind)
-        except (ValueError, InvalidOperation):
-            self.report_at(node, path, f"must be {_name(kind)}, got {text[:50]!r}")
+            return read_scalar(node, kind)
+        except ValueError as error:
+            self.report_at(node, path, str(error))
             return _BAD
 
 
 def is_bad(value: object) -> bool:
     """Whether `Lines.read` made nothing of a node."""
     return value is _BAD
-
-
-def _parse(node: Node, text: str, kind: Any) -> Any:
-    """A scalar's text as a `kind`.
-
-    Raises:
-        ValueError, InvalidOperation: it is none.
-    """
-    if kind is str:
-        if _is_null(node):
-            raise ValueError("nothing")
-        return text
-    is_plain = node.style is None
-    if kind is bool and is_plain and text.lower() in _TRUTHS:
-        return _TRUTHS[text.lower()]
-    if kind is int and is_plain and re.fullmatch(r"[-+]?[0-9](_?[0-9])*", text) and len(text) < 20:
-        return int(text)
-    if kind in (float, Decimal) and is_plain and _NUMBER.fullmatch(text):
-        value = kind(text)
-        if len(text) < 50 and abs(value) < 1e300:
-            return value
-    if kind is datetime:
-        return msgspec.convert(text, datetime)
-    raise ValueError(text)
 
 
 def _mark(node: Node) -> tuple[int, int]:
@@ -391,57 +303,16 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _is_null(node: Node) -> bool:
-    return bool(node.id == "scalar" and node.tag == "tag:yaml.org,2002:null")
-
-
 def _is_struct(kind: Any) -> bool:
-    base = _bare(kind)[0]
+    base = without_limits(kind)[0]
     return isinstance(base, type) and issubclass(base, msgspec.Struct)
 
 
-def _is_literal(kind: Any) -> bool:
-    return typing.get_origin(kind) is Literal
-
-
 def _shape(kind: Any) -> str:
-    origin = typing.get_origin(_bare(kind)[0])
+    origin = typing.get_origin(without_limits(kind)[0])
     if origin is dict:
         return "mapping"
     return "sequence" if origin in (tuple, list, frozenset, set) else "scalar"
-
-
-def _shape_name(node: Node) -> str:
-    return {"sequence": "list", "mapping": "mapping"}.get(node.id, "scalar")
-
-
-def _name(kind: Any) -> str:
-    if kind is Decimal:
-        return "a number"
-    if kind is datetime:
-        return "a time with its zone, as 2027-01-31T00:00:00Z"
-    return _WORDS.get(getattr(kind, "__name__", ""), str(kind))
-
-
-def _did_you_mean(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _reason(message: str) -> str:
-    """What msgspec says of a value out of bounds, in our words."""
-    for pattern, ours in _REASONS:
-        message = re.sub(pattern, ours, message)
-    return message.replace("`", "")
-
-
-def _bare(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    """An annotation without `Annotated`, and what that says."""
-    limits: tuple[Any, ...] = ()
-    while typing.get_origin(kind) is typing.Annotated:
-        limits += tuple(m for m in kind.__metadata__ if isinstance(m, msgspec.Meta))
-        kind = kind.__origin__
-    return kind, limits
 
 
 @cache

@@ -20,7 +20,6 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}\Z")]
 Pattern = Annotated[str, Meta(min_length=1, max_length=256)]
 """A shell pattern (`*`, `?`, `[abc]`), matched whole, capitals told from small letters."""
 
-Percent = Annotated[Decimal, Meta(ge=0, le=100)]
 Count = Annotated[int, Meta(ge=0, le=10**9)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
@@ -135,9 +134,12 @@ class Canary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     name: Name
-    percent: Percent
+    percent: Decimal
     tiers: Annotated[tuple[str, ...], Meta(min_length=1)]
     by: Literal["request", "session", "key", "tenant"] = "request"
+
+    def __post_init__(self) -> None:
+        _check_percent(self.percent)
 
 
 class Shadow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,7 +151,15 @@ class Shadow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     target: TargetSpec
-    percent: Percent = Decimal(100)
+    percent: Decimal = Decimal(100)
+
+    def __post_init__(self) -> None:
+        _check_percent(self.percent)
+
+
+def _check_percent(percent: Decimal) -> None:
+    if not 0 <= percent <= 100:
+        raise ValueError("percent must be from 0 to 100")
 
 
 class Way(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -169,14 +179,18 @@ class Way(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     canaries: tuple[Canary, ...] = ()
     shadows: tuple[Shadow, ...] = ()
     deadline_s: Seconds | None = None
-    max_cost: Annotated[Decimal, Meta(ge=0, le=10**6)] | None = None
+    max_cost: Decimal | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
 
         Raises:
-            ValueError: a tier is named twice, or the canaries' shares make more than the whole.
+            ValueError: a tier is named twice, the canaries' shares make more than the whole, or the
+                cost is no amount of money.
         """
+        cost = self.max_cost
+        if cost is not None and not (0 <= cost <= 10**6 and cost.scaleb(9) % 1 == 0):
+            raise ValueError("max_cost must be from 0 to 1000000, with nine decimals at most")
         for name, tiers in (("tiers", self.tiers), *((c.name, c.tiers) for c in self.canaries)):
             if len(set(tiers)) != len(tiers):
                 raise ValueError(f"{name} names a tier twice")
