@@ -11,6 +11,7 @@ import logging
 import socket
 import ssl
 from collections import deque
+from functools import cache
 from typing import TYPE_CHECKING
 
 from octavo.errors import ConfigError, UpstreamError
@@ -54,12 +55,11 @@ class Upstream:
         self._tls: ssl.SSLContext | None = None
         if self.address.scheme == "https":
             try:
-                self._tls = ssl.create_default_context(cafile=backend.ca_file or None)
+                self._tls = _own_tls(backend.ca_file) if backend.ca_file else _usual_tls()
             except OSError as error:  # ssl.SSLError too
                 raise ConfigError(
                     f"backends.{name}: cannot read certificates in {backend.ca_file}: {error}"
                 ) from None
-            self._tls.set_alpn_protocols(["http/1.1"])
         self.head = _head(backend, self.address)
         self.secrets = [value.reveal() for value in backend.headers.values()]
         if backend.api_key is not None:
@@ -270,6 +270,18 @@ class Upstream:
     def _error(self, what: str, *, status: int = 502) -> UpstreamError:
         code = "upstream_timeout" if status == 504 else "upstream_unreachable"
         return UpstreamError(f"backend {self.name} {what}", status=status, code=code)
+
+
+@cache
+def _usual_tls() -> ssl.SSLContext:
+    """For all backends that the system vouches for: reading its certificates takes a while."""
+    return _own_tls("")
+
+
+def _own_tls(ca_file: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca_file or None)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def _head(backend: Backend, address: Address) -> bytes:
