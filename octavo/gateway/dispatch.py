@@ -29,6 +29,8 @@ class Dispatcher:
 
     Args:
         backends: by name.
+        before: of the configuration before. Backends that are the same keep their connections and
+            what is known of them; both dispatchers must be closed.
 
     Attributes:
         health: what is known of them: `HealthView` and `LoadView`.
@@ -38,16 +40,26 @@ class Dispatcher:
         ConfigError: a backend's certificates cannot be read.
     """
 
-    def __init__(self, backends: Mapping[str, Backend]) -> None:
-        self.upstreams = {name: Upstream(name, backend) for name, backend in backends.items()}
-        self.health = Health(self.upstreams)
+    def __init__(self, backends: Mapping[str, Backend], before: Dispatcher | None = None) -> None:
+        self.upstreams: dict[str, Upstream] = {}
+        for name, backend in backends.items():
+            upstream = None if before is None else before.upstreams.get(name)
+            if upstream is None or upstream.backend != backend or upstream.is_closed:
+                upstream = Upstream(name, backend)
+            self.upstreams[name] = upstream
+        for upstream in self.upstreams.values():  # all are good: nothing is shared in vain
+            upstream.share()
+        known: Health | None = None if before is None else before.health
+        self.health: Health = Health(self.upstreams, before=known)
 
     def start(self) -> None:
         """Begin to probe; needs a running loop."""
         self.health.start()
 
     async def close(self) -> None:
-        """Probe no more, and close connections; those in use when they are given back."""
+        """Probe no more, and close connections; those in use when they are given back, and those
+        of another dispatcher with it.
+        """
         await self.health.close()
         for upstream in self.upstreams.values():
             await upstream.close()

@@ -36,7 +36,7 @@ STALE_INTERVALS = 3
 
 _SAMPLE = re.compile(
     rb"^(?:vllm:|sglang:)(num_requests_running|num_requests_waiting|kv_cache_usage_perc"
-    rb"|num_running_reqs|num_queue_reqs|token_usage)(?:\{[^}\n]*\})? ([0-9.eE+\-]+)",
+    rb"|num_running_reqs|num_queue_reqs|token_usage)(?:\{.*\})? ([0-9.eE+\-]+)",
     re.MULTILINE,
 )
 
@@ -125,13 +125,26 @@ class Health:
     Args:
         upstreams: by name.
         clock: seconds, monotonic.
+        before: what was known under the configuration before: stays known of the upstreams that
+            are the same ones.
+
+    Attributes:
+        states: by name.
     """
 
     def __init__(
-        self, upstreams: Mapping[str, Upstream], clock: Callable[[], float] = monotonic
+        self,
+        upstreams: Mapping[str, Upstream],
+        clock: Callable[[], float] = monotonic,
+        before: Health | None = None,
     ) -> None:
         self._clock = clock
-        self.states = {name: BackendState(upstream) for name, upstream in upstreams.items()}
+        self.states: dict[str, BackendState] = {}
+        for name, upstream in upstreams.items():
+            state = None if before is None else before.states.get(name)
+            if state is None or state.upstream is not upstream:
+                state = BackendState(upstream)
+            self.states[name] = state
         self._probes: list[asyncio.Task[None]] = []
 
     def is_usable(self, target: Target) -> bool:

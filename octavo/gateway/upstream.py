@@ -73,6 +73,7 @@ class Upstream:
         self._hosts_until = 0.0
         self._look_up: asyncio.Task[list[tuple[_Family, str]]] | None = None
         self._sweep: asyncio.TimerHandle | None = None
+        self._num_users = 0
         self.is_closed = False
 
     def __repr__(self) -> str:
@@ -147,8 +148,16 @@ class Upstream:
         else:
             connection.abort()
 
+    def share(self) -> Upstream:
+        """One more user, who calls `close`."""
+        self._num_users += 1
+        return self
+
     async def close(self) -> None:
-        """Close what nobody uses now, and the rest when it is released."""
+        """A user leaves. After the last, close what is not in use, and the rest when released."""
+        self._num_users -= 1
+        if self._num_users > 0:
+            return
         self.is_closed = True
         if self._sweep is not None:
             self._sweep.cancel()

@@ -443,6 +443,31 @@ async def test_connections_are_bounded_and_waited_for() -> None:
         await one()
 
 
+async def test_a_new_configuration_keeps_what_is_the_same() -> None:
+    async with FakeUpstream() as fake, FakeUpstream() as other:
+        old = Dispatcher({"a": backend(fake), "b": backend(other)})
+        tried = Tried(old)
+        for target in ("a/ok", "b/ok"):
+            await (await tried.open(call(), target)).close()
+        stream = await tried.open(call(stream=True), "b/ok")
+        old.health.states["a"].is_well = False
+        changed = {"a": backend(fake), "b": backend(other, max_connections=7)}
+        unused, new = Dispatcher(changed, before=old), Dispatcher(changed, before=old)
+        await unused.close()  # a configuration that was refused after all takes nothing with it
+        assert new.upstreams["a"] is old.upstreams["a"]
+        assert new.upstreams["b"] is not old.upstreams["b"]
+        assert not new.health.states["a"].is_well
+        new.health.states["a"].is_well = True
+        await old.close()
+        assert len(await collect(stream)) == 7  # it began under the old one
+        await stream.close()
+        await other.idle()
+        await (await Tried(new).open(call(), "a/ok")).close()
+        assert fake.num_connections == 1
+        await new.close()
+        await fake.idle()
+
+
 async def test_over_a_unix_socket(tmp_path: Path) -> None:
     fake = FakeUpstream(socket_path=str(tmp_path / "s"))
     async with fake, dispatching(a=backend(fake)) as dispatcher:
