@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_BYTES = 1 << 20
 START_S = 10.0
-"""Time that a process may take to start, beside the job's own."""
+"""Time that a process may take to start, before its first job."""
 
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 """What an interpreter may need to start; the rest may be secret."""
@@ -70,14 +71,12 @@ class _Worker:
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
-        self._is_new = True
 
     async def run(self, job: Mapping[str, Any], time_limit: float) -> dict[str, Any]:
         is_done = False
         try:
             process = await self._started()
-            limit = time_limit + (START_S if self._is_new else 0.0)
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(time_limit):
                 answer = await self._exchange(process, {**job, "limit": time_limit})
             is_done = True
         except TimeoutError:
@@ -88,16 +87,18 @@ class _Worker:
             # Stuck, broken, or with an answer to come that nobody waits for any more.
             if not is_done:
                 await self.end()
-        self._is_new = False
         return answer
 
     async def _exchange(
         self, process: asyncio.subprocess.Process, job: Mapping[str, Any]
     ) -> dict[str, Any]:
         assert process.stdin is not None
-        assert process.stdout is not None
         process.stdin.write(msgspec.json.encode(job) + b"\n")
         await process.stdin.drain()
+        return await self._line(process)
+
+    async def _line(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
+        assert process.stdout is not None
         line = await process.stdout.readline()
         if not line:
             raise ValueError("it has ended")
@@ -105,7 +106,7 @@ class _Worker:
 
     async def _started(self) -> asyncio.subprocess.Process:
         if self._process is None:
-            self._process = await asyncio.create_subprocess_exec(
+            process = self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-I",
                 _WORKER,
@@ -115,7 +116,11 @@ class _Worker:
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 limit=MAX_ANSWER_BYTES,
             )
-            self._is_new = True
+            try:
+                async with asyncio.timeout(START_S):
+                    await self._line(process)
+            except TimeoutError:
+                raise ValueError("it does not start") from None
         return self._process
 
     async def end(self) -> None:
@@ -123,8 +128,10 @@ class _Worker:
         if process is None:
             return
         if process.returncode is None:
+            # Not `process.kill`, which reaps a process that has just ended, and asyncio, which
+            # waits for it, then finds it gone.
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                os.kill(process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
         if process.stdin is not None:
             process.stdin.close()
         await process.wait()

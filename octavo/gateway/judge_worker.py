@@ -11,8 +11,9 @@ It imports nothing of Octavo, so that it starts fast and holds no secrets.
     {"kind": "schema", "checks": [[name, schema, text], ...], "limit": seconds}
     {"kind": "find", "pattern": "...", "text": "...", "limit": seconds}
 
-Answers are `{"fault": "..."}`, empty where all is well; `{"found": "..."}` for `find`, null where
-there is none; `{"error": "..."}` where a pattern or a schema cannot be read.
+The first line of its output says that it is ready. Answers are `{"fault": "..."}`, empty where all
+is well; `{"found": "..."}` for `find`, null where there is none; `{"error": "..."}` where a pattern
+or a schema cannot be read.
 """
 
 from __future__ import annotations
@@ -123,15 +124,21 @@ def main() -> None:
     _limit_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's, which then ends us
     has_alarm = hasattr(signal, "setitimer")
+    _validator("{}")  # what it imports takes a tenth of a second
+    _write({"ready": True})
     for line in sys.stdin.buffer:
         job = json.loads(line)
         if has_alarm:  # ends this process, even where the gateway is no more
             signal.setitimer(signal.ITIMER_REAL, job["limit"] + 1.0)
-        answer = json.dumps(run_job(job))
+        answer = run_job(job)
         if has_alarm:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.stdout.write(answer + "\n")
-        sys.stdout.flush()
+        _write(answer)
+
+
+def _write(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
