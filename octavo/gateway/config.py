@@ -19,6 +19,7 @@ from octavo.gateway.config_keys import KeysSection
 from octavo.gateway.config_limits import LimitsSection
 from octavo.gateway.config_lines import Lines, Problem, is_bad
 from octavo.gateway.config_routes import Alias, Name, RoutingSection, Rule, TierSection
+from octavo.gateway.config_server import AdminSection, LedgerSection, ServerSection
 from octavo.gateway.secret import Secret
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """All of the gateway's configuration. Names that begin with `x-` are left for anchors.
 
     Attributes:
+        server: where the gateway listens.
+        ledger: where records, keys and the audit log are kept.
+        admin: who may administer the gateway.
         backends: servers that answer requests, by name.
         routing: how requests are read and spread.
         tiers: targets that are as good as one another, by name.
@@ -58,6 +62,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     keys: KeysSection = KeysSection()
     limits: LimitsSection = LimitsSection()
     redis_url: Secret | None = None
+    server: ServerSection = ServerSection()
+    ledger: LedgerSection = LedgerSection()
+    admin: AdminSection = AdminSection()
 
 
 class GatewayConfigError(ConfigError):

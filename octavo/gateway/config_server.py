@@ -1,5 +1,5 @@
-"""The sections `server`, `ledger` and `admin` of the configuration: where the gateway listens, where
-its records go, and who may administer it. Values only.
+"""The sections `server`, `ledger` and `admin` of the configuration: where the gateway listens,
+where its records go, and who may administer it. Values only.
 """
 
 from __future__ import annotations
