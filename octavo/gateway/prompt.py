@@ -22,6 +22,9 @@ HASH_BYTES = 16
 NUM_TEMPLATE_TOKENS = 80
 """What chat templates put around a conversation, at most: a system message of their own, mostly."""
 
+NUM_SPECIAL_TOKENS = 2
+"""What tokenizers put around one text: a beginning and an end."""
+
 NUM_MESSAGE_TOKENS = 8
 """What they put around one message."""
 
@@ -62,6 +65,7 @@ class Prompt:
         self.last_user = ""
         self._pieces: list[str] = []
         self._further: list[str] = []
+        self._marks: set[int] = set()
         self._repeated: list[tuple[bytes, int]] = []
         self._num_extra_tokens = 0
         self._tokens_per_image = tokens_per_image
@@ -100,10 +104,14 @@ class Prompt:
         Args:
             by_bytes: one per byte, which no tokenizer exceeds.
         """
-        data = "".join((*self._pieces, *self._further)).encode()
+        pieces = self._pieces
+        if self._marks:
+            pieces = [piece for i, piece in enumerate(pieces) if i not in self._marks]
+        data = "".join((*pieces, *self._further)).encode()
         count = len if by_bytes else estimate
         repeated = sum(count(text) * times for text, times in self._repeated)
-        return count(data) + repeated + self.num_token_ids + self._num_extra_tokens
+        num_extra = self._num_extra_tokens + NUM_SPECIAL_TOKENS * self.num_prompts
+        return count(data) + repeated + self.num_token_ids + num_extra
 
     def hashes(self, seed: bytes, *, block_bytes: int, max_blocks: int) -> tuple[bytes, ...]:
         """Of its beginnings, in whole blocks: each over all before it, and the seed.
@@ -129,6 +137,11 @@ class Prompt:
     def _text(self, text: str) -> None:
         self._pieces.append(text)
         self.num_chars += len(text)
+
+    def _mark(self, data: bytes) -> None:
+        """Something that is no text: it tells prompts apart, and its tokens are counted apart."""
+        self._marks.add(len(self._pieces))
+        self._pieces.append(f"\n{_hash(data).hex()}\n")
 
     def _json(self, value: Any) -> None:
         """Something that has no text of its own, as its JSON."""
@@ -204,7 +217,7 @@ class Prompt:
         data = msgspec.json.encode(part)
         num_tokens = len(data) // chars_per_token if chars_per_token else 0
         self._num_extra_tokens += max(self._tokens_per_image, num_tokens)
-        self._pieces.append(f"\n{_hash(data).hex()}\n")
+        self._mark(data)
 
     def _response(self, body: dict[str, Any]) -> None:
         """`/v1/responses`: a text, or items."""
@@ -248,7 +261,7 @@ class Prompt:
                 self._text(item)
             elif isinstance(item, list):
                 self.num_token_ids += len(item)
-                self._pieces.append(f"\n{_hash(msgspec.json.encode(item)).hex()}\n")
+                self._mark(msgspec.json.encode(item))
             else:
                 where = f"{param}[{index}]"
                 raise InvalidRequestError(f"{where} must be a text or token ids", param=where)
