@@ -204,7 +204,7 @@ class RateLimits:
             row["tokens_left"] = math.floor(standing.tokens)
         if counter.concurrency:
             row["concurrency"] = limit.concurrency
-        row["running"] = standing.running
+            row["running"] = standing.running
         return row
 
     # Waiting.

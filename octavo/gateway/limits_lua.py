@@ -2,8 +2,8 @@
 
 Keys come in pairs, one per counter: a hash with its buckets (`r` of requests, `k` of tokens), and a
 sorted set with its places by the time at which they end. A bucket is a packed list: level, time in
-microseconds, last mark, capacity, and the marks and peaks of `limits_bucket`. Marks are times, so
-that those of a bucket that ended and was made anew are never mixed up.
+microseconds, last mark, capacity, the marks and peaks of `limits_bucket`, and rate. Marks are
+times, so that those of a bucket that ended and was made anew are never mixed up.
 """
 
 from __future__ import annotations
@@ -13,25 +13,20 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 local MAX_PEAKS = 64
 
-local function read(key, field, rate, cap)
+local function read(key, field)
   local raw = redis.call('HGET', key, field)
-  local bucket = raw and cmsgpack.unpack(raw) or {cap, now, 0, cap, {}, {}}
-  local shift = cap - bucket[4]
-  if shift ~= 0 then
-    bucket[1] = bucket[1] + shift
-    bucket[4] = cap
-    for i, peak in ipairs(bucket[6]) do bucket[6][i] = peak + shift end
-  end
+  if not raw then return nil end
+  local bucket = cmsgpack.unpack(raw)
   if now > bucket[2] then
-    bucket[1] = math.min(cap, bucket[1] + rate * (now - bucket[2]) / 1000000)
+    bucket[1] = math.min(bucket[4], bucket[1] + bucket[7] * (now - bucket[2]) / 1000000)
     bucket[2] = now
   end
-  return bucket, raw
+  return bucket
 end
 
-local function write(key, field, bucket, rate)
+local function write(key, field, bucket)
   redis.call('HSET', key, field, cmsgpack.pack(bucket))
-  return (bucket[4] - bucket[1]) / rate * 1000
+  return (bucket[4] - bucket[1]) / bucket[7] * 1000  -- milliseconds until it is full
 end
 
 local function keep(key, milliseconds)
@@ -47,6 +42,20 @@ TAKE = (
 local permit, lease, mode = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local cells, fits = {}, true
 
+local function sized(key, field, rate, cap)
+  local bucket = read(key, field)
+  if not bucket then return {cap, now, 0, cap, {}, {}, rate} end
+  local shift = cap - bucket[4]
+  if shift ~= 0 then  -- another size: what is missing to full stays missing
+    bucket[1] = bucket[1] + shift
+    bucket[4] = cap
+    for i, peak in ipairs(bucket[6]) do bucket[6][i] = peak + shift end
+  end
+  bucket[7] = rate
+  if shift ~= 0 and mode == 'take' then keep(key, write(key, field, bucket)) end
+  return bucket
+end
+
 for i = 1, #KEYS / 2 do
   local key, places = KEYS[2 * i - 1], KEYS[2 * i]
   local at = 4 + (i - 1) * 6
@@ -58,11 +67,11 @@ for i = 1, #KEYS / 2 do
     running = 0, request_mark = 0, token_mark = 0,
   }
   if cell.request_rate > 0 then
-    cell.requests = read(key, 'r', cell.request_rate, cell.request_cap)
+    cell.requests = sized(key, 'r', cell.request_rate, cell.request_cap)
     fits = fits and cell.requests[1] >= 1 - 1e-6
   end
   if cell.token_rate > 0 then
-    cell.bucket = read(key, 'k', cell.token_rate, cell.token_cap)
+    cell.bucket = sized(key, 'k', cell.token_rate, cell.token_cap)
     fits = fits and cell.bucket[1] >= cell.tokens - 1e-6
   end
   if cell.concurrency > 0 then
@@ -98,11 +107,11 @@ for _, cell in ipairs(cells) do
     local until_full = 0
     if cell.requests then
       cell.request_mark = take(cell.requests, 1)
-      until_full = write(cell.key, 'r', cell.requests, cell.request_rate)
+      until_full = write(cell.key, 'r', cell.requests)
     end
     if cell.bucket then
       cell.token_mark = take(cell.bucket, cell.tokens)
-      until_full = math.max(until_full, write(cell.key, 'k', cell.bucket, cell.token_rate))
+      until_full = math.max(until_full, write(cell.key, 'k', cell.bucket))
     end
     if cell.requests or cell.bucket then keep(cell.key, until_full) end
     if cell.concurrency > 0 then
@@ -132,11 +141,10 @@ GIVE_BACK = (
     + """
 local permit, undo = ARGV[1], ARGV[2] == '1'
 
-local function give_back(key, field, rate, cap, mark, unused)
-  if rate == 0 or mark == 0 then return end
-  local bucket, raw = read(key, field, rate, cap)
-  if not raw then return end  -- it was full since
-  local level, marks, peaks = bucket[1], bucket[5], bucket[6]
+local function give_back(key, field, mark, unused)
+  local bucket = mark > 0 and read(key, field)
+  if not bucket then return end  -- it was full since
+  local level, cap, marks, peaks = bucket[1], bucket[4], bucket[5], bucket[6]
   if unused <= 0 then
     bucket[1] = level + unused
   else
@@ -152,22 +160,21 @@ local function give_back(key, field, rate, cap, mark, unused)
       table.remove(marks, first)
     end
   end
-  keep(key, write(key, field, bucket, rate))
+  keep(key, write(key, field, bucket))
 end
 
 for i = 1, #KEYS / 2 do
   local key, places = KEYS[2 * i - 1], KEYS[2 * i]
-  local at = 3 + (i - 1) * 7
-  local value = function(offset) return tonumber(ARGV[at + offset]) end
-  if undo then give_back(key, 'r', value(0), value(1), value(4), 1) end
-  give_back(key, 'k', value(2), value(3), value(5), value(6))
+  local at = 3 + (i - 1) * 3
+  if undo then give_back(key, 'r', tonumber(ARGV[at]), 1) end
+  give_back(key, 'k', tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]))
   redis.call('ZREM', places, permit)
 end
 return 1
 """
 )
 """End what `TAKE` took. Arguments: permit, whether the request is not to count either; per counter:
-rate and capacity of requests and of tokens, marks of both, unused tokens.
+marks of requests and of tokens, unused tokens.
 """
 
 RENEW = """

@@ -181,8 +181,8 @@ class RedisStore:
             async with self._renewing:
                 pass
         args: list[Any] = [taking.permit, int(undo)]
-        for counter, marks, amount in zip(counters, taking.marks, unused, strict=True):
-            args += (*counter[2:6], *marks, amount)
+        for marks, amount in zip(taking.marks, unused, strict=True):
+            args += (*marks, amount)
         try:
             async with asyncio.timeout(self.settings.timeout_s):
                 await self._give_back(keys=self._keys(counters), args=args)
