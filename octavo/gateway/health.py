@@ -231,10 +231,9 @@ class Health:
         try:
             async with asyncio.timeout(section.probe.timeout):
                 status, _ = await _get(upstream, base + path)
-                problem = "" if status < 400 else f"{path} answers {status}"
-                # A provider that limits us, or lists nothing, is there all the same
-                if not is_engine and status in (404, 405, 429):
-                    problem = ""
+                # A provider that limits us, or lists nothing for this key, is there all the same
+                is_bad = status >= (400 if is_engine else 500)
+                problem = f"{path} answers {status}" if is_bad else ""
                 state.put_probe(problem, self._clock())
                 if is_engine and not problem:
                     num_ours = state.num_ours
@@ -282,7 +281,7 @@ async def _get(upstream: Upstream, path: str) -> tuple[int, bytes]:
     probe = upstream.backend.probe
     message = b"GET %b HTTP/1.1\r\n%bAccept: */*\r\n\r\n" % (path.encode("ascii"), upstream.head)
     for is_new in (False, True):
-        connection = await upstream.acquire(probe.timeout, is_new=is_new)
+        connection = await upstream.acquire(probe.timeout, is_new=is_new, is_extra=True)
         try:
             connection.send(message, b"", limit_s=probe.timeout)
             await connection.head()

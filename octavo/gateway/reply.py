@@ -135,13 +135,15 @@ class BackendReply:
         """
         timeouts = self._upstream.backend.timeouts
         left_s = deadline - self._begin
-        patience_s = timeouts.first_token if self._call.stream else timeouts.total
         try:
             await self._exchange(request, deadline)
         except UpstreamError as error:
             self._fault = error
+            patience_s = timeouts.first_token if self._call.stream else timeouts.total
+            if not self._is_sent:
+                patience_s = timeouts.connect
             # A caller in a hurry says nothing of the backend
-            is_ours = error.status == 504 and left_s < patience_s and self._is_sent
+            is_ours = error.status == 504 and left_s < patience_s
             self._tell(error, is_ours=is_ours)
             self._end(status_of(error), error.message)
             raise

@@ -89,12 +89,19 @@ class Upstream:
         """Connections that nobody uses."""
         return len(self._idle)
 
-    async def acquire(self, within_s: float, *, is_new: bool = False) -> Connection:
+    @property
+    def _is_full(self) -> bool:
+        return len(self._open) + self._num_connecting >= self.backend.max_connections
+
+    async def acquire(
+        self, within_s: float, *, is_new: bool = False, is_extra: bool = False
+    ) -> Connection:
         """A connection, to be given to `release`.
 
         Args:
             within_s: for all of it: waiting for others to be released, the name, TLS.
             is_new: not one that was used before.
+            is_extra: whatever their number: a backend that is busy shall not look ill.
 
         Raises:
             UpstreamError: there is none to be had in time; 503 where too many are in use.
@@ -109,7 +116,7 @@ class Upstream:
         until = loop.time() + within_s
         try:
             async with asyncio.timeout_at(until):
-                while len(self._open) + self._num_connecting >= self.backend.max_connections:
+                while not is_extra and self._is_full:
                     if self._idle:
                         connection = self._idle.pop()
                         if not is_new and connection.is_open and connection.is_reusable:
@@ -247,8 +254,14 @@ class Upstream:
         if self._look_up is None:
             self._look_up = loop.create_task(self._resolve())
             self._look_up.add_done_callback(self._resolved)
-        # Others wait for the same answer: it is not cancelled with one of them
-        return await asyncio.shield(self._look_up)
+        look_up = self._look_up
+        try:
+            # Others wait for the same answer: it is not cancelled with one of them
+            return await asyncio.shield(look_up)
+        except asyncio.CancelledError:
+            if look_up.cancelled():  # by `close`, and not this request
+                raise self._error("is no longer configured", status=503) from None
+            raise
 
     async def _resolve(self) -> list[tuple[_Family, str]]:
         loop = asyncio.get_running_loop()

@@ -109,6 +109,16 @@ async def test_a_connection_that_died_while_nobody_used_it_is_no_bad_probe() -> 
         assert health.is_usable(OK)
 
 
+async def test_a_backend_that_is_busy_does_not_look_ill() -> None:
+    async with FakeUpstream() as fake, watching(fake, max_connections=1) as (health, _):
+        way = health.states["a"].upstream
+        held = await way.acquire(1.0)
+        await health.probe("a")
+        assert health.states["a"].problem == ""
+        assert fake.num_connections == 2
+        way.release(held)
+
+
 async def test_probes_are_made_by_themselves() -> None:
     async with (
         FakeUpstream() as fake,
