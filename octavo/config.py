@@ -187,6 +187,17 @@ def default_thread_waiting() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def default_gpu_allocator() -> None:
+    """Let a GPU's memory that torch holds grow and serve tensors of any size, unless the
+    environment says otherwise.
+
+    Must run before torch allocates on a GPU. By default each piece keeps the size it was asked for
+    at first: steps of ever new shapes then took 1.7 GB more than the largest step alone.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its name before torch 2.9
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that an engine process is started with. Names and meaning follow vLLM's flags.
 

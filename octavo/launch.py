@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.config import default_thread_waiting
+from octavo.config import default_gpu_allocator, default_thread_waiting
 
 if TYPE_CHECKING:
     from octavo.config import EngineConfig, ServerConfig
@@ -122,6 +122,7 @@ def build_engine(config: EngineConfig) -> _BuiltEngine:
     """
     begin = time.perf_counter()
     default_thread_waiting()
+    default_gpu_allocator()
     from octavo.engine.core import EngineCore
     from octavo.engine.pooling import PoolingCore
     from octavo.runner.executor import make_executor

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import msgspec
 
-from octavo.config import EngineConfig, default_thread_waiting
+from octavo.config import EngineConfig, default_gpu_allocator, default_thread_waiting
 from octavo.engine.admission import bad_words_token_ids, check_options, check_request
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
@@ -116,6 +116,7 @@ class LLM:
             )
         began_ns = time.perf_counter_ns()
         default_thread_waiting()
+        default_gpu_allocator()
         path = resolve(model)
         checkpoint = open_checkpoint(path, load_format=config.load_format)
         self.tokenizer: Tokenizer | None = None

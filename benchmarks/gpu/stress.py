@@ -436,6 +436,9 @@ def stress(options: dict[str, Any], args: Any) -> tuple[Stress, dict[str, Any]]:
         }
         if torch.cuda.is_available():
             allocator = torch.cuda.memory_stats()
+            for what in ("reserved", "allocated"):
+                most = allocator[f"{what}_bytes.all.peak"]
+                facts[f"{what} by torch at most, MiB"] = most / MIB
             facts["allocation retries"] = allocator.get("num_alloc_retries", 0)
             facts["out of memory"] = allocator.get("num_ooms", 0)
             if facts["out of memory"]:

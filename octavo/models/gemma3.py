@@ -61,6 +61,7 @@ class Gemma3Layer(nn.Module):
             scale=float(config.get("query_pre_attn_scalar", 256)) ** -0.5,
             window=shape.windows[index],
         )
+        self.is_local = shape.windows[index] is not None
         self.post_attention_layernorm = norm(hidden)
         self.pre_feedforward_layernorm = norm(hidden)
         activation = config.get("hidden_activation") or "gelu_pytorch_tanh"
@@ -93,12 +94,11 @@ class Gemma3Model(nn.Module):
         global_rope, local_rope = _ropes(config)
         self.rotary = Rotary(shape.head_dim, context.max_len, *global_rope)
         self.rotary_local = Rotary(shape.head_dim, context.max_len, *local_rope)
-        self._is_local = [window is not None for window in shape.windows]
         self.layers = nn.ModuleList(
             Gemma3Layer(
-                config, shape, index, self.rotary_local if is_local else self.rotary, context
+                config, shape, index, self.rotary if window is None else self.rotary_local, context
             )
-            for index, is_local in enumerate(self._is_local)
+            for index, window in enumerate(shape.windows)
         )
         self.norm = RMSNorm(hidden, require(config, "rms_norm_eps"), context.dtype, offset=1.0)
 
@@ -107,8 +107,8 @@ class Gemma3Model(nn.Module):
         x: torch.Tensor = self.embed_tokens(batch.token_ids)
         residual: torch.Tensor | None = None
         rope, rope_local = self.rotary(batch), self.rotary_local(batch)
-        for layer, is_local in zip(self.layers, self._is_local, strict=True):
-            x, residual = layer(x, residual, rope_local if is_local else rope, batch)
+        for layer in self.layers:
+            x, residual = layer(x, residual, rope_local if layer.is_local else rope, batch)
         assert residual is not None
         return self.norm.add(batch.select(x), batch.select(residual))[0]
 

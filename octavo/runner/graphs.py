@@ -30,7 +30,8 @@ class Graph:
 class GraphMaker:
     """Captures computations that share memory for what lives only within one of them.
 
-    So graphs must be replayed one after another, and each output be read before the next replay.
+    So graphs must be replayed one after another, and each output be read before the next replay of
+    any of them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -60,4 +61,27 @@ class GraphMaker:
                 graph.capture_end()
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         self._pool = graph.pool()
-        return Graph(output, graph.replay)
+        return Graph(_lent(output), graph.replay)
+
+
+class _Lender:
+    """Memory as other libraries see it (the CUDA array interface, version 3)."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": tuple(tensor.shape),
+            "typestr": f"<i{tensor.element_size()}",
+            "data": (tensor.data_ptr(), False),
+            "version": 3,
+        }
+
+
+def _lent(output: torch.Tensor) -> torch.Tensor:
+    """The same memory, which it does not keep from the captures to come.
+
+    Otherwise each graph's output would be its own: 1.2 GB of logits for the batch sizes of a
+    vocabulary of 128,256.
+    """
+    assert output.is_contiguous()
+    lent: torch.Tensor = torch.as_tensor(_Lender(output), device=output.device)
+    return lent.view(output.dtype)

@@ -283,13 +283,16 @@ class ModelRunner:
         torch.cuda.empty_cache()
         graphs = 0
         if self._shapes:
-            # The largest graph's memory serves all; what the smallest adds is each one's own.
+            # The largest graphs' memory serves all; what the smallest adds is each one's own.
+            # Decodes are captured once more when prefixes are shared.
             free = [torch.cuda.mem_get_info(self.device)[0]]
-            for step_shape in (self._shapes[-1], self._shapes[0]):
-                self._capture([step_shape])
+            decodes = [step_shape for step_shape in self._shapes if step_shape.is_decode]
+            for shapes in ({decodes[-1], self._shapes[-1]}, {self._shapes[0]}):
+                self._capture(list(shapes))
                 free.append(torch.cuda.mem_get_info(self.device)[0])
             each = max(free[1] - free[2], 0)
-            graphs = max(free[0] - free[1], 0) + each * (len(self._shapes) - 1)
+            num_graphs = len(self._shapes) + len(decodes)
+            graphs = max(free[0] - free[1], 0) + each * (num_graphs - 2)
         del self._steps
         self.kv_caches = []
         torch.cuda.empty_cache()

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import nn
 
+from octavo.attention.interface import AttentionSpec
+from octavo.attention.torch_cpu import TorchAttention
+from octavo.models.base import BuildContext
+from octavo.models.registry import find_model_class
+from octavo.quant.unquantized import Unquantized
+from octavo.runner.rehearsal import NUM_TOKENS, rehearse_steps
 from tests.kernels.offline import run_offline
 
 if TYPE_CHECKING:
@@ -128,7 +135,8 @@ MODELS = {
         "query_pre_attn_scalar": 16, "sliding_window": 20, "sliding_window_pattern": 2,
         "rope_local_base_freq": 10000.0, "rope_theta": 1e6,
         "hidden_activation": "gelu_pytorch_tanh",
-        "layer_types": ["sliding_attention", "full_attention"],
+        # More layers than kinds of them: a rehearsal takes one of each.
+        "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
 }  # fmt: skip
 
@@ -149,6 +157,28 @@ def test_steps_launch_what_was_rehearsed(tmp_path: Path) -> None:
         assert not set(launched) - set(rehearsed)
         # Nothing for its own sake either: each costs a second of some core.
         assert not set(rehearsed) - set(launched)
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_a_rehearsal_takes_one_layer_of_each_kind(architecture: str) -> None:
+    """On any device: without kernels to compile it still runs the model's own forward."""
+    config = MODELS[architecture] | {"intermediate_size": 64, "num_hidden_layers": 4}
+    context = BuildContext(torch.float32, Unquantized(torch.float32), 64)
+    model = find_model_class(architecture)(config, context)
+    shape = model.shape
+    spec = AttentionSpec(
+        num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads, head_dim=shape.head_dim,
+        dtype=torch.float32, device=torch.device("cpu"), block_size=16,
+        windows=frozenset(shape.windows), soft_cap=shape.soft_cap,
+    )  # fmt: skip
+    calls: list[nn.Module] = []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda layer, _: calls.append(layer))
+    rehearse_steps(model, TorchAttention(), spec, 64)
+    num_kinds = len(set(shape.windows))
+    assert len(set(calls)) == num_kinds
+    assert len(calls) == num_kinds * (1 + len(NUM_TOKENS))
+    assert len(model.model.layers) == 4
 
 
 ON_THE_DEVICE = """
