@@ -476,7 +476,7 @@ async def test_over_a_unix_socket(tmp_path: Path) -> None:
 
 
 async def test_a_body_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("octavo.gateway.reply.MAX_ANSWER_BYTES", 1_000_000)
+    monkeypatch.setattr("octavo.gateway.exchange.MAX_ANSWER_BYTES", 1_000_000)
     monkeypatch.setattr("octavo.gateway.sse_events.MAX_EVENT_BYTES", 1_000_000)
     async with FakeUpstream() as fake, dispatching(a=backend(fake)) as dispatcher:
         for stream in (False, True):
