@@ -55,6 +55,7 @@ models: $(DEV)  ## pull the small models that tests use
 
 docs: $(DEV)  ## write the generated parts of docs/ and deploy/
 	$(BIN)/python scripts/cli_docs.py
+	$(BIN)/python scripts/gateway_config_docs.py
 	$(BIN)/python -m scripts.grafana
 
 constraints:  ## choose new versions of all packages: TORCH=x.y.z, oldest PYTHON

@@ -31,6 +31,7 @@ def check(lines: Lines) -> None:
     _check_judges(lines)
     _check_keys(lines)
     _check_currency(lines)
+    _check_redis(lines)
 
 
 def _unknown(lines: Lines, path: str, what: str, name: str, known: Iterable[str]) -> None:
@@ -137,3 +138,9 @@ def _check_currency(lines: Lines) -> None:
     except ConfigError as error:
         path, _, rest = str(error).partition(" ")
         lines.report(path, rest)
+
+
+def _check_redis(lines: Lines) -> None:
+    limits = lines.get("limits")
+    if limits is not None and limits.store == "redis" and "redis_url" not in lines.names(""):
+        lines.report("limits.store", "needs `redis_url`, at the top: redis://host:6379/0")

@@ -7,6 +7,7 @@ truth is. Errors are collected, not raised, so that one reading shows them all.
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from functools import cache
@@ -236,9 +237,9 @@ class Lines:
         except (ValueError, ConfigError) as error:
             # What a section says of itself begins with the field that it is about.
             message = str(error)
-            name, _, rest = message.partition(" ")
-            if name.rstrip(":") in fields:
-                path, message = _join(path, name.rstrip(":")), rest
+            word, _, rest = message.partition(" ")
+            if re.split(r"[.:\[]", word)[0] in fields:
+                path, message = _join(path, word.rstrip(":")), rest
             self.report(path, message)
             return _BAD
 
