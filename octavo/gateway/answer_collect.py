@@ -185,7 +185,7 @@ class _Chat(_Choices):
     def _whole_choice(self, choice: dict[str, Any]) -> dict[str, Any]:
         given = choice.pop("message", {})
         calls = given.pop("tool_calls", None)
-        message = {"role": "assistant", "content": None} | _joined(given)
+        message = {"role": "assistant", "content": None, "refusal": None} | _joined(given)
         if calls:
             message["content"] = message["content"] or None
             message["tool_calls"] = [_whole_call(calls[index]) for index in sorted(calls)]
@@ -258,8 +258,10 @@ class _Message:
                 self._add_delta(index, event.get("delta") or {})
             case "message_delta":
                 self._message |= event.get("delta") or {}
-                told = {k: v for k, v in (event.get("usage") or {}).items() if v is not None}
-                self._message["usage"] = {**(self._message.get("usage") or {}), **told}
+                usage = self._message["usage"] = dict(self._message.get("usage") or {})
+                for name, value in (event.get("usage") or {}).items():
+                    if value is not None or name not in usage:
+                        usage[name] = value
             case "message_stop":
                 self._is_whole = True
 

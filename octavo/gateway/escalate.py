@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from octavo.gateway.answer_text import JUDGED_ROUTES
 from octavo.gateway.config_judges import EscalationSection
 from octavo.gateway.escalate_chain import Chain
+from octavo.gateway.model import Amount
 from octavo.gateway.shadow import Shadows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from octavo.gateway.judge_process import JudgeProcesses
-    from octavo.gateway.model import Amount, Attempt, Call, Plan, Target
+    from octavo.gateway.model import Attempt, Call, Plan, Target
     from octavo.gateway.seams import Dispatch, Judge, Outcome, Records
 
 
@@ -64,6 +66,27 @@ class Escalation:
         if plan.shadows:
             self.shadows.send(call, plan, body)
         return await Chain(self, call, plan, body, attempts).outcome()
+
+    def worst_case(self, call: Call, plan: Plan) -> Amount | None:
+        """See `seams.Escalator.worst_case`. Shadows are the operator's, not the caller's."""
+        total = Amount()
+        for tier in plan.tiers:
+            asked = [(call, tier)]
+            if tier.judge and call.route in JUDGED_ROUTES:
+                asked += self.judges[tier.judge].asks(call)
+            for one, asked_tier in asked:
+                dearest = Amount()
+                for target in asked_tier.targets:
+                    worst = self.worst(one, target)
+                    if worst is None:
+                        return None
+                    dearest = Amount(
+                        max(dearest.cost_nano, worst.cost_nano),
+                        max(dearest.num_tokens, worst.num_tokens),
+                        max(dearest.device_ns, worst.device_ns),
+                    )
+                total += dearest
+        return total
 
     async def aclose(self) -> None:
         """End shadows and what judges keep."""

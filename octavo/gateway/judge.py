@@ -13,10 +13,10 @@ from octavo.errors import OctavoError
 from octavo.gateway.answer_text import AnswerError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from octavo.gateway.config_judges import OnError
-    from octavo.gateway.model import Call
+    from octavo.gateway.model import Call, Tier
     from octavo.gateway.seams import Ask, Judge
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,10 @@ class JudgeError(OctavoError):
 
 
 class Rule(Protocol):
-    """What a kind of judge does; `Guarded` makes a `seams.Judge` of it."""
+    """What a kind of judge does; `Guarded` makes a `seams.Judge` of it.
+
+    One that asks models has `asks`, and one that keeps something `aclose`, as `Guarded` has them.
+    """
 
     async def verdict(
         self, call: Call, answer: Mapping[str, Any], *, deadline: float, ask: Ask
@@ -97,6 +100,12 @@ class Guarded:
             return self._failed(f"{type(exc).__name__}: {exc}")
         return msgspec.structs.replace(found, reason=one_line(found.reason))
 
+    def asks(self, call: Call) -> Sequence[tuple[Call, Tier]]:
+        """See `seams.Judge.asks`."""
+        asks: Callable[[Call], Sequence[tuple[Call, Tier]]] | None
+        asks = getattr(self._rule, "asks", None)
+        return () if asks is None else asks(call)
+
     async def aclose(self) -> None:
         """Free what the rule keeps."""
         close = getattr(self._rule, "aclose", None)
@@ -113,6 +122,10 @@ class Combination:
     def __init__(self, judges: Sequence[Judge], *, needs_all: bool) -> None:
         self._judges = judges
         self._needs_all = needs_all
+
+    def asks(self, call: Call) -> Sequence[tuple[Call, Tier]]:
+        """What all of them ask."""
+        return [asked for judge in self._judges for asked in judge.asks(call)]
 
     async def verdict(
         self, call: Call, answer: Mapping[str, Any], *, deadline: float, ask: Ask

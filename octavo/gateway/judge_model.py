@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from octavo.gateway.seams import Ask
 
 SCORE_TIME_S = 1.0
+TOKENS_PER_CHAR = 2
+"""At the most: a character has up to four bytes, and text a token per two of them."""
+NUM_ROLE_TOKENS = 64
+"""For the roles before a conversation's messages."""
 
 _FIELD = re.compile(r"\{(" + "|".join(PROMPT_FIELDS) + r")\}")
 
@@ -61,6 +65,18 @@ class ModelRule:
         why = "" if passes else f"graded {lowest:g}, below {self._section.passes_at:g}"
         return Verdict(passes, lowest, why)
 
+    def asks(self, call: Call) -> list[tuple[Call, Tier]]:
+        """What it asks at the most: once per choice, about the conversation and the answer."""
+        section = self._section
+        most = TOKENS_PER_CHAR * section.max_chars
+        answer = most if call.max_tokens is None else min(most, 2 * call.max_tokens)
+        given = min(most, 2 * call.num_prompt_tokens + NUM_ROLE_TOKENS)
+        asked = grading_call(call, self._body(section.prompt))
+        asked = msgspec.structs.replace(
+            asked, num_prompt_tokens=asked.num_prompt_tokens + given + answer
+        )
+        return [(asked, self._tier)] * call.num_choices
+
     async def _score(self, call: Call, answer: str, ask: Ask) -> float:
         section = self._section
         prompt = render_prompt(
@@ -70,12 +86,7 @@ class ModelRule:
                 "answer": shortened(answer, section.max_chars),
             },
         )
-        body = {
-            "model": self._tier.name,
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": section.max_tokens,
-            "temperature": 0,
-        }
+        body = self._body(prompt)
         graded = await ask(grading_call(call, body), self._tier, msgspec.json.encode(body))
         text = read_answer("chat", graded, body)[0].text
         found = await self._processes.run(
@@ -88,6 +99,14 @@ class ModelRule:
         if not math.isfinite(score):
             raise JudgeError(f"the grader gives no score: {text[:100]!r}")
         return score
+
+    def _body(self, prompt: str) -> dict[str, Any]:
+        return {
+            "model": self._tier.name,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": self._section.max_tokens,
+            "temperature": 0,
+        }
 
 
 def render_prompt(template: str, values: Mapping[str, str]) -> str:

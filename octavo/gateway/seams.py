@@ -253,6 +253,10 @@ class Judge(Protocol):
         """Whether the backend must be asked for log-probabilities of the tokens."""
         ...
 
+    def asks(self, call: Call) -> Sequence[tuple[Call, Tier]]:
+        """What it asks of models to judge an answer to a call, at the most: for reserving."""
+        ...
+
     async def judge(
         self, call: Call, answer: Mapping[str, object], *, deadline: float, ask: Ask
     ) -> Verdict:
@@ -284,6 +288,12 @@ class Outcome(Reply, Protocol):
 
 class Escalator(Protocol):
     """Asks a plan's tiers in turn until an answer is good enough (`escalate`)."""
+
+    def worst_case(self, call: Call, plan: Plan) -> Amount | None:
+        """The most that a run can use: every tier's dearest target, and the judges' models. None:
+        the price of one of them is not known.
+        """
+        ...
 
     async def run(self, call: Call, plan: Plan, body: bytes, *, attempts: list[Attempt]) -> Outcome:
         """The answer for the client. Waits until it is judged, where a judge holds it back.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from octavo.gateway.model import Route
 
-EXAMPLES = int(os.environ.get("STATEFUL_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("STATEFUL_EXAMPLES", "30"))
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
 some_texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=30)
@@ -87,7 +87,7 @@ def chats(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         content, called = draw(texts), draw(calls())
         reasoning = draw(st.none() | some_texts)
         finish = "tool_calls" if called else draw(st.sampled_from(["stop", "length"]))
-        message: dict[str, Any] = {"role": "assistant", "content": content or None}
+        message: dict[str, Any] = {"role": "assistant", "content": content or None, "refusal": None}
         if content == "" and not called:
             message["content"] = ""
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]

@@ -102,7 +102,7 @@ async def gateway() -> AsyncIterator[Gateway]:
         "grader:low": Answer(tokens=("score", " 3"), num_prompt=5, num_cached=0),
         "grader:mute": Answer(tokens=("no idea",), num_prompt=5, num_cached=0),
     }
-    async with FakeUpstream(answers=answers, delay_s=0.2) as fake:
+    async with FakeUpstream(answers=answers, delay_s=0.1) as fake:
         gateway = Gateway(fake)
         yield gateway
         await gateway.escalation.aclose()
@@ -315,11 +315,38 @@ async def test_a_chain_has_one_budget(gateway: Gateway) -> None:
     assert "judge graded failed: grader may cost more" in attempts[0].reason
 
 
+async def test_the_worst_case_has_every_tier_and_the_judges(gateway: Gateway) -> None:
+    seen: list[Call] = []
+
+    def worst(call: Call, target: Target) -> Amount | None:
+        if target.model == "500":
+            return None
+        seen.append(call)
+        price = {"small": 1, "small:2": 3, "dear": 100, "grader": 10}[target.model]
+        return Amount(price, call.num_prompt_tokens + (call.max_tokens or 0) * call.num_choices, 0)
+
+    gateway.escalation.worst = worst
+    call = msgspec.structs.replace(call_of(), num_choices=2)
+    plan = Plan(rule="", tiers=(tier("small", "small:2", judge="graded"), tier("dear")))
+    found = gateway.escalation.worst_case(call, plan)
+    assert found is not None
+    assert found.cost_nano == 3 + 2 * 10 + 100
+    graded = [one for one in seen if one.body is not call.body]
+    assert len(graded) == 2
+    assert graded[0].max_tokens == 64
+    _, _, attempts = await asked(gateway, [tier("small", judge="graded"), tier("dear")])
+    used = next(attempt for attempt in attempts if attempt.tier == "grader")
+    prompt = gateway.fake.seen[1].body["messages"][0]["content"]
+    assert used.tokens.input <= len(prompt.encode()) // 2 <= graded[0].num_prompt_tokens
+    plan = Plan(rule="", tiers=(tier("small", judge="works"), tier("500")))
+    assert gateway.escalation.worst_case(call, plan) is None
+
+
 async def test_a_chain_has_one_deadline(gateway: Gateway) -> None:
     plan = [tier("small:unsure", judge="sure"), tier("hang-mid"), tier("dear")]
     begin = time.perf_counter()
     outcome, data, _ = await asked(gateway, plan, deadline_s=0.4)
-    assert time.perf_counter() - begin < 1.5
+    assert time.perf_counter() - begin < 5
     assert said(data) == UNSURE.text
     assert dict(outcome.headers) == {"x-octavo-escalation": "failed"}
     with pytest.raises(UpstreamError) as caught:
@@ -362,7 +389,8 @@ async def test_a_client_that_leaves_ends_what_is_held(gateway: Gateway) -> None:
     plan = Plan(rule="test", tiers=(tier("slow", judge="works"), tier("dear")))
     run = gateway.escalation.run(call, plan, msgspec.json.encode(call.body), attempts=attempts)
     task = asyncio.create_task(run)
-    await asyncio.sleep(0.3)
+    await until(lambda: len(gateway.fake.seen) == 1)
+    await asyncio.sleep(0.25)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -441,9 +469,8 @@ async def test_a_client_that_leaves_a_held_answer_is_on_record(gateway: Gateway)
 async def test_shadows_are_seen_by_nobody(gateway: Gateway) -> None:
     gateway.escalation = gateway.made(max_shadows=3)
     shadows = tuple(Target("fake", name) for name in ("slow", "500", "hang-mid", "small:2"))
-    begin = time.perf_counter()
     _, data, attempts = await asked(gateway, [tier("small")], shadows=shadows)
-    assert time.perf_counter() - begin < 0.15
+    assert gateway.escalation.shadows.num_running >= 1  # nobody has waited for the one that hangs
     assert said(data) == GOOD.text
     assert [attempt.tier for attempt in attempts] == ["small"]
     assert gateway.escalation.shadows.num_skipped == 1
