@@ -267,7 +267,8 @@ class Connection(asyncio.Protocol):
             if self._head_len > MAX_HEAD_BYTES:
                 self._fail("sent headers without end", code="upstream_garbage")
             return
-        if self._num_waiting > MAX_WAITING_BYTES and not self._is_complete:
+        is_too_much = self._num_waiting > MAX_WAITING_BYTES and not self._is_complete
+        if is_too_much and not self._is_paused:
             self._is_paused = True
             assert self._transport is not None
             self._transport.pause_reading()

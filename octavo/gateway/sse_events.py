@@ -24,7 +24,7 @@ MAX_EVENT_BYTES = 8 * 1024**2
 
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\r\n\n|\n\r\n")
 _FINISH = re.compile(rb'"(?:finish_reason|stop_reason)": ?"([^"\\]*)"')
-_NULL_USAGE = (b',"usage":null', b', "usage": null', b'"usage":null,', b'"usage": null, ')
+_NULL_USAGE = (b', "usage": null', b'"usage":null,', b'"usage": null, ')
 _DATA = re.compile(rb"^data: ?(.*?)\r?$", re.MULTILINE)
 _ERRORS = (b'data: {"error"', b'data:{"error"', b"event: error", b"event:error")
 _ENDS: dict[str, tuple[bytes, ...]] = {
@@ -146,15 +146,15 @@ class StreamWatch:
             return event
         size = len(event)
         if b'"usage":' in event:
-            if b'"usage":{' in event or b'"usage": {' in event:
+            if self._drops_usage and b',"usage":null' in event:  # as most servers write it
+                event = event.replace(b',"usage":null', b"", 1)
+            elif b'"usage":{' in event or b'"usage": {' in event:
                 self._parse(event)
                 if self._drops_usage and (b'"choices":[]' in event or b'"choices": []' in event):
                     return b""
             elif self._drops_usage:
                 for null in _NULL_USAGE:
-                    if null in event:
-                        event = event.replace(null, b"", 1)
-                        break
+                    event = event.replace(null, b"", 1)
         if self._is_responses:
             completed, incomplete, failed = self._ends
             if completed in event or incomplete in event or failed in event:
