@@ -53,7 +53,7 @@ class Authentication:
         await self._app(scope, receive, send)
 
     def _authenticate(self, scope: Scope) -> None:
-        key = _presented_key(scope)
+        key = presented_key(scope)
         if key is None:
             raise AuthenticationError(
                 "Give an API key in the header: Authorization: Bearer KEY", code="missing_api_key"
@@ -67,7 +67,7 @@ class Authentication:
             raise AuthenticationError("The API key is not valid", code="invalid_api_key")
 
 
-def _presented_key(scope: Scope) -> bytes | None:
+def presented_key(scope: Scope) -> bytes | None:
     """The key that the request brings; None: none, or headers that may be read in two ways."""
     bearers = [value for name, value in scope["headers"] if name == b"authorization"]
     plain = [value for name, value in scope["headers"] if name == b"x-api-key"]  # Anthropic's

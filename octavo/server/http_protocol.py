@@ -20,10 +20,11 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from octavo.errors import InvalidRequestError, RequestError
 from octavo.protocol.errors import ErrorBody
-from octavo.server.scope import WRITE
+from octavo.server.scope import LEAVES, WRITE
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
 HEAD_TIMEOUT_S = 30.0
 """A connection whose request's head is not complete after so long is closed, seconds."""
@@ -55,6 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_headers = 0
         self._is_refused = False
         self._head_timer: asyncio.TimerHandle | None = None
+        self._leaves: set[Callable[[], object]] = set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came; it must send something."""
@@ -65,6 +67,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """The client left."""
         super().connection_lost(exc)
         self._stop_timer()
+        for tell in list(self._leaves):
+            tell()
 
     def data_received(self, data: bytes) -> None:
         """Bytes came. A head that began before them and did not end yet grew by all of them."""
@@ -102,7 +106,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._stop_timer()
         super().on_headers_complete()
-        self.scope["extensions"] = {WRITE: functools.partial(_write, self.cycle)}  # type: ignore[dict-item]
+        write = functools.partial(_write, self.cycle)
+        self.scope["extensions"] = {WRITE: write, LEAVES: self._leaves}  # type: ignore[dict-item]
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request of HTTP, or too large a head, and close."""

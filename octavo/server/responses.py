@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octavo.errors import InvalidRequestError
-from octavo.protocol import sse
-from octavo.protocol.errors import ErrorBody, ErrorDetail
 from octavo.protocol.response_items import ListedItem, listed, new_id
 from octavo.protocol.responses import (
     LOGPROBS,
-    ErrorEvent,
     ItemList,
     ResponseDeleted,
     ResponseRequest,
 )
 from octavo.server.auth import tenant_of
 from octavo.server.context import context_of
-from octavo.server.dialect import Dialect
+from octavo.server.dialect_responses import RESPONSES
 from octavo.server.http import json_response, until_disconnect
 from octavo.server.queries import Query
 from octavo.server.response_runs import LOST, ResponseRun, asked_response, lost
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
     from starlette.responses import Response as HTTPResponse
     from starlette.types import ASGIApp
 
-    from octavo.errors import RequestError
     from octavo.server.server_state import ServerState
     from octavo.server.state.responses import StoredResponse
 
@@ -48,16 +44,6 @@ CANCEL_S = 5.0
 
 MAX_PAGE = 100
 MAX_NUMBER = 999_999_999
-
-
-def _error_event(exc: RequestError) -> bytes:
-    detail = ErrorDetail(exc.message, exc.type, exc.param, exc.code)
-    event = ErrorEvent(code=exc.code, message=exc.message, param=exc.param, error=detail)
-    return sse.named_event("error", event)
-
-
-RESPONSES = Dialect(error_body=ErrorBody.of, error_event=_error_event)
-"""OpenAI's of this API: streams have named events and no mark at their end."""
 
 
 async def create_response(request: Request) -> ASGIApp:

@@ -51,6 +51,7 @@ from octavo.server.chat import create_chat_completion
 from octavo.server.completions import create_completion
 from octavo.server.dashboard.handlers import dashboard_data, dashboard_page
 from octavo.server.dialect import ANTHROPIC, OLLAMA, OPENAI
+from octavo.server.dialect_responses import RESPONSES
 from octavo.server.embeddings import create_embeddings
 from octavo.server.files import (
     create_file,
@@ -67,7 +68,6 @@ from octavo.server.openapi import openapi
 from octavo.server.outcomes import create_outcomes
 from octavo.server.pooling import classify, create_pooling
 from octavo.server.responses import (
-    RESPONSES,
     cancel_response,
     create_response,
     delete_response,

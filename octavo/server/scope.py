@@ -27,6 +27,11 @@ WRITE = "octavo.write"
 """An extension of the ASGI scope: a function that writes a piece of a streamed body at once, or
 returns False where it cannot, and then `send` must be used. Servers need not have it."""
 
+LEAVES = "octavo.leaves"
+"""An extension of the ASGI scope: the set of functions that are called when the client goes, at
+once and from the event loop. It costs nothing, as waiting in `receive` costs a task. Servers need
+not have it."""
+
 _GIVEN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
