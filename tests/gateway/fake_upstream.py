@@ -12,6 +12,7 @@ What a name does, up to its first `:` (so `500:large` is another model that does
     garbage      sends bytes that are no HTTP
     garbage-body sends HTTP with a body that is no JSON and no events
     empty        sends a stream or a body of nothing
+    comments     sends comments every `delay_s` and no event, in a stream; else as ok
     stream-error sends an event with an error in place of the first token
     large        sends a body, or one event, that does not end
     redirect     302 to /elsewhere
@@ -233,6 +234,9 @@ class FakeUpstream:
         if does == "large":
             return await connection.endless(b'data: {"text":"', "text/event-stream")
         await connection.start(200, "text/event-stream", None)
+        while does == "comments":
+            connection.chunk(b": keep-alive\n\n")
+            await connection.sleep(self.delay_s)
         if does == "stream-error":
             error = {"error": {"message": "the engine has died", "type": "server_error"}}
             events = [b"data: %b\n\n" % json.dumps(error).encode()]
