@@ -54,10 +54,9 @@ class Collector:
         Raises:
             AnswerError: it is no JSON object, tells of an error, or has no event's shape.
         """
-        if is_comment(event):
-            return
-        data = data_of(event)
-        if not data or data.strip() == b"[DONE]":
+        if event.startswith(b"data: {") and event.find(b"\n") == len(event) - 2:
+            data = event[6:]  # one line, as nearly all are
+        elif is_comment(event) or (data := data_of(event)).strip() in (b"", b"[DONE]"):
             return
         try:
             value = msgspec.json.decode(data)
