@@ -155,6 +155,120 @@ engine_time = sa.Table(
     sqlite_with_rowid=False,
 )
 
+
+def _float(name: str) -> sa.Column[float]:
+    return sa.Column(name, sa.Double, nullable=True)
+
+
+# One row per attempt of a call at the gateway, raw only: pruned with `usage`.
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    _text("request_id", primary_key=True),
+    _int("number", primary_key=True),
+    _text("upstream_id"),
+    _int("time_ns"),
+    *map(_text, ("feature", "tenant", "key", "session_id", "trace_id")),
+    *map(_text, ("route", "rule", "tier", "backend", "model", "status")),
+    _int("http_status", nullable=True),
+    *map(_int, ("num_input_tokens", "num_cached_tokens", "num_output_tokens")),
+    _int("device_ns", nullable=True),
+    _int("cost_nano"),
+    _text("currency"),
+    # What its tokens would have cost at the next tier; of judged attempts alone.
+    _int("next_cost_nano", nullable=True),
+    _int("ttft_ns", nullable=True),
+    _int("e2e_ns"),
+    *map(_text, ("answer_sha256", "reason", "judge")),
+    _float("score"),
+    sqlite_with_rowid=False,
+)
+sa.Index("attempts_time_ns", attempts.c.time_ns)
+
+# `number` is the cheaper attempt's.
+escalations = sa.Table(
+    "escalations",
+    metadata,
+    _text("request_id", primary_key=True),
+    _int("number", primary_key=True),
+    _int("time_ns"),
+    *map(_text, ("feature", "tenant", "key", "rule", "judge", "reason")),
+    _float("score"),
+    *map(_text, ("answer_sha256", "cheap_tier", "cheap_backend", "cheap_model")),
+    _int("cheap_cost_nano"),
+    *map(_text, ("dear_tier", "dear_backend", "dear_model", "dear_status")),
+    _int("dear_cost_nano"),
+    _int("difference_nano"),
+    _text("currency"),
+    sqlite_with_rowid=False,
+)
+sa.Index("escalations_time_ns", escalations.c.time_ns)
+
+# API keys of the gateway: digests only. `info` is the rest of `gateway.model.KeyInfo`.
+keys = sa.Table(
+    "keys",
+    metadata,
+    _text("key_id", primary_key=True),
+    *map(_text, ("digest", "old_digest")),
+    _int("old_until_ns", nullable=True),
+    *map(_text, ("name", "tenant", "team")),
+    sa.Column("info", _Json, nullable=False),
+    _int("created_ns"),
+    _int("changed_ns"),
+    *(
+        _int(name, nullable=True)
+        for name in ("expires_ns", "rotated_ns", "revoked_ns", "last_used_ns")
+    ),
+    sqlite_with_rowid=False,
+)
+
+# Never pruned.
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("seq", _Seq, sa.Identity(), primary_key=True),
+    _int("time_ns"),
+    *map(_text, ("actor", "action", "subject")),
+    sa.Column("detail", _Json, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# A budget of the configuration, whom it is counted for (a key's id, a tenant's name, ...; empty:
+# all), and the beginning of its period, nanoseconds since 1970.
+budget_counters = sa.Table(
+    "budget_counters",
+    metadata,
+    _text("budget", primary_key=True),
+    _text("scope", primary_key=True),
+    _int("period_start", primary_key=True),
+    *map(_int, ("cost_nano", "num_tokens", "device_ns")),
+    *map(_int, ("reserved_cost_nano", "reserved_tokens", "reserved_device_ns")),
+    sqlite_with_rowid=False,
+)
+
+budget_reservations = sa.Table(
+    "budget_reservations",
+    metadata,
+    _text("id", primary_key=True),
+    _text("budget", primary_key=True),
+    _text("scope", primary_key=True),
+    _int("period_start"),
+    *map(_int, ("cost_nano", "num_tokens", "device_ns", "expires_ns")),
+    sqlite_with_rowid=False,
+)
+sa.Index("budget_reservations_expires_ns", budget_reservations.c.expires_ns)
+
+# Thresholds that were told of.
+budget_alerts = sa.Table(
+    "budget_alerts",
+    metadata,
+    _text("budget", primary_key=True),
+    _text("scope", primary_key=True),
+    _int("period_start", primary_key=True),
+    _text("threshold", primary_key=True),
+    sqlite_with_rowid=False,
+)
+
 # `rolled_seq`: the watermark. `pruned_hour`: usage before this hour is in the roll-ups alone.
 meta = sa.Table(
     "meta",
