@@ -48,11 +48,15 @@ class KeyStore:
 
     Args:
         url: as `ledger.database.Database` takes it.
+        create: make the ledger where there is none.
         wall_ns: nanoseconds since 1970.
     """
 
-    def __init__(self, url: str, *, wall_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self, url: str, *, create: bool = True, wall_ns: Callable[[], int] = time.time_ns
+    ) -> None:
         self._database = Database(url)
+        self._create = create
         self._wall_ns = wall_ns
         self._lock = threading.Lock()
         self._connection: Connection | None = None
@@ -243,7 +247,7 @@ class KeyStore:
                 self._disconnect()
                 connection = None
             if connection is None:
-                ensure_schema(self._database)
+                ensure_schema(self._database, create=self._create)
                 connection = self._connection = self._database.connect()
             try:
                 yield connection
