@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import yaml
 
 from octavo.errors import ConfigError
 from octavo.gateway.config_backends import Backend, PriceSection, check_backends
@@ -124,3 +127,22 @@ def test_one_currency() -> None:
     check_backends({"a": read(models=euros), "b": read()})
     with pytest.raises(ConfigError, match=r"backends\.b\.models\.m is priced in USD"):
         check_backends({"a": read(models=euros), "b": read(models=dollars)})
+
+
+def test_the_pages_example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(name, "k")
+    (tmp_path / "gemini").write_text("g\n")
+    page = (Path(__file__).parents[2] / "docs" / "gateway-backends.md").read_text("utf-8")
+    found = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    text = found[1].replace("/run/secrets", str(tmp_path))
+    sections = yaml.safe_load(text)["backends"]
+    made = {
+        name: msgspec.convert(section, Backend, dec_hook=decode_hook)
+        for name, section in sections.items()
+    }
+    check_backends(made)
+    assert made["gemini"].api_key is not None
+    assert made["gemini"].api_key.reveal() == "g"
+    assert all(one.price(model) for one in made.values() for model in one.models)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
 from time import perf_counter
 
 import pytest
@@ -293,3 +294,35 @@ async def test_a_body_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
             with pytest.raises(UpstreamError, match=r"more than 1000000 bytes|no end"):
                 await Tried(dispatcher).open(call(stream=stream), "a/large")
         await fake.idle()
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "gateway-backends.md").read_text(encoding="utf-8")
+TOLD = {
+    "reset": (502, "upstream_broken"),
+    "close-mid": (502, "upstream_broken"),
+    "garbage": (502, "upstream_garbage"),
+    "garbage-body": (502, "upstream_garbage"),
+    "redirect": (502, "upstream_error"),
+    "500": (502, "upstream_error"),
+    "408": (504, "upstream_timeout"),
+    "504": (504, "upstream_timeout"),
+    "403": (502, "upstream_key_refused"),
+    "404": (502, "upstream_error"),
+    "429": (503, "upstream_rate_limited"),
+    "503": (503, "upstream_busy"),
+    "hang": (504, "upstream_timeout"),
+}
+
+
+@pytest.mark.parametrize("fault", TOLD)
+async def test_what_the_client_is_told_where_none_is_left(fault: str) -> None:
+    hurry = Timeouts(connect=0.3, first_token=0.1, idle=0.1, total=0.1)
+    async with FakeUpstream() as fake, dispatching(a=backend(fake, timeouts=hurry)) as dispatcher:
+        with pytest.raises(UpstreamError) as caught:
+            await Tried(dispatcher).open(call(), f"a/{fault}")
+        error = caught.value
+        assert (error.status, error.code) == TOLD[fault]
+        assert error.retry_after_s == (7 if error.status == 503 else None)
+        assert not error.may_retry
+        assert "\n" not in error.message
+        assert f"{error.status} `{error.code}`" in PAGE
