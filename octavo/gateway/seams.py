@@ -66,6 +66,12 @@ class Reservation(Protocol):
 class Budgets(Protocol):
     """Ceilings in money, tokens and device time (`budgets`)."""
 
+    def hold_for(self, call: Call) -> bool:
+        """Whether any budget counts a call. Where none does, nothing is reserved, and what a call
+        may cost need not be known.
+        """
+        ...
+
     async def reserve(self, call: Call, worst: Amount) -> Reservation:
         """Hold the worst case in every budget that the call counts to, or in none.
 
