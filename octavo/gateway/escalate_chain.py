@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from octavo.gateway.seams import Judge, Outcome, Reply
 
 
+JUDGE_TIER = "judge"
+"""Tier of the attempts of models that grade: they answer no client."""
+
+
 class Chain:
     """One run of a plan; see `escalate.Escalation.run`."""
 
@@ -315,6 +319,7 @@ class Chain:
 
     async def _ask(self, call: Call, tier: Tier, body: bytes) -> Mapping[str, object]:
         """See `seams.Ask`."""
+        tier = msgspec.structs.replace(tier, name=JUDGE_TIER)
         reply = await self._open(call, tier, body)
         try:
             answer = _decoded(await reply.read())
@@ -326,7 +331,7 @@ class Chain:
             raise
         attempt = await self._end(reply, "ok", "asked by a judge")
         if attempt.status != "ok":
-            raise UpstreamError(f"{tier.name} does not judge: {attempt.reason}")
+            raise UpstreamError(f"backend {reply.target.backend} does not judge: {attempt.reason}")
         return answer
 
 

@@ -274,7 +274,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
         number: from 0, in order of sending; shadows after the others.
         upstream_id: the `X-Request-Id` that the backend got: its own records are found by it.
         time_ns: of the end, nanoseconds since 1970.
-        tier: of the plan; `shadow` for shadows.
+        tier: of the plan; `shadow` for shadows, `judge` for what a judge asked of a model.
         http_status: of the backend; None: there was no answer.
         ttft_ns: to the first piece of a stream, from sending; None: none came.
         answer_sha256: of the answer's text, hexadecimal; empty: there is none.

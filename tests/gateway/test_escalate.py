@@ -252,7 +252,7 @@ async def test_a_model_grades_and_costs(gateway: Gateway) -> None:
     assert said(data) == GOOD.text
     small, grader = attempts
     assert (small.status, small.judge, small.score) == ("ok", "graded", 9.0)
-    assert (grader.tier, grader.status, grader.number) == ("grader", "ok", 1)
+    assert (grader.tier, grader.model, grader.status) == ("judge", "grader", "ok")
     prompt = gateway.fake.seen[1].body["messages"][0]["content"]
     assert "user: What is it?" in prompt
     assert "It is 42." in prompt
@@ -260,7 +260,7 @@ async def test_a_model_grades_and_costs(gateway: Gateway) -> None:
     outcome, _, attempts = await asked(gateway, plan)
     assert [(a.tier, a.status) for a in sorted(attempts, key=lambda a: a.number)] == [
         ("small", "escalated"),
-        ("grader", "ok"),
+        ("judge", "ok"),
         ("dear", "ok"),
     ]
     assert outcome.tier.name == "dear"
@@ -312,7 +312,7 @@ async def test_a_chain_has_one_budget(gateway: Gateway) -> None:
         await asked(gateway, plan, max_cost_nano=99)
     graded = [tier("small", judge="graded"), tier("dear")]
     _, _, attempts = await asked(gateway, graded, max_cost_nano=110)
-    assert "judge graded failed: grader may cost more" in attempts[0].reason
+    assert "judge graded failed: judge may cost more" in attempts[0].reason
 
 
 async def test_the_worst_case_has_every_tier_and_the_judges(gateway: Gateway) -> None:
@@ -335,7 +335,7 @@ async def test_the_worst_case_has_every_tier_and_the_judges(gateway: Gateway) ->
     assert len(graded) == 2
     assert graded[0].max_tokens == 64
     _, _, attempts = await asked(gateway, [tier("small", judge="graded"), tier("dear")])
-    used = next(attempt for attempt in attempts if attempt.tier == "grader")
+    used = next(attempt for attempt in attempts if attempt.tier == "judge")
     prompt = gateway.fake.seen[1].body["messages"][0]["content"]
     assert used.tokens.input <= len(prompt.encode()) // 2 <= graded[0].num_prompt_tokens
     plan = Plan(rule="", tiers=(tier("small", judge="works"), tier("500")))
@@ -412,7 +412,7 @@ async def test_a_client_that_leaves_while_it_is_judged_is_on_record(gateway: Gat
         await task
     assert [(a.tier, a.status) for a in attempts] == [
         ("small", "client_left"),
-        ("grader", "client_left"),
+        ("judge", "client_left"),
     ]
     assert attempts[0].cost_nano == 18  # it was answered, and is paid
 
