@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.gateway.fake_upstream import FakeUpstream
 
 KEY = "sk-proj-0123456789abcdefghij"
-QUICK = Timeouts(connect=0.3, first_token=0.3, idle=0.3, total=5.0)
+QUICK = Timeouts(connect=1.0, first_token=0.4, idle=0.4, total=5.0)
 MODELS = {"ok": ModelInfo(price=msgspec.convert({"input": "1", "output": "3"}, PriceSection))}
 
 

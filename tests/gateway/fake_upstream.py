@@ -13,6 +13,7 @@ What a name does, up to its first `:` (so `500:large` is another model that does
     garbage-body sends HTTP with a body that is no JSON and no events
     empty        sends a stream or a body of nothing
     comments     sends comments every `delay_s` and no event, in a stream; else as ok
+    no-end       sends all events of a stream, and does not end it; else as ok
     stream-error sends an event with an error in place of the first token
     large        sends a body, or one event, that does not end
     redirect     302 to /elsewhere
@@ -249,6 +250,8 @@ class FakeUpstream:
                 await connection.sleep(self.delay_s)
             connection.chunk(event)
             await connection.writer.drain()
+        if does == "no-end":
+            return await connection.hang()
         connection.writer.write(b"0\r\n\r\n")
         await connection.writer.drain()
         return True

@@ -68,7 +68,7 @@ async def test_a_backend_that_hangs_is_given_up_in_time(fault: str) -> None:
         begin = perf_counter()
         with pytest.raises(UpstreamError) as caught:
             await tried.open(call(), f"a/{fault}")
-        assert 0.15 < perf_counter() - begin < 0.5
+        assert 0.15 < perf_counter() - begin < 1.5
         assert caught.value.status == 504
         assert not caught.value.may_retry
         assert tried.failed[0].status == "timeout"
@@ -86,7 +86,7 @@ async def test_a_stream_that_breaks_off_is_the_clients_to_see(fault: str) -> Non
         begin = perf_counter()
         with pytest.raises(UpstreamError) as caught:
             events.extend([event async for event in reply.events()])
-        assert perf_counter() - begin < 1.0
+        assert perf_counter() - begin < 2.0
         assert not caught.value.may_retry
         attempt = await reply.close()
         assert attempt.status == ("timeout" if fault == "hang-mid" else "error")
@@ -101,12 +101,27 @@ async def test_comments_are_no_first_token() -> None:
         tried = Tried(dispatcher)
         begin = perf_counter()
         reply = await tried.open(call(stream=True), "a/comments", "a/ok")
-        assert 0.25 < perf_counter() - begin < 1.0
+        assert 0.35 < perf_counter() - begin < 2.0
         assert tried.failed[0].status == "timeout"
         assert tried.failed[0].ttft_ns is None
         await collect(reply)
         await reply.close()
         await fake.idle(1)
+
+
+async def test_a_stream_whose_last_event_is_here_need_not_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("octavo.gateway.exchange.AFTER_END_S", 0.05)
+    async with FakeUpstream() as fake, dispatching(a=backend(fake)) as dispatcher:
+        for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses"):
+            reply = await Tried(dispatcher).open(call(path, stream=True), "a/no-end")
+            begin = perf_counter()
+            await collect(reply)
+            assert perf_counter() - begin < 0.8
+            attempt = await reply.close()
+            assert (attempt.status, attempt.tokens.output) == ("ok", 5)
+        await fake.idle()
 
 
 async def test_a_storm_of_faults_leaves_nothing_behind() -> None:
@@ -160,7 +175,7 @@ async def test_a_storm_of_faults_leaves_nothing_behind() -> None:
 
 async def test_a_slow_stream_is_no_fault() -> None:
     fake = FakeUpstream(delay_s=0.1)
-    hurry = Timeouts(connect=0.3, first_token=0.3, idle=0.25, total=5.0)
+    hurry = Timeouts(connect=0.3, first_token=1.0, idle=0.45, total=5.0)
     async with fake, dispatching(a=backend(fake, timeouts=hurry)) as dispatcher:
         reply = await Tried(dispatcher).open(call(stream=True), "a/slow")
         assert len(await collect(reply)) == 7
@@ -201,7 +216,7 @@ async def test_a_connection_that_is_not_accepted_is_given_up_in_time() -> None:
         begin = perf_counter()
         with pytest.raises(UpstreamError, match="cannot be connected to") as caught:
             await Tried(dispatcher).open(call(), "a/ok")
-        assert perf_counter() - begin < 1.0
+        assert perf_counter() - begin < 2.0
         assert caught.value.status in (502, 504)
 
 
@@ -218,7 +233,7 @@ async def test_a_backend_that_dies_and_returns() -> None:
         begin = perf_counter()
         with pytest.raises(UpstreamError) as caught:
             await tried.open(call(), "a/ok")
-        assert perf_counter() - begin < 0.1  # it is not even tried
+        assert perf_counter() - begin < 0.3  # it is not even tried
         assert (caught.value.status, caught.value.code) == (503, "no_backend")
         assert caught.value.retry_after_s == 1
         assert len(tried.failed) == 3

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import InvalidRequestError
@@ -40,6 +40,7 @@ def headers_of(made: Outgoing) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode(), value.encode("latin-1")) for name, value in pairs]
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(max_size=8), JSON, max_size=6))
 def test_other_fields_stay_as_they_are(body: dict[str, Any]) -> None:
     for name in ("model", "cache_salt", "stream_options"):
