@@ -224,6 +224,8 @@ class Connection(asyncio.Protocol):
     def _on_time(self) -> None:
         """Look whether the time was moved since: moving the timer for each piece costs more."""
         self._timer = None
+        if self._is_complete:
+            return  # it is whole; its reader may take his time
         now = self._loop.time()
         if self._is_paused and self._idle_s and now < self._limit:
             self._expires = min(self._limit, now + self._idle_s)

@@ -203,6 +203,17 @@ async def test_a_server_waits_for_a_slow_reader() -> None:
         assert connection.is_reusable
 
 
+async def test_an_answer_that_is_whole_waits_for_its_reader() -> None:
+    async with connected(OK) as connection:
+        connection.send(REQUEST, b"", limit_s=0.05)
+        await asyncio.sleep(0.1)
+        await connection.head()
+        assert await connection.body(10) == b"hi"
+        connection.finish()
+        assert connection.is_reusable
+        assert connection.is_open
+
+
 async def test_too_long_a_body() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n"
     async with connected(head, bytes(1000), bytes(1000)) as connection:
