@@ -61,6 +61,11 @@ rules:
 limits:
   rules:
     per-key: {requests_per_minute: 600, tokens_per_minute: 400000}
+
+budgets:
+  rules:
+    per-key: {cost: 20, period: day}
+    support: {cost: 500, gpu_hours: 40, period: month, per: [], features: ["support-*"]}
 """
 HEADER = """\
 # The gateway's configuration

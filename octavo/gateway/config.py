@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from octavo.errors import ConfigError
 from octavo.gateway.config_backends import Backend
+from octavo.gateway.config_budgets import BudgetsSection
 from octavo.gateway.config_judges import EscalationSection, JudgeSection
 from octavo.gateway.config_keys import KeysSection
 from octavo.gateway.config_limits import LimitsSection
@@ -48,6 +49,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         escalation: what happens around judgements.
         keys: who may call.
         limits: how much may be asked for in how much time.
+        budgets: how much may be spent in a period.
         redis_url: what several gateways share, where a section says `store: redis`:
             `redis://host:6379/0`.
     """
@@ -61,6 +63,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     escalation: EscalationSection = EscalationSection()
     keys: KeysSection = KeysSection()
     limits: LimitsSection = LimitsSection()
+    budgets: BudgetsSection = BudgetsSection()
     redis_url: Secret | None = None
     server: ServerSection = ServerSection()
     ledger: LedgerSection = LedgerSection()

@@ -14,6 +14,7 @@ from octavo.gateway.config_judges import judge_problems
 from octavo.gateway.config_keys import InlineKey
 from octavo.gateway.config_routes import Rule, Shadow, TierSection, Way, target_of
 from octavo.gateway.config_values import did_you_mean
+from octavo.gateway.model import JUDGE_TIER, SHADOW_TIER
 from octavo.gateway.patterns import covers
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def check(lines: Lines) -> None:
     _check_judges(lines)
     _check_keys(lines)
     _check_currency(lines)
-    _check_redis(lines)
+    _check_stores(lines)
 
 
 def _unknown(lines: Lines, path: str, what: str, name: str, known: Iterable[str]) -> None:
@@ -67,6 +68,8 @@ def _check_target(lines: Lines, path: str, spec: TargetSpec) -> None:
 
 def _check_targets(lines: Lines) -> None:
     for path, tier in lines.found(TierSection):
+        if path in (f"tiers.{SHADOW_TIER}", f"tiers.{JUDGE_TIER}"):
+            lines.report(path, "this name is the gateway's own, for records: take another")
         seen: set[tuple[str, str]] = set()
         for field in ("targets", "fallbacks"):
             for index, spec in enumerate(getattr(tier, field)):
@@ -129,6 +132,7 @@ def _check_keys(lines: Lines) -> None:
             lines.report(f"{path}.id", f"{seen[key.id]} has the id {key.id!r} already")
         seen.setdefault(key.id, path)
         _check_names(lines, f"{path}.limits", "limit", key.limits, "limits.rules")
+        _check_names(lines, f"{path}.budgets", "budget", key.budgets, "budgets.rules")
 
 
 def _check_currency(lines: Lines) -> None:
@@ -140,7 +144,13 @@ def _check_currency(lines: Lines) -> None:
         lines.report(path, rest)
 
 
-def _check_redis(lines: Lines) -> None:
-    limits = lines.get("limits")
-    if limits is not None and limits.store == "redis" and "redis_url" not in lines.names(""):
-        lines.report("limits.store", "needs `redis_url`, at the top: redis://host:6379/0")
+def _check_stores(lines: Lines) -> None:
+    """What limits and budgets are counted in must be there."""
+    for section in ("limits", "budgets"):
+        found = lines.get(section)
+        if found is None:
+            continue
+        if found.store == "redis" and "redis_url" not in lines.names(""):
+            lines.report(f"{section}.store", "needs `redis_url`, at the top: redis://host:6379/0")
+        if found.store == "ledger" and "url" not in lines.names("ledger"):
+            lines.report(f"{section}.store", "needs `ledger.url`: sqlite:///path/ledger.db")
