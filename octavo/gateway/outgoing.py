@@ -16,14 +16,17 @@ import msgspec
 from octavo.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from octavo.gateway.config_backends import Backend
+    from octavo.gateway.config_backends import Backend, Kind
     from octavo.gateway.model import Call, Route
     from octavo.gateway.upstream import Upstream
 
 MAX_ID_LEN = 120
 """Longer request ids are replaced by a digest upstream, as servers take 128 characters."""
 
-_SALTED: frozenset[Route] = frozenset(("chat", "completions", "responses"))
+_SALTED: dict[Kind, tuple[Route, ...]] = {
+    "octavo": ("chat", "completions", "responses", "messages"),
+    "vllm": ("chat", "completions", "responses"),
+}
 _WITH_USAGE: frozenset[Route] = frozenset(("chat", "completions"))
 _OURS = frozenset(("feature", "tenant", "session", "session_id", "session.id"))
 """Members of `metadata` that an engine would take for the caller's word on these."""
@@ -117,7 +120,7 @@ def _put_salt(fields: _Fields, call: Call, backend: Backend) -> None:
     The key of the digest is the backend's own, so that all gateways of a backend agree.
     """
     given = fields.pop("cache_salt", None)
-    if backend.kind == "openai" or call.route not in _SALTED:
+    if call.route not in _SALTED.get(backend.kind, ()):
         return
     whose = call.tenant or call.key.key_id
     if not whose and given is None:

@@ -286,6 +286,9 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
     stop_sequences: list[str] | None = None
     stream: bool | None = None
 
+    cache_salt: str | None = None
+    """vLLM's name, which Anthropic's API has not: who has another salt shares no prefix cache."""
+
     # Harmless.
     metadata: AnthropicMetadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None

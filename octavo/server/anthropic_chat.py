@@ -82,6 +82,7 @@ def chat_request(context: ServerContext, body: api.CountTokensRequest) -> ChatCo
         chat.top_k = body.top_k
         chat.stop = body.stop_sequences
         chat.stream = body.stream
+        chat.cache_salt = body.cache_salt
     return chat
 
 

@@ -125,10 +125,14 @@ def test_an_engine_reads_the_tags_that_we_send() -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_salts_go_to_engines_and_routes_that_take_them(path: str) -> None:
     body = b'{"cache_salt":"mine"}'
-    takes = PATHS[path] in ("chat", "completions", "responses")
-    for kind in ("octavo", "vllm", "openai"):
+    taking: dict[Kind, tuple[str, ...]] = {
+        "octavo": ("chat", "completions", "responses", "messages"),
+        "vllm": ("chat", "completions", "responses"),
+        "openai": (),
+    }
+    for kind, routes in taking.items():
         sent = json.loads(make(body, kind=kind, path=path, tenant="acme").body)
-        assert ("cache_salt" in sent) == (takes and kind != "openai")
+        assert ("cache_salt" in sent) == (PATHS[path] in routes)
         assert sent.get("cache_salt") != "mine"
 
 

@@ -269,6 +269,7 @@ MESSAGES = Table(
         "top_k": changes({"top_k": 7}),
         "stop_sequences": changes({"stop_sequences": ["q"]}, neutral=({"stop_sequences": []},)),
         "stream": changes({"stream": True}, neutral=({"stream": False},)),
+        "cache_salt": changes({"cache_salt": "salt"}),
         "metadata": harmless({"metadata": {"user_id": "u"}}, "it says who asks"),
         "metadata.user_id": harmless({"metadata": {"user_id": "u"}}, "it says who asks"),
         "service_tier": harmless({"service_tier": "standard_only"}, "there is one tier"),
