@@ -13,6 +13,7 @@ from octavo.gateway.answer_collect import Collector
 from octavo.gateway.answer_logprobs import asks_logprobs, with_logprobs
 from octavo.gateway.answer_text import JUDGED_ROUTES, AnswerError, answer_sha256, read_answer
 from octavo.gateway.judge import Verdict
+from octavo.gateway.model import JUDGE_TIER
 from octavo.gateway.replay import (
     ESCALATION,
     HeldOutcome,
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from octavo.gateway.escalate import Escalation
     from octavo.gateway.model import Attempt, Call, Plan, Route, Tier
     from octavo.gateway.seams import Judge, Outcome, Reply
-
-
-JUDGE_TIER = "judge"
-"""Tier of the attempts of models that grade: they answer no client."""
 
 
 class Chain:

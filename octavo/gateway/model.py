@@ -266,6 +266,13 @@ def actual(tokens: Tokens, price: Price) -> Amount:
     return Amount(price.request + (2 * cost + price.per) // (2 * price.per), num_tokens, 0)
 
 
+SHADOW_TIER = "shadow"
+JUDGE_TIER = "judge"
+"""Tiers of attempts that answer no client: shadows', and what judges ask of models. No tier of a
+configuration has these names.
+"""
+
+
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt of a call at one target, for the ledger; written whatever became of it.
 

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from octavo.errors import OctavoError
-from octavo.gateway.model import Tier
+from octavo.gateway.model import SHADOW_TIER, Tier
 from octavo.gateway.replay import batches_of, is_stream
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Shadows:
     ) -> None:
         reply = await self._dispatch.open(
             call,
-            Tier(name="shadow", targets=(target,)),
+            Tier(name=SHADOW_TIER, targets=(target,)),
             body,
             deadline=time.perf_counter() + self._deadline_s,
             failed=attempts.append,

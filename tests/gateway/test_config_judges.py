@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from octavo.gateway.config import parse
 from octavo.gateway.config_judges import EscalationSection, JudgeSection, judge_problems
 from octavo.gateway.secret import decode_hook
 
@@ -88,3 +89,16 @@ def test_what_is_wrong_between_judges() -> None:
 def test_escalations_that_are_none(section: dict[str, Any]) -> None:
     with pytest.raises(msgspec.ValidationError, match=next(iter(section))):
         msgspec.convert(section, EscalationSection)
+
+
+@pytest.mark.parametrize("name", ["shadow", "judge"])
+def test_tiers_that_are_the_gateways_own(name: str) -> None:
+    text = "backends: {a: {url: 'http://x', models: {m: {}}}}\ntiers:\n  %s: {targets: [a/m]}\n"
+    config, problems = parse((text % name).encode())
+    assert config is None
+    assert [str(problem) for problem in problems] == [
+        f"3:3: tiers.{name}: this name is the gateway's own, for records: take another"
+    ]
+    config, problems = parse((text % "small").encode())
+    assert config is not None
+    assert problems == []
