@@ -41,6 +41,8 @@ COMMANDS: dict[str, str] = {
     "bench": "bench",
     "cost": "cost",
     "outcomes": "outcomes",
+    "gateway": "gateway",
+    "keys": "keys",
 }
 """Command, and the module of this package that has it. The order is the order of the help."""
 

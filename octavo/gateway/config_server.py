@@ -67,7 +67,7 @@ class LedgerSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class AdminSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may use `/admin`. Without keys there is no such route.
+    """Who may use `/admin`. Without keys nobody may.
 
     Attributes:
         keys: name, which stands in the audit log, and key: as `${NAME}` from the environment or

@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from octavo.errors import AddressError, ConfigError
 
@@ -16,11 +16,24 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
 
-    from octavo.config import ServerConfig
+
+class Door(Protocol):
+    """What a server's configuration says of where it listens, see `config.ServerConfig`."""
+
+    @property
+    def host(self) -> str: ...  # noqa: D102
+    @property
+    def port(self) -> int: ...  # noqa: D102
+    @property
+    def uds(self) -> str | None: ...  # noqa: D102
+    @property
+    def ssl_certfile(self) -> str | None: ...  # noqa: D102
+    @property
+    def ssl_keyfile(self) -> str | None: ...  # noqa: D102
 
 
 @contextlib.contextmanager
-def bound(config: ServerConfig) -> Iterator[socket.socket]:
+def bound(config: Door) -> Iterator[socket.socket]:
     """The socket that the configuration asks for, see `bind`; at the end it is closed.
 
     Raises:
@@ -119,7 +132,7 @@ def listen(listener: socket.socket) -> None:
         raise address_error(error, host, port) from None
 
 
-def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
+def tls_context(config: Door) -> ssl.SSLContext | None:
     """How to speak TLS, 1.2 or newer; None where the configuration has no certificate.
 
     Raises:
