@@ -12,7 +12,7 @@ import functools
 import hmac
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 from starlette.responses import Response
@@ -25,6 +25,7 @@ from octavo.errors import (
     InvalidRequestError,
     NotFoundError,
 )
+from octavo.gateway import admin_views
 from octavo.gateway.key_forms import (
     KeyCreate,
     KeyPatch,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from octavo.gateway.admin_explain import ExplainRequest
     from octavo.gateway.audit import AuditEntry
     from octavo.gateway.key_store import KeyStore
     from octavo.gateway.keys import KeyBook
@@ -64,6 +66,7 @@ class LimitsState(Protocol):
         ...
 
 
+@runtime_checkable
 class BudgetsState(Protocol):
     """What is shown of budgets (`budgets`)."""
 
@@ -89,6 +92,9 @@ class AdminParts:
             is wrong; the old one goes on then.
         escalations: by the query's parameters, in a thread; None: the gateway has no ledger.
         spend: likewise.
+        attempts: of a request, by its id, in a thread.
+        explain: where a request would go, without sending it.
+        num_inline_keys: keys that stand in the configuration.
     """
 
     admin_keys: Mapping[str, Secret]
@@ -102,6 +108,9 @@ class AdminParts:
     reload: Callable[[], Awaitable[object]]
     escalations: Callable[[Mapping[str, str]], object] | None = None
     spend: Callable[[Mapping[str, str]], object] | None = None
+    attempts: Callable[[str], object] | None = None
+    explain: Callable[[ExplainRequest], Awaitable[object]] | None = None
+    num_inline_keys: int = 0
 
 
 def admin_endpoints(parts: Callable[[], AdminParts]) -> list[Route]:
@@ -111,6 +120,7 @@ def admin_endpoints(parts: Callable[[], AdminParts]) -> list[Route]:
         parts: gives those of now; a reload may have changed them.
     """
     endpoints: list[tuple[str, str, Handler]] = [
+        ("GET", "/overview", admin_views.show_overview),
         ("GET", "/keys", _list_keys),
         ("POST", "/keys", _create_key),
         ("GET", "/keys/{key_id}", _show_key),
@@ -122,6 +132,8 @@ def admin_endpoints(parts: Callable[[], AdminParts]) -> list[Route]:
         ("GET", "/routes", _show_routes),
         ("GET", "/escalations", functools.partial(_query, "escalations")),
         ("GET", "/spend", functools.partial(_query, "spend")),
+        ("GET", "/requests/{request_id}", admin_views.show_request),
+        ("POST", "/explain", admin_views.explain),
         ("GET", "/audit", _show_audit),
         ("POST", "/reload", _reload),
     ]
