@@ -150,7 +150,8 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         interval: seconds between two probes; 0: none are made. Left out: 5, and 60 for kind
             `openai`, whose provider counts them.
         timeout: for an answer, seconds.
-        failures: so many bad ones in a row make the backend unusable, until one good one.
+        failures: so many bad ones in a row make the backend unusable, until one good one; before
+            the first good one, one.
         path: of the probe; left out: `/health`, and `/v1/models` for kind `openai`.
     """
 

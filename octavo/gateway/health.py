@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -56,6 +57,7 @@ class BackendState:
 
     __slots__ = (
         "_num_bad",
+        "_was_well",
         "breaker",
         "is_well",
         "kv_usage",
@@ -80,6 +82,7 @@ class BackendState:
         self.num_ours = self.num_ours_told = 0
         self.limited: dict[str, float] = {}
         self._num_bad = 0
+        self._was_well = False
 
     def is_usable(self, model: str, now: float) -> bool:
         """Whether a request for a model may be sent there."""
@@ -106,6 +109,7 @@ class BackendState:
         name = self.upstream.name
         if not problem:
             self._num_bad = 0
+            self._was_well = True
             if not self.is_well:
                 self.is_well = True
                 logger.info("backend %s is well again", name)
@@ -114,7 +118,9 @@ class BackendState:
             return
         self._num_bad += 1
         self.problem = problem
-        if self.is_well and self._num_bad >= self.upstream.backend.probe.failures:
+        # One that was never well yet has no good name to lose
+        is_enough = not self._was_well or self._num_bad >= self.upstream.backend.probe.failures
+        if self.is_well and is_enough:
             self.is_well = False
             logger.warning("backend %s is not well: %s", name, problem)
 
@@ -269,7 +275,8 @@ class Health:
                 await self.probe(state.upstream.name)
             except Exception:
                 logger.exception("the probe of backend %s failed", state.upstream.name)
-            await asyncio.sleep(interval)
+            # Gateways that started together shall not ask together for ever
+            await asyncio.sleep(interval * random.uniform(0.9, 1.1))
 
 
 async def _get(upstream: Upstream, path: str) -> tuple[int, bytes]:

@@ -68,6 +68,13 @@ async def test_bad_probes_take_a_backend_out_and_a_good_one_brings_it_back(kind:
         assert health.states["a"].problem == ""
 
 
+async def test_one_bad_probe_is_enough_for_a_backend_that_was_never_well() -> None:
+    async with FakeUpstream(is_well=False) as fake, watching(fake) as (health, _):
+        assert health.is_usable(OK)  # nobody has asked yet
+        await health.probe("a")
+        assert not health.is_usable(OK)
+
+
 async def test_a_backend_that_is_gone_or_hangs_is_not_well() -> None:
     async with FakeUpstream() as fake, watching(fake) as (health, _):
         await health.probe("a")
