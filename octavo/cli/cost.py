@@ -1,4 +1,4 @@
-"""`octavo cost report`: what requests, features and outcomes cost, out of a ledger."""
+"""`octavo cost`: what requests, features and outcomes cost, out of a ledger."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from octavo.cli import cost_escalations
 from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--html", metavar="FILE", help="also write one page with plots, without outside hosts"
     )
     parser.set_defaults(run=run_report)
+    cost_escalations.add_mode(modes)
 
 
 def add_ledger_flag(parser: argparse.ArgumentParser) -> None:

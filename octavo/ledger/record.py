@@ -46,6 +46,8 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
         e2e_ns: from arrival to the end.
         finish_reason: as `octavo.types.FinishReason`.
         hourly_rate_nano: price of one device for one hour, frozen in.
+        price_nano: what it cost in all, where that is not by device time (a provider's tokens);
+            None: the hourly rate says it.
         currency: of the price.
     """
 
@@ -71,6 +73,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     e2e_ns: int
     finish_reason: str
     hourly_rate_nano: int
+    price_nano: int | None = None
     currency: str = "USD"
 
     @property
@@ -85,11 +88,13 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cost_nano(self) -> int:
-        """Hourly rate times device time, to the nearest nano-unit, halves up.
+        """Hourly rate times device time, to the nearest nano-unit, halves up; or the price.
 
         So a sum over requests is at most half a nano-unit per request from the unrounded one, and
         it is the same in any order.
         """
+        if self.price_nano is not None:
+            return self.price_nano
         return cost_nano(self.hourly_rate_nano, self.total_ns)
 
 
@@ -162,7 +167,92 @@ class EngineTime(msgspec.Struct, frozen=True, kw_only=True):
     currency: str = "USD"
 
 
-Entry = UsageRecord | Outcome | EngineTime
+class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt of a call through the gateway, whatever became of it; known by the first two.
+
+    Attributes:
+        request_id: of the call; number: from 0 in order of sending.
+        upstream_id: the `X-Request-Id` that the backend got; the backend's own records have it.
+        time_ns: of the end, nanoseconds since 1970 UTC.
+        rule, tier: that led here.
+        backend, model: by their names in the configuration and at the backend.
+        status: as `octavo.gateway.model.Status`.
+        http_status: of the backend; None: no answer.
+        device_ns: device time, where the backend tells it.
+        cost_nano: what the attempt cost.
+        next_cost_nano: what the same tokens would have cost at the next tier; of judged ones.
+        ttft_ns: from sending to the first piece of a stream; e2e_ns: to the end.
+        answer_sha256: of the answer's text, hexadecimal.
+        reason: why it failed or was not good enough.
+        judge, score: what judged it, and how.
+    """
+
+    request_id: str
+    number: int
+    upstream_id: str
+    time_ns: int
+    feature: str = ""
+    tenant: str = ""
+    key: str = ""
+    session_id: str = ""
+    trace_id: str = ""
+    route: str
+    rule: str
+    tier: str
+    backend: str
+    model: str
+    status: str
+    http_status: int | None = None
+    num_input_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    device_ns: int | None = None
+    cost_nano: int
+    currency: str = "USD"
+    next_cost_nano: int | None = None
+    ttft_ns: int | None = None
+    e2e_ns: int
+    answer_sha256: str = ""
+    reason: str = ""
+    judge: str = ""
+    score: float | None = None
+
+
+class EscalationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer that was not good enough, and the attempt that took its place.
+
+    Attributes:
+        number: of the cheaper attempt, which with the request's id is the record's.
+        time_ns: of the dearer attempt's end.
+        dear_status: what became of it; empty: there was none, as it could not be afforded.
+        difference_nano: dearer less cheaper cost.
+    """
+
+    request_id: str
+    number: int
+    time_ns: int
+    feature: str = ""
+    tenant: str = ""
+    key: str = ""
+    rule: str
+    judge: str
+    reason: str
+    score: float | None = None
+    answer_sha256: str
+    cheap_tier: str
+    cheap_backend: str
+    cheap_model: str
+    cheap_cost_nano: int
+    dear_tier: str = ""
+    dear_backend: str = ""
+    dear_model: str = ""
+    dear_status: str = ""
+    dear_cost_nano: int = 0
+    difference_nano: int
+    currency: str = "USD"
+
+
+Entry = UsageRecord | Outcome | EngineTime | AttemptRecord | EscalationRecord
 """What a ledger's writer takes."""
 
 

@@ -167,7 +167,7 @@ def prune(connection: Connection, before_ns: int, max_rows: int = PRUNE_ROWS) ->
     """Delete the oldest requests that ended before the hour of `before_ns`; what is summed stays.
 
     Requests that are not in the roll-up yet stay until they are. Outcomes go when they are that old
-    and no request that they join is left.
+    and no request that they join is left; attempts and escalations at the gateway after them.
 
     Returns:
         The number of rows deleted; 0: there are none, or another process is at it.
@@ -187,7 +187,9 @@ def prune(connection: Connection, before_ns: int, max_rows: int = PRUNE_ROWS) ->
             (hour * HOUR_NS, rolled, max_rows),
         )[0][0]
         if oldest is None:
-            return _prune_outcomes(connection, hour, max_rows)
+            return _prune_outcomes(connection, hour, max_rows) or _prune_attempts(
+                connection, hour, max_rows
+            )
         batch = (oldest, rolled)
         last = connection.rows(_LAST_IN_BATCH, batch * (len(JOINS) + 1))
         connection.execute_many(_COUNT_OUTCOME, [(usage, outcome) for outcome, usage in last])
@@ -204,6 +206,18 @@ def _prune_outcomes(connection: Connection, hour: int, max_rows: int) -> int:
     connection.execute_many(_COUNT_ORPHAN, [(seq,) for seq, counted in orphans if not counted])
     connection.execute_many("DELETE FROM outcomes WHERE seq = ?", [(seq,) for seq, _ in orphans])
     return len(orphans)
+
+
+def _prune_attempts(connection: Connection, hour: int, max_rows: int) -> int:
+    """Attempts and escalations are kept raw alone."""
+    num_pruned = 0
+    for table in ("attempts", "escalations"):
+        num_pruned += connection.execute(
+            f"DELETE FROM {table} WHERE (request_id, number) IN (SELECT request_id, number "
+            f"FROM {table} WHERE time_ns < ? ORDER BY time_ns LIMIT ?)",
+            (hour * HOUR_NS, max_rows),
+        )
+    return num_pruned
 
 
 def _claim(connection: Connection, name: str) -> int | None:

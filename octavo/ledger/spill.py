@@ -24,7 +24,14 @@ from uuid import uuid4
 
 import msgspec
 
-from octavo.ledger.record import EngineTime, Entry, Outcome, UsageRecord
+from octavo.ledger.record import (
+    AttemptRecord,
+    EngineTime,
+    Entry,
+    EscalationRecord,
+    Outcome,
+    UsageRecord,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,7 +41,9 @@ logger = logging.getLogger("octavo.ledger")
 
 _MARK = b"\xf5OL\x01"
 _HEAD = struct.Struct(">4sBII")  # marker, kind, length of the payload, CRC of kind and payload
-_KINDS: tuple[type[Entry], ...] = (UsageRecord, Outcome, EngineTime)
+_KINDS: tuple[type[Entry], ...] = (
+    UsageRecord, Outcome, EngineTime, AttemptRecord, EscalationRecord
+)  # fmt: skip
 _NAME_LEN = 12
 _SUFFIX = ".spill"
 _MAX_PAYLOAD = 2**24

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Self
 
 from octavo.ledger.database import Connection, Database, DatabaseUnavailableError, ensure_schema
 from octavo.ledger.rollup import prune, roll_up
-from octavo.ledger.writes import insert_engine_time, insert_outcomes, insert_usage
+from octavo.ledger.writes import insert, insert_engine_time, insert_outcomes, insert_usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import sqlalchemy as sa
 
-    from octavo.ledger.record import EngineTime, Outcome, UsageRecord
+    from octavo.ledger.gateway_queries import HybridTotals
+    from octavo.ledger.record import EngineTime, Entry, EscalationRecord, Outcome, UsageRecord
     from octavo.ledger.totals import EngineTotals, OutcomeTotals, Totals
 
 
@@ -168,6 +169,37 @@ class Ledger:
             from octavo.ledger.queries import engine_totals
 
             return engine_totals(connection, by, start_ns, end_ns)
+
+    def hybrid_totals(
+        self,
+        by: Sequence[str] = (),
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        where: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[HybridTotals]:
+        """Sums over the gateway's judged attempts; see `gateway_queries.hybrid_totals`."""
+        with self._reading() as connection:
+            from octavo.ledger.gateway_queries import hybrid_totals
+
+            return hybrid_totals(connection, by, start_ns, end_ns, where)
+
+    def escalations(
+        self,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        where: Mapping[str, Sequence[str]] | None = None,
+        limit: int = 100,
+    ) -> list[EscalationRecord]:
+        """The gateway's newest escalations; see `gateway_queries.list_escalations`."""
+        with self._reading() as connection:
+            from octavo.ledger.gateway_queries import list_escalations
+
+            return list_escalations(connection, start_ns, end_ns, where, limit)
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Keep entries of any kind, all or none, on disk when this returns."""
+        with self._writing() as connection, connection.transaction():
+            insert(connection, entries)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:

@@ -11,14 +11,23 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo.ledger.database import DataRefusedError
-from octavo.ledger.record import FOREVER_NS, EngineTime, Entry, Outcome, UsageRecord, cost_nano
+from octavo.ledger.record import (
+    FOREVER_NS,
+    AttemptRecord,
+    EngineTime,
+    Entry,
+    EscalationRecord,
+    Outcome,
+    UsageRecord,
+    cost_nano,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from octavo.ledger.database import Connection
 
-Value = str | int | None
+Value = str | int | float | None
 
 INSERT_LOCK = 0x0C7A_0002
 """PostgreSQL's advisory lock: shared by who inserts; see `rollup.visible_seq`."""
@@ -29,17 +38,26 @@ MAX_ID_BYTES = 1000
 MAX_VALUE = 2**53
 """Of one request: 104 days, or 9 million of the currency. A thousand of them fit into one hour."""
 
-_USAGE_COLUMNS = (*UsageRecord.__struct_fields__, "cost_nano")
+_USAGE_COLUMNS = (
+    *(name for name in UsageRecord.__struct_fields__ if name != "price_nano"), "cost_nano"
+)  # fmt: skip
 _OUTCOME_COLUMNS = (
     "id", "time_ns", "request_id", "session_id", "trace_id", "name", "success", "value_nano",
     "tags", "counted",
 )  # fmt: skip
 
-_NUMBERS = [
-    index
-    for index, name in enumerate(_USAGE_COLUMNS)
-    if name.endswith(("_ns", "_nano")) or name.startswith("num_")
-]
+
+def _numbers(columns: Sequence[str]) -> list[int]:
+    """Which columns hold numbers; the first of them is a time."""
+    return [
+        index
+        for index, name in enumerate(columns)
+        if name != "difference_nano" and (name.endswith(("_ns", "_nano")) or name.startswith("num"))
+    ]
+
+
+_NUMBERS = _numbers(_USAGE_COLUMNS)
+_TEXT_BYTES = {"request_id": MAX_ID_BYTES, "upstream_id": MAX_ID_BYTES, "reason": MAX_ID_BYTES}
 
 
 def _insert(table: str, columns: Sequence[str]) -> str:
@@ -50,6 +68,16 @@ def _insert(table: str, columns: Sequence[str]) -> str:
 
 _INSERT_USAGE = _insert("usage", _USAGE_COLUMNS) + " ON CONFLICT (request_id) DO NOTHING"
 _INSERT_OUTCOME = _insert("outcomes", _OUTCOME_COLUMNS) + " ON CONFLICT (id) DO NOTHING"
+_INSERTS: dict[type[msgspec.Struct], tuple[str, list[int]]] = {
+    kind: (
+        _insert(table, kind.__struct_fields__) + " ON CONFLICT (request_id, number) DO NOTHING",
+        [kind.__struct_fields__.index("time_ns"),
+         *(i for i in _numbers(kind.__struct_fields__) if kind.__struct_fields__[i] != "time_ns")],
+    )
+    for table, kind in (("attempts", AttemptRecord), ("escalations", EscalationRecord))
+}  # fmt: skip
+"""Of kinds whose fields are their table's columns: the statement, and where numbers are."""
+
 _ENGINE_TIME_VALUES = (
     "time_ns", "device_ns", "num_devices", "hourly_rate_nano", "cost_nano", "currency",
 )  # fmt: skip
@@ -69,6 +97,9 @@ def insert(connection: Connection, entries: Sequence[Entry]) -> None:
         insert_outcomes(connection, outcomes)
     if times := [entry for entry in entries if isinstance(entry, EngineTime)]:
         insert_engine_time(connection, times)
+    for kind, (statement, numbers) in _INSERTS.items():
+        if rows := [_plain_row(entry, numbers) for entry in entries if isinstance(entry, kind)]:
+            connection.execute_many(statement, rows)
 
 
 def insert_usage(connection: Connection, records: Sequence[UsageRecord]) -> None:
@@ -137,7 +168,17 @@ def _usage_row(record: UsageRecord) -> tuple[Value, ...]:
         clean(record.currency),
         record.cost_nano,
     )
-    _check(row)
+    _check(row, _NUMBERS)
+    return row
+
+
+def _plain_row(entry: Entry, numbers: Sequence[int]) -> tuple[Value, ...]:
+    """The fields of an entry as they stand, texts cleaned."""
+    row = tuple(
+        clean(value, _TEXT_BYTES.get(name, MAX_NAME_BYTES)) if isinstance(value, str) else value
+        for name, value in zip(entry.__struct_fields__, msgspec.structs.astuple(entry), strict=True)
+    )
+    _check(row, numbers)
     return row
 
 
@@ -156,9 +197,9 @@ def _outcome_row(outcome: Outcome) -> tuple[Value, ...]:
     )
 
 
-def _check(row: Sequence[Any]) -> None:
+def _check(row: Sequence[Any], where: Sequence[int]) -> None:
     """Refuse numbers that only a fault can have made: their sums would not fit any more."""
-    time_ns, *numbers = [value for index in _NUMBERS if (value := row[index]) is not None]
+    time_ns, *numbers = [value for index in where if (value := row[index]) is not None]
     if min(numbers) < 0 or max(numbers) > MAX_VALUE or not 0 <= time_ns < FOREVER_NS:
         raise DataRefusedError(f"a number is below 0 or above {MAX_VALUE}: {row}")
 

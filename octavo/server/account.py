@@ -106,7 +106,7 @@ class Account:
         self.arrived = arrived
         self.tags = tags
         self.request_id = request_id
-        self.parent_id = parent_id
+        self.parent_id = tags.parent_id or parent_id
         self.route: str = scope["path"]
         self.key = tenant_of(scope)
         self.trace_id = tags.trace_id if trace is None else trace.trace_id

@@ -50,6 +50,7 @@ _HEADER_FIELDS = {
     b"x-octavo-feature": ("feature", "X-Octavo-Feature"),
     b"x-octavo-tenant": ("tenant", "X-Octavo-Tenant"),
     b"x-octavo-session": ("session_id", "X-Octavo-Session"),
+    b"x-octavo-parent-request": ("parent_id", "X-Octavo-Parent-Request"),
 }
 _FIELDS = {
     "feature": "feature",
@@ -72,6 +73,8 @@ class RequestTags(msgspec.Struct, frozen=True):
 
     Attributes:
         feature, tenant, session_id: at most `MAX_FIELD_LEN` printable characters.
+        parent_id: likewise, what a gateway's caller knows the request by, which may take several
+            attempts; `X-Octavo-Parent-Request` alone says it.
         trace_id: 32 hexadecimal digits.
         tags: at most `MAX_TAGS`.
         includes_cost: the answer's usage shall have what it cost.
@@ -81,6 +84,7 @@ class RequestTags(msgspec.Struct, frozen=True):
     feature: str = ""
     tenant: str = ""
     session_id: str = ""
+    parent_id: str = ""
     trace_id: str = ""
     tags: dict[str, str] = {}
     includes_cost: bool = False

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from octavo.ledger.record import EngineTime, Entry, Outcome
 from octavo.ledger.spill import SpillFile, encode_frame, find_spills, read_frames
 from tests.ledger.examples import SETTINGS
-from tests.ledger.records import usage
+from tests.ledger.records import attempt, escalation, usage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,9 @@ ENTRIES: list[Entry] = [
     EngineTime(
         server="s", hour=1, time_ns=5, num_devices=2, buckets={"idle": 3}, hourly_rate_nano=4
     ),
-    usage("b\x00"),
+    usage("b\x00", price_nano=17),
+    attempt("d", 1, http_status=None, device_ns=None),
+    escalation("d", score=None),
     *(usage(f"c{i}", e2e_ns=i) for i in range(3)),
 ]
 FRAMES = [encode_frame(entry) for entry in ENTRIES]

@@ -377,3 +377,10 @@ def test_a_line_of_the_log(
     assert line["gpu_seconds"] == record.gpu_seconds
     assert line["cost"] * 10**9 == record.cost_nano
     assert line["prefill_ns"] + line["decode_ns"] == record.total_ns
+
+
+def test_a_gateways_attempts_belong_to_its_callers_request(metered: Metered) -> None:
+    metered.post("/v1/completions", COMPLETION, X_Request_Id="r1.2", X_Octavo_Parent_Request="r1")
+    [record] = metered.settled()
+    assert record.parent_id == "r1"
+    assert record.request_id.startswith("r1.2.")
