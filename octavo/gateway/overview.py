@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from octavo.gateway.admin_ledger import amount
 from octavo.gateway.config_routes import target_of
-from octavo.gateway.model import Target
+from octavo.gateway.model import DevicePrice, Target
 
 if TYPE_CHECKING:
-    from octavo.gateway.config_routes import TierSection, Way
+    from octavo.gateway.config_routes import TierSection, Way, When
     from octavo.gateway.health import BackendState
+    from octavo.gateway.model import Price
     from octavo.gateway.parts import Parts
 
 
@@ -23,7 +27,9 @@ def overview(parts: Parts) -> dict[str, Any]:
             name: _way(config.models[name]) if name in config.models else {"tiers": [name]}
             for name in parts.router.model_names
         },
-        "rules": [{"name": rule.name, **_way(rule)} for rule in config.rules],
+        "rules": [
+            {"name": rule.name, "when": _given(rule.when), **_way(rule)} for rule in config.rules
+        ],
         "tiers": {name: _tier(parts, tier) for name, tier in config.tiers.items()},
         "backends": {
             name: {
@@ -32,6 +38,8 @@ def overview(parts: Parts) -> dict[str, Any]:
                 "is_well": state.is_well,
                 "problem": state.problem,
                 "breaker": health.breaker_state(name),
+                "num_opened": state.breaker.num_opened,
+                "is_metered": state.upstream.backend.metered,
                 **_load(state),
             }
             for name, state in health.states.items()
@@ -47,22 +55,48 @@ def _way(way: Way) -> dict[str, Any]:
             for canary in way.canaries
         ],
         "num_shadows": len(way.shadows),
+        "deadline_s": way.deadline_s,
+        "max_cost": None if way.max_cost is None else str(way.max_cost),
     }
+
+
+def _given(when: When) -> dict[str, Any]:
+    """What a rule asks for, without what it leaves open."""
+    fields = msgspec.structs.asdict(when)
+    return {name: value for name, value in fields.items() if value not in (None, {})}
 
 
 def _tier(parts: Parts, tier: TierSection) -> dict[str, Any]:
     targets = []
     for spec in (*tier.targets, *tier.fallbacks):
         section = target_of(spec)
-        target = Target(section.backend, section.model)
-        targets.append(
-            {
-                "backend": target.backend,
-                "model": target.model,
-                "is_usable": parts.dispatcher.health.is_usable(target),
-            }
-        )
-    return {"judge": tier.judge, "targets": targets}
+        shown = target_view(parts, section.target)
+        targets.append({**shown, "weight": section.weight, "is_fallback": spec in tier.fallbacks})
+    return {"judge": tier.judge, "balance": tier.balance, "targets": targets}
+
+
+def target_view(parts: Parts, target: Target) -> dict[str, Any]:
+    """One target, as it is now."""
+    health = parts.dispatcher.health
+    return {
+        "backend": target.backend,
+        "model": target.model,
+        "is_usable": health.is_usable(target),
+        "load": health.load(target),
+        "price": _price(parts.price(target.backend, target.model)),
+    }
+
+
+def _price(price: Price | None) -> dict[str, str] | None:
+    """What answers cost: by tokens, for a million of them, or by the device's hour."""
+    if price is None:
+        return None
+    if isinstance(price, DevicePrice):
+        return {"device_hour": amount(price.hourly_nano), "currency": price.currency}
+    each = {"input": price.input, "output": price.output, "cached_input": price.cached_input}
+    scale = 1_000_000 // price.per
+    view = {name: amount(nano * scale) for name, nano in each.items() if nano is not None}
+    return {**view, "per_request": amount(price.request), "currency": price.currency}
 
 
 def _load(state: BackendState) -> dict[str, Any]:

@@ -16,11 +16,11 @@ import msgspec
 
 from octavo.errors import ConfigError
 from octavo.gateway.absent import NoRecords
-from octavo.gateway.admin import AdminParts, admin_endpoints
+from octavo.gateway.admin_build import admin_routes
+from octavo.gateway.admin_recent import RecentAttempts
 from octavo.gateway.app import GatewayApplication
 from octavo.gateway.config import load_config
 from octavo.gateway.gateway_metrics import GatewayMetrics
-from octavo.gateway.overview import overview
 from octavo.gateway.parts import Parts
 from octavo.server.http_server import HTTPServer
 from octavo.server.listen import listen, tls_context, url_of
@@ -108,8 +108,17 @@ class Gateway:
         self._tls = tls_context(config.server)
         self._ledger = Ledger(config)
         self.metrics = GatewayMetrics(_currency(config), self._ledger.writer)
+        self._recent = RecentAttempts()
         self.app = GatewayApplication(
-            self._parts(config), self.metrics, admin_endpoints(self._admin_parts)
+            self._parts(config),
+            self.metrics,
+            admin_routes(
+                lambda: self.parts,
+                reload=self.reload,
+                recent=self._recent,
+                keys=self._ledger.keys,
+                ledger_url="" if config.ledger.url is None else config.ledger.url.reveal(),
+            ),
         )
         self.http = HTTPServer(
             self.app,
@@ -217,7 +226,10 @@ class Gateway:
 
     def _parts(self, config: GatewayConfig, before: Parts | None = None) -> Parts:
         return Parts(
-            config, records=self._ledger.records, key_source=self._ledger.keys, before=before
+            config,
+            records=self._recent.before(self._ledger.records),
+            key_source=self._ledger.keys,
+            before=before,
         )
 
     def _needs_start(self, old: GatewayConfig, new: GatewayConfig) -> list[str]:
@@ -227,18 +239,6 @@ class Gateway:
             if getattr(old.server, name) != getattr(new.server, name)
         ]
         return [*waits, "ledger"] if old.ledger != new.ledger else waits
-
-    def _admin_parts(self) -> AdminParts:
-        parts = self.parts
-        return AdminParts(
-            admin_keys=parts.config.admin.keys,
-            keys=self._ledger.keys,
-            book=parts.keys,
-            limits=parts.limits,
-            limit_names=list(parts.config.limits.rules),
-            routes=lambda: overview(parts),
-            reload=self.reload,
-        )
 
 
 async def run_gateway(
