@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,7 +33,6 @@ _OURS = frozenset(("feature", "tenant", "session", "session_id", "session.id"))
 """Members of `metadata` that an engine would take for the caller's word on these."""
 
 _TAG_NAME = re.compile(r"(?!octavo\.)[a-z0-9][a-z0-9_.\-]{0,63}")
-_VISIBLE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
 
 _Fields = dict[str, msgspec.Raw]
 _fields_decoder = msgspec.json.Decoder(_Fields)
@@ -127,7 +127,12 @@ def _put_salt(fields: _Fields, call: Call, backend: Backend) -> None:
         return
     key = backend.api_key.reveal().encode() if backend.api_key is not None else b"octavo"
     text = b"%b\0%b" % (whose.encode(), b"" if given is None else bytes(given))
-    fields["cache_salt"] = _raw(hmac.digest(key, text, "sha256").hex())
+    fields["cache_salt"] = _salt(key, text)
+
+
+@lru_cache(maxsize=4096)
+def _salt(key: bytes, text: bytes) -> msgspec.Raw:
+    return _raw(hmac.digest(key, text, "sha256").hex())
 
 
 def _strip_metadata(fields: _Fields) -> None:
@@ -149,34 +154,28 @@ def _head(call: Call, upstream: Upstream, body_len: int, upstream_id: str) -> by
     path = call.path.removeprefix("/v1")
     accept = "text/event-stream" if call.stream else "application/json"
     lines = [
-        f"POST {upstream.address.path}{path} HTTP/1.1\r\n".encode("ascii"),
-        upstream.head,
         f"Content-Type: application/json\r\nContent-Length: {body_len}\r\nAccept: {accept}\r\n"
-        f"X-Request-Id: {upstream_id}\r\n".encode("ascii"),
     ]
-    if call.traceparent:
-        _put(lines, "traceparent", call.traceparent)
+    _put(lines, "X-Request-Id", upstream_id)
+    _put(lines, "traceparent", call.traceparent)
     if upstream.backend.kind == "octavo":
-        lines.append(b"X-Octavo-Include-Cost: 1\r\n")
+        lines.append("X-Octavo-Include-Cost: 1\r\n")
         _put(lines, "X-Octavo-Parent-Request", call.request_id)
-        if call.feature:
-            _put(lines, "X-Octavo-Feature", call.feature)
-        if call.tenant:
-            _put(lines, "X-Octavo-Tenant", call.tenant)
-        if call.session_id:
-            _put(lines, "X-Octavo-Session", call.session_id)
+        _put(lines, "X-Octavo-Feature", call.feature)
+        _put(lines, "X-Octavo-Tenant", call.tenant)
+        _put(lines, "X-Octavo-Session", call.session_id)
         for name, value in call.tags.items():
             name = name.lower()
             if _TAG_NAME.fullmatch(name):
                 _put(lines, f"X-Octavo-Tag-{name}", value)
-    lines.append(b"\r\n")
-    return b"".join(lines)
+    lines.append("\r\n")
+    begin = f"POST {upstream.address.path}{path} HTTP/1.1\r\n"
+    return b"%b%b%b" % (begin.encode("ascii"), upstream.head, "".join(lines).encode())
 
 
-def _put(lines: list[bytes], name: str, value: str) -> None:
-    """Add a line; values are checked where they come in, and once more here: a line's end in one
-    would be a header of the caller's making.
+def _put(lines: list[str], name: str, value: str) -> None:
+    """Add a line. Values are checked where they come in, and once more here: a line's end in one
+    would be a header of the caller's making, and is not printable.
     """
-    data = value.encode()
-    if _VISIBLE.fullmatch(data):
-        lines.append(b"%b: %b\r\n" % (name.encode("ascii"), data))
+    if value and value.isprintable():
+        lines.append(f"{name}: {value}\r\n")

@@ -200,12 +200,14 @@ class BackendReply:
         price = self._upstream.prices.get(self.target.model)
         if tokens is None:
             tokens = exchange.tokens
-            is_unknown = tokens == Tokens() and status in ("timeout", "client_left")
+            is_unknown = status in ("timeout", "client_left") and not (
+                tokens.input or tokens.output
+            )
             if is_unknown and exchange.is_sent and isinstance(price, TokenPrice):
                 # A provider takes its money for what it has read, whether or not we had an answer
                 tokens = Tokens(input=self._call.num_prompt_tokens)
         cost_nano = tokens.cost_nano or 0
-        if price is not None and tokens != Tokens():
+        if price is not None and (tokens.input or tokens.output):
             cost_nano = actual(tokens, price).cost_nano
         first = exchange.first_event
         self._attempt = Attempt(
