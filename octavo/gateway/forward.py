@@ -22,7 +22,7 @@ from octavo.gateway.ceilings import affordable_output, bounded, used
 from octavo.gateway.key_scopes import check_scopes
 from octavo.gateway.model import ANYBODY, Amount
 from octavo.gateway.reading import read_call
-from octavo.gateway.relay import Relay
+from octavo.gateway.relay import NO_CEILING, Ceiling, Relay
 from octavo.ledger.record import NANO
 from octavo.server.auth import presented_key
 from octavo.server.dialect import ANTHROPIC, OPENAI
@@ -52,8 +52,8 @@ SLACK = 2
 """The estimate of a stream's tokens is at most about so many times too high: a backend that keeps
 to the bound that it was given is not cut."""
 SLACK_TOKENS = 64
-
-UNBOUNDED = 1 << 60
+NUM_FRAMES = 24
+"""Events of a choice that have no token: its beginnings and ends, and usage."""
 
 
 class Forward:
@@ -219,7 +219,7 @@ class Forward:
             self._exchange,
             dialect,
             headers,
-            max_output=self._max_output(call, plan, outcome) if call.stream else None,
+            self._ceiling(call, plan, outcome) if call.stream else NO_CEILING,
         )
         await relay.run(self._send)
 
@@ -249,26 +249,21 @@ class Forward:
             plan = msgspec.structs.replace(plan, max_cost_nano=left)
         return plan
 
-    def _max_output(self, call: Call, plan: Plan, outcome: Outcome) -> int | None:
-        """Tokens at which a stream is cut; None: nowhere.
+    def _ceiling(self, call: Call, plan: Plan, outcome: Outcome) -> Ceiling:
+        """Where a stream is cut.
 
-        What was reserved pays for all that a backend may say that keeps to `max_tokens`: one that
-        does not is cut when the estimate leaves no doubt. A ceiling below that is kept strictly.
+        What was reserved pays for all that a backend may say that keeps to the bound that it was
+        given. Where there was none to give, what is left is what it may cost.
         """
-        bound = None
         if call.max_tokens is not None:
-            bound = SLACK * call.max_tokens * call.num_choices + SLACK_TOKENS
-        most = plan.max_cost_nano
-        if most is not None:
-            left = most - sum(attempt.cost_nano for attempt in self._attempts)
-            price = self._parts.price(outcome.target.backend, outcome.target.model)
-            affordable = affordable_output(call, price, left)
-            fits = call.max_tokens is not None and (
-                affordable >= call.max_tokens * call.num_choices
-            )
-            if not fits and affordable < UNBOUNDED:
-                bound = affordable
-        return bound
+            most = call.max_tokens * call.num_choices
+            return Ceiling(SLACK * most + SLACK_TOKENS, most + NUM_FRAMES * call.num_choices)
+        if plan.max_cost_nano is None:
+            return NO_CEILING
+        left = plan.max_cost_nano - sum(attempt.cost_nano for attempt in self._attempts)
+        price = self._parts.price(outcome.target.backend, outcome.target.model)
+        affordable = affordable_output(call, price, left)
+        return Ceiling(affordable, affordable + NUM_FRAMES * call.num_choices)
 
     async def _finish(self) -> None:
         """What happens once, whatever happened. Nothing here is the client's to wait for."""

@@ -7,7 +7,7 @@ them was read where they arrived. A stream that reaches its ceiling is ended, an
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from octavo.gateway.cut import cut_events
 from octavo.gateway.replay import batches_of, is_stream
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     Headers = list[tuple[bytes, bytes]]
 
+COLON = 0x3A
+"""Comments begin with it."""
+
 MIN_TOKEN_BYTES = 2
 """Bytes of a stream that count for a token at the least, by the estimate (`sse_events`)."""
 
@@ -31,6 +34,21 @@ _STREAM_HEADERS: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+
+
+class Ceiling(NamedTuple):
+    """Where a stream is cut: at the first of both.
+
+    Attributes:
+        max_output: tokens, by the estimate, which is rather too high.
+        max_events: as each has a token at the least, but for a few.
+    """
+
+    max_output: int
+    max_events: int
+
+
+NO_CEILING = Ceiling(1 << 62, 1 << 62)
 
 
 class Relay:
@@ -42,7 +60,7 @@ class Relay:
         exchange: of the HTTP request.
         dialect: of its route.
         headers: of the answer, besides its type and length.
-        max_output: tokens at which a stream is cut; None: nowhere.
+        ceiling: where a stream is cut.
 
     Attributes:
         status: how it ended: `ok`, `over_budget` or `error`.
@@ -57,15 +75,14 @@ class Relay:
         exchange: Exchange,
         dialect: Dialect,
         headers: Headers,
-        *,
-        max_output: int | None = None,
+        ceiling: Ceiling = NO_CEILING,
     ) -> None:
         self._call = call
         self._outcome = outcome
         self._exchange = exchange
         self._dialect = dialect
         self._headers = headers
-        self._max_output = max_output
+        self._ceiling = ceiling
         self.status: Status = "ok"
         self.reason = ""
         self.is_started = False
@@ -97,7 +114,8 @@ class Relay:
         await self._exchange.send(self._dialect.error_event(exc) + self._dialect.end, is_last=True)
 
     async def _stream(self, send: Send) -> None:
-        exchange, limit = self._exchange, self._max_output
+        exchange = self._exchange
+        max_output, max_events = self._ceiling
         write = exchange.write
         headers = [*_STREAM_HEADERS, *self._headers]
         self.is_started = True
@@ -105,18 +123,20 @@ class Relay:
             {"type": "http.response.start", "status": self._outcome.status, "headers": headers}
         )
         first = b""
-        num_bytes = 0
-        check_at = 0 if limit is not None else 1 << 62
+        num_events = num_bytes = 0
+        check_at = max_output * MIN_TOKEN_BYTES
         try:
             async with contextlib.aclosing(batches_of(self._outcome)) as batches:
                 async for batch in batches:
                     piece = batch[0] if len(batch) == 1 else b"".join(batch)
-                    if num_bytes == 0 and batch:
+                    if not num_events:
                         first = batch[0]
+                    if piece[0] != COLON:
+                        num_events += len(batch)
                     num_bytes += len(piece)
-                    if num_bytes > check_at and limit is not None:
-                        left = limit - self._outcome.tokens.output
-                        if left < 0:
+                    if num_bytes > check_at or num_events > max_events:
+                        left = max_output - self._outcome.tokens.output
+                        if left <= 0 or num_events > max_events:
                             await self._cut(first, piece, batch[-1])
                             return
                         check_at = num_bytes + left * MIN_TOKEN_BYTES
