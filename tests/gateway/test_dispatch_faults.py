@@ -44,6 +44,7 @@ async def test_another_target_answers_where_one_fails(fault: str) -> None:
         assert tried.failed[0].reason
         assert (attempt.number, attempt.upstream_id) == (1, "req-1.1")
         assert [seen.headers["x-request-id"] for seen in fake.seen] == ["req-1", "req-1.1"]
+        assert not any("cookie" in seen.headers for seen in fake.seen)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,16 @@ async def test_a_name_that_leads_to_credentials_is_refused(
     await way.close()
 
 
+@pytest.mark.parametrize(
+    "host", ["2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518"]
+)
+async def test_other_spellings_of_addresses_are_seen_through(host: str) -> None:
+    way = upstream(f"http://{host}")
+    with pytest.raises(UpstreamError, match="link-local"):
+        await way.acquire(1.0)
+    await way.close()
+
+
 async def test_a_name_is_looked_up_once_for_many_and_all_its_addresses_are_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
