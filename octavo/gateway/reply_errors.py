@@ -61,7 +61,7 @@ def failure_of(
         what = f"backend {backend} refuses the gateway's key with {status}"
         return UpstreamError(what, code="upstream_key_refused")
     else:
-        what = f"backend {backend} answers {status}: {message}"
+        what = f"backend {backend} answers {status}" + (f": {message}" if message else "")
         is_late = status in (408, 504)
         code = "upstream_timeout" if is_late else "upstream_error"
         return UpstreamError(what, status=504 if is_late else 502, code=code)
