@@ -65,6 +65,9 @@ class Secret:
     def __hash__(self) -> int:
         return hash(self._text)
 
+    def __reduce__(self) -> tuple[type[Secret], tuple[str]]:
+        raise TypeError("a secret is not written anywhere")
+
 
 def _from_environment(match: re.Match[str]) -> str:
     value = os.environ.get(match[1])
