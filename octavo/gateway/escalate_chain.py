@@ -68,7 +68,7 @@ class Chain:
                     continue
             elif held is not None and found.status >= 400:
                 # What the cheaper tier could answer is no fault of the caller's.
-                attempt = await found.close(tokens=found.tokens)
+                attempt = await found.close(tokens=found.tokens, status="refused")
                 failure = UpstreamError(attempt.reason or f"{tier.name} answers {found.status}")
                 continue
             return found

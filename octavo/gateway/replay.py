@@ -61,6 +61,8 @@ class PassedOutcome:
         strips: takes log-probabilities out; None: it stays as it is.
     """
 
+    is_whole = False
+
     def __init__(
         self,
         reply: Reply,
@@ -260,6 +262,8 @@ class HeldOutcome:
         tell: makes the record another.
         strips: takes log-probabilities out; None: it stays as it is.
     """
+
+    is_whole = True
 
     def __init__(
         self,

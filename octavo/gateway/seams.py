@@ -66,17 +66,16 @@ class Reservation(Protocol):
 class Budgets(Protocol):
     """Ceilings in money, tokens and device time (`budgets`)."""
 
-    def hold_for(self, call: Call) -> bool:
-        """Whether any budget counts a call. Where none does, nothing is reserved, and what a call
-        may cost need not be known.
-        """
-        ...
-
-    async def reserve(self, call: Call, worst: Amount) -> Reservation:
+    async def reserve(self, call: Call, worst: Amount | None) -> Reservation:
         """Hold the worst case in every budget that the call counts to, or in none.
 
+        Args:
+            call: who asks, and what for.
+            worst: the most that it can use; None: nobody knows.
+
         Raises:
-            BudgetExceededError: 429; says which budget, and when its period ends.
+            BudgetExceededError: 429; says which budget, and when its period ends. Also where a hard
+                budget holds and nobody knows what the call can use.
         """
         ...
 
@@ -282,6 +281,13 @@ class Outcome(Reply, Protocol):
     @property
     def tier(self) -> Tier:
         """Whose answer it is."""
+        ...
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is here and its attempt on the list: it costs nothing more, so that
+        nothing is saved by cutting it.
+        """
         ...
 
     @property

@@ -68,6 +68,8 @@ class FakeReply:
     async def close(self, **told: Any) -> Attempt:
         assert not self.is_closed
         self.is_closed = True
+        if self.status >= 400 and told.get("status", "ok") == "ok":
+            told["status"] = "refused"
         self.world.open.discard(self)
         return self.world.attempt(self.number, self.tier, self.target, **told)
 
@@ -201,6 +203,9 @@ def test_any_chain(
         except (UpstreamError, BudgetExceededError) as exc:
             return "error", exc
         data = b""
+        assert outcome.is_whole is any(a.judge and a.status == "ok" for a in attempts) or (
+            outcome.headers.get("x-octavo-escalation") == "failed"
+        )
         try:
             if outcome.content_type.startswith("text/event-stream"):
                 data = b"".join([event async for event in outcome.events()])

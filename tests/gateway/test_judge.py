@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from octavo.errors import ConfigError, UpstreamError
+from octavo.gateway import judge_worker
 from octavo.gateway.config_judges import JudgeSection
 from octavo.gateway.judge_build import build_judges
 from octavo.gateway.judge_model import render_prompt, shortened
@@ -418,6 +420,25 @@ async def test_processes_are_gone_when_closed() -> None:
     assert process is not None
     await processes.aclose()
     assert process.returncode is not None
+
+
+async def test_a_process_that_nobody_watches_ends_itself() -> None:
+    """A gateway that is killed leaves no process behind, not even one that never ends a search."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        judge_worker.__file__,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    await process.stdout.readline()
+    evil = {"kind": "regex", "must": ["^(a|a)*$"], "must_not": [], "texts": ["a" * 50 + "!"]}
+    process.stdin.write(json.dumps(evil | {"limit": -0.9}).encode() + b"\n")
+    await process.stdin.drain()
+    process.stdin.close()
+    assert await asyncio.wait_for(process.wait(), 10) != 0
 
 
 async def test_a_process_sees_no_secrets(
