@@ -24,13 +24,12 @@ class NoBudgets:
 
     _reservation = NoReservation()
 
-    def hold_for(self, call: Call) -> bool:
-        """See `seams.Budgets`."""
-        return False
-
-    async def reserve(self, call: Call, worst: Amount) -> NoReservation:
+    async def reserve(self, call: Call, worst: Amount | None) -> NoReservation:
         """Let every call pass."""
         return self._reservation
+
+    async def close(self) -> None:
+        """Nothing to end."""
 
 
 class NoRecords:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from octavo.errors import AuthenticationError, EngineUnavailableError, InvalidRequestError
+from octavo.errors import AuthenticationError, EngineUnavailableError
 from octavo.gateway.ceilings import affordable_output, bounded, used
 from octavo.gateway.key_scopes import check_scopes
 from octavo.gateway.model import ANYBODY, Amount
@@ -219,7 +219,7 @@ class Forward:
             self._exchange,
             dialect,
             headers,
-            self._ceiling(call, plan, outcome) if call.stream else NO_CEILING,
+            self._ceiling(call, plan, outcome),
         )
         await relay.run(self._send)
 
@@ -227,21 +227,14 @@ class Forward:
         """Hold the most that the call can cost; the plan, bounded by what is held.
 
         Raises:
-            BudgetExceededError: a budget has not so much left.
-            InvalidRequestError: nobody knows what it can cost, and a budget wants to know.
+            BudgetExceededError: a budget has not so much left, or nobody knows how much it is.
         """
         parts = self._parts
-        if not parts.budgets.hold_for(call):
+        if not parts.has_budgets:
             return plan
         worst = parts.escalation.worst_case(call, plan)
-        if worst is None:
-            raise InvalidRequestError(
-                "What this request may cost is not known, and a budget holds for it: bound its "
-                "answer with max_tokens; if that is there, its model has no price here",
-                code="unknown_cost",
-            )
         most = plan.max_cost_nano
-        if most is not None and most < worst.cost_nano:
+        if worst is not None and most is not None and most < worst.cost_nano:
             worst = Amount(most, worst.num_tokens, worst.device_ns)
         self._reservation = reservation = await parts.budgets.reserve(call, worst)
         left = reservation.left_nano
@@ -255,6 +248,8 @@ class Forward:
         What was reserved pays for all that a backend may say that keeps to the bound that it was
         given. Where there was none to give, what is left is what it may cost.
         """
+        if not call.stream or outcome.is_whole:
+            return NO_CEILING
         if call.max_tokens is not None:
             most = call.max_tokens * call.num_choices
             return Ceiling(SLACK * most + SLACK_TOKENS, most + NUM_FRAMES * call.num_choices)

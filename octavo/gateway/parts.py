@@ -27,12 +27,13 @@ from octavo.gateway.reading import read_settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from octavo.gateway.budgets import BudgetBook
     from octavo.gateway.config import GatewayConfig
     from octavo.gateway.config_routes import TierSection
     from octavo.gateway.keys import KeySource
     from octavo.gateway.limits import RateLimits
     from octavo.gateway.model import Amount, Call, Price
-    from octavo.gateway.seams import Budgets, Records
+    from octavo.gateway.seams import Records
 
 logger = logging.getLogger("octavo.gateway")
 
@@ -44,8 +45,11 @@ class Parts:
         config: checked.
         records: gets attempts.
         key_source: the ledger's keys; None: those of the configuration are all.
+        ledger_url: for budgets that are counted there; empty: there is no ledger.
         before: the parts that run, whose counts and memory are taken over.
-        budgets: None: there are none.
+
+    Attributes:
+        has_budgets: what a call can cost must be reserved.
 
     Raises:
         ConfigError: a certificate cannot be read, a judge's function cannot be had, or the client
@@ -58,8 +62,8 @@ class Parts:
         *,
         records: Records,
         key_source: KeySource | None = None,
+        ledger_url: str = "",
         before: Parts | None = None,
-        budgets: Budgets | None = None,
     ) -> None:
         self.config = config
         self.records = records
@@ -92,12 +96,21 @@ class Parts:
         has_same_keys = before is not None and before.config.keys == config.keys
         self.keys: KeyBook
         self.keys = before.keys if before and has_same_keys else KeyBook(config.keys, key_source)
-        self.limits: RateLimits = open_limits(
-            config.limits,
-            "" if config.redis_url is None else config.redis_url.reveal(),
-            None if before is None else before.limits,
-        )
-        self.budgets: Budgets = NoBudgets() if budgets is None else budgets
+        redis_url = "" if config.redis_url is None else config.redis_url.reveal()
+        previous = None if before is None else before.limits
+        self.limits: RateLimits = open_limits(config.limits, redis_url, previous)
+        self.has_budgets = bool(config.budgets.rules)
+        self.budgets: BudgetBook | NoBudgets = NoBudgets()
+        if self.has_budgets:
+            from octavo.gateway.budgets import open_budgets
+
+            self.budgets = open_budgets(
+                config.budgets,
+                ledger_url=ledger_url,
+                redis_url=redis_url,
+                currency=currency_of(config),
+                previous=_book_of(before),
+            )
         self.num_open = 0
         self._idle: asyncio.Event | None = None
 
@@ -148,7 +161,11 @@ class Parts:
                 logger.exception("a part of the gateway did not end well")
 
     def _closers(self, successor: Parts | None) -> list[Callable[[], Any]]:
-        closers: list[Callable[[], Any]] = [self.escalation.aclose, self.limits.close]
+        closers: list[Callable[[], Any]] = [
+            self.escalation.aclose,
+            self.limits.close,
+            self.budgets.close,
+        ]
         shared = {} if successor is None else vars(successor)
         for name in ("keys", "dispatcher"):
             part = getattr(self, name)
@@ -157,7 +174,25 @@ class Parts:
         store = self.limits.store
         if successor is None or successor.limits.store is not store:
             closers.append(store.close)
+        book, its_book = _book_of(self), _book_of(successor)
+        if book is not None and (its_book is None or its_book.store is not book.store):
+            closers.append(book.store.close)
         return closers
+
+
+def _book_of(parts: Parts | None) -> BudgetBook | None:
+    if parts is None or isinstance(parts.budgets, NoBudgets):
+        return None
+    return parts.budgets
+
+
+def currency_of(config: GatewayConfig) -> str:
+    """That of the prices: there is only one."""
+    for backend in config.backends.values():
+        for info in backend.models.values():
+            if info.price is not None:
+                return info.price.currency
+    return "USD"
 
 
 def _tier(name: str, section: TierSection) -> Tier:

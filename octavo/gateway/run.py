@@ -21,7 +21,8 @@ from octavo.gateway.admin_recent import RecentAttempts
 from octavo.gateway.app import GatewayApplication
 from octavo.gateway.config import load_config
 from octavo.gateway.gateway_metrics import GatewayMetrics
-from octavo.gateway.parts import Parts
+from octavo.gateway.parts import Parts, currency_of
+from octavo.gateway.records import GatewayRecords
 from octavo.server.http_server import HTTPServer
 from octavo.server.listen import listen, tls_context, url_of
 from octavo.server.loop import Signals, first_of
@@ -59,17 +60,22 @@ class Ledger:
     """
 
     def __init__(self, config: GatewayConfig) -> None:
+        self.url = "" if config.ledger.url is None else config.ledger.url.reveal()
         self.writer: LedgerWriter | None = None
         self.keys: KeyStore | None = None
-        self.records: Records = NoRecords()
-        if config.ledger.url is None:
+        if not self.url:
             return
         from octavo.gateway.key_store import KeyStore
         from octavo.ledger.writer import LedgerWriter
 
-        url = config.ledger.url.reveal()
-        self.writer = LedgerWriter(url, retention_days=config.ledger.retention_days)
-        self.keys = KeyStore(url)
+        self.writer = LedgerWriter(self.url, retention_days=config.ledger.retention_days)
+        self.keys = KeyStore(self.url)
+
+    def records(self, config: GatewayConfig) -> Records:
+        """What keeps attempts at a configuration's backends."""
+        if self.writer is None:
+            return NoRecords()
+        return GatewayRecords(self.writer.put, config.backends)
 
     async def start(self) -> None:
         """Bring the database to the newest schema, and begin to write.
@@ -107,7 +113,7 @@ class Gateway:
         self._listener = listener
         self._tls = tls_context(config.server)
         self._ledger = Ledger(config)
-        self.metrics = GatewayMetrics(_currency(config), self._ledger.writer)
+        self.metrics = GatewayMetrics(currency_of(config), self._ledger.writer)
         self._recent = RecentAttempts()
         self.app = GatewayApplication(
             self._parts(config),
@@ -117,7 +123,7 @@ class Gateway:
                 reload=self.reload,
                 recent=self._recent,
                 keys=self._ledger.keys,
-                ledger_url="" if config.ledger.url is None else config.ledger.url.reveal(),
+                ledger_url=self._ledger.url,
             ),
         )
         self.http = HTTPServer(
@@ -227,8 +233,9 @@ class Gateway:
     def _parts(self, config: GatewayConfig, before: Parts | None = None) -> Parts:
         return Parts(
             config,
-            records=self._recent.before(self._ledger.records),
+            records=self._recent.before(self._ledger.records(config)),
             key_source=self._ledger.keys,
+            ledger_url=self._ledger.url,
             before=before,
         )
 
@@ -301,15 +308,6 @@ def _follow_hangups(gateway: Gateway) -> asyncio.Task[None]:
                 logger.exception("the configuration could not be read anew")
 
     return asyncio.ensure_future(follow())
-
-
-def _currency(config: GatewayConfig) -> str:
-    """That of the prices: there is only one."""
-    for backend in config.backends.values():
-        for info in backend.models.values():
-            if info.price is not None:
-                return info.price.currency
-    return "USD"
 
 
 def with_flags(config: GatewayConfig, **flags: Any) -> GatewayConfig:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from octavo.errors import BudgetExceededError
 from octavo.gateway.absent import NoReservation
 from octavo.gateway.config import load_config
 from octavo.gateway.run import Gateway
@@ -47,6 +48,7 @@ class Counted:
         parts: Any = gateway.parts
         parts.limits = _Limits(self, gateway.parts.limits)
         parts.budgets = _Budgets(self)
+        parts.has_budgets = True
         parts.records = self
 
     @property
@@ -113,11 +115,11 @@ class _Reservation(NoReservation):
 class _Budgets:
     def __init__(self, counted: Counted) -> None:
         self._counted = counted
+        self.store = self
 
-    def hold_for(self, call: Call) -> bool:
-        return True
-
-    async def reserve(self, call: Call, worst: Amount) -> _Reservation:
+    async def reserve(self, call: Call, worst: Amount | None) -> _Reservation:
+        if worst is None:
+            raise BudgetExceededError("nobody knows", code="price_unknown")
         self._counted.worst.append(worst)
         return _Reservation(self._counted)
 

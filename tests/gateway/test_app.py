@@ -263,13 +263,30 @@ async def test_a_stream_without_a_bound_costs_what_is_left_at_the_most(tmp_path:
             assert counted.all_attempts[0].cost_nano <= counted.worst[0].cost_nano
 
 
+BUDGET = """
+budgets: {rules: {small: {cost: 0.0002, period: total}}}
+"""
+
+
 async def test_an_unknown_cost_is_refused_where_a_budget_holds(tmp_path: Path) -> None:
-    async with both(tmp_path) as (fake, gateway):
-        assert (await gateway.chat()).status_code == 200  # no budget
-        gateway.counted()
+    async with both(tmp_path, more=BUDGET) as (fake, gateway):
         answer = await gateway.chat()  # nothing bounds the answer
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_cost")
-        assert len(fake.seen) == 1
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "price_unknown")
+        assert not fake.seen
+        assert (await gateway.chat(max_tokens=5)).status_code == 200
+
+
+async def test_a_budget_is_never_overspent_and_little_of_it_is_left(tmp_path: Path) -> None:
+    async with both(tmp_path, more=BUDGET) as (fake, gateway):
+        fake.answer.num_prompt = 5
+        fake.answer.num_cached = 0
+        answers = await asyncio.gather(*(gateway.chat(max_tokens=5) for _ in range(40)))
+        answers += [await gateway.chat(max_tokens=5) for _ in range(10)]
+        statuses = [answer.status_code for answer in answers]
+        assert statuses.count(200) + statuses.count(429) == 50
+        assert statuses.count(200) == len(fake.seen)
+        cost = len(fake.seen) * (5 * 1_000 + 5 * 3_000)
+        assert 160_000 <= cost <= 200_000
 
 
 CEILINGS = [
