@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import BudgetExceededError, ConfigError, EngineUnavailableError
+from octavo.gateway.budgets_alerts import BudgetAlerts
 from octavo.gateway.budgets_answers import refusal, row_of
 from octavo.gateway.budgets_scope import ceiling_of, holds, period_of, scope_of
 from octavo.gateway.budgets_store import NOTHING, BudgetStoreError, MemoryStore
@@ -126,11 +127,10 @@ class BudgetBook:
         section: of the configuration.
         store: counts; None: a new one in memory. A reload gives the old one's `store` on.
         currency: for messages.
-        listener: told after every change, with counters and how they stand, and of each refusal
-            with its counter alone; must not wait. None: nobody is.
         wall_ns: nanoseconds since 1970.
 
     Attributes:
+        alerts: tell of thresholds.
         num_reserved: calls that got a reservation.
         num_refused: per budget, calls that got a 429 by it.
         num_expired: reservations of gateways that went away.
@@ -143,12 +143,11 @@ class BudgetBook:
         store: Store | None = None,
         *,
         currency: str = "USD",
-        listener: Callable[[Sequence[Ceiling], Sequence[Standing], bool], None] | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.section = section
         self.store: Store = store if store is not None else MemoryStore()
-        self.listener = listener
+        self.alerts = BudgetAlerts(section, self.store, currency=currency)
         self.num_reserved = 0
         self.num_refused = dict.fromkeys(section.rules, 0)
         self.num_expired = 0
@@ -267,6 +266,7 @@ class BudgetBook:
                         await self._settle_all()
                     except BudgetStoreError:
                         await asyncio.sleep(RETRY_S)
+        await self.alerts.close()
         for item in self._unsettled.values():
             logger.error(
                 "not counted, as the budgets' store does not answer: %s of %s",
@@ -346,8 +346,8 @@ class BudgetBook:
             ceilings, standings, amount, currency=self._currency, now_ns=self._wall_ns()
         )
         self.num_refused[ceiling.budget] += 1
-        if self.listener is not None:
-            self.listener((ceiling,), (standing,), True)
+        if ceiling.fits(amount):  # one that never fits says nothing of the budget
+            self.alerts.note((ceiling,), (standing,), is_refused=True)
         return error
 
     # Settling.
@@ -362,8 +362,7 @@ class BudgetBook:
         )
         if self._unsettled.get(item.held_id) is item:
             del self._unsettled[item.held_id]
-        if self.listener is not None:
-            self.listener(item.ceilings, standings, False)
+        self.alerts.note(item.ceilings, standings, is_refused=False)
 
     async def _settle_or_keep(self, item: _Unsettled) -> None:
         try:

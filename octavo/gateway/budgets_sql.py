@@ -312,9 +312,9 @@ def _load(connection: Connection, batch: Sequence[_Operation]) -> Books:
             f"FROM budget_reservations WHERE id IN ({', '.join('?' * len(some))})",
             some,
         )
-        for held_id, *key, cost, tokens, device, expires_ns in rows:
+        for held_id, budget, scope, start_ns, cost, tokens, device, expires_ns in rows:
             before = books.held.get(held_id)
-            own = (before.keys if before is not None else ()) + (tuple(key),)
+            own = (*(before.keys if before is not None else ()), (budget, scope, start_ns))
             books.held[held_id] = Held(own, Amount(cost, tokens, device), expires_ns)
     return books
 
