@@ -264,7 +264,7 @@ async def test_a_stream_without_a_bound_costs_what_is_left_at_the_most(tmp_path:
 
 
 BUDGET = """
-budgets: {rules: {small: {cost: 0.0002, period: total}}}
+budgets: {rules: {small: {cost: 0.001, period: total}}}
 """
 
 
@@ -281,12 +281,12 @@ async def test_a_budget_is_never_overspent_and_little_of_it_is_left(tmp_path: Pa
         fake.answer.num_prompt = 5
         fake.answer.num_cached = 0
         answers = await asyncio.gather(*(gateway.chat(max_tokens=5) for _ in range(40)))
-        answers += [await gateway.chat(max_tokens=5) for _ in range(10)]
+        answers += [await gateway.chat(max_tokens=5) for _ in range(50)]
         statuses = [answer.status_code for answer in answers]
-        assert statuses.count(200) + statuses.count(429) == 50
+        assert statuses.count(200) + statuses.count(429) == 90
         assert statuses.count(200) == len(fake.seen)
         cost = len(fake.seen) * (5 * 1_000 + 5 * 3_000)
-        assert 160_000 <= cost <= 200_000
+        assert 1_000_000 - 113_000 < cost <= 1_000_000  # the worst case of one does not fit more
 
 
 CEILINGS = [
