@@ -34,12 +34,12 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     import torch
 
     from octavo import LLM
-    from octavo.runner import executor, runner
+    import octavo.runner.executor
     from octavo.runner.native_plan import NativePlan
     from octavo.types import SamplingParams
     from octavo.weights.store import resolve
 
-    assert executor and runner and NativePlan
+    assert NativePlan is not None
     torch.set_num_threads(args.threads)
     torch.ones(64, 64) @ torch.ones(64, 64)  # the libraries behind it
     libraries = resident()
