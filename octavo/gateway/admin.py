@@ -92,6 +92,7 @@ class AdminParts:
             is wrong; the old one goes on then.
         escalations: by the query's parameters, in a thread; None: the gateway has no ledger.
         spend: likewise.
+        burn: how a budget was used, likewise.
         attempts: of a request, by its id, in a thread.
         explain: where a request would go, without sending it.
         num_inline_keys: keys that stand in the configuration.
@@ -108,6 +109,7 @@ class AdminParts:
     reload: Callable[[], Awaitable[object]]
     escalations: Callable[[Mapping[str, str]], object] | None = None
     spend: Callable[[Mapping[str, str]], object] | None = None
+    burn: Callable[[Mapping[str, str]], object] | None = None
     attempts: Callable[[str], object] | None = None
     explain: Callable[[ExplainRequest], Awaitable[object]] | None = None
     num_inline_keys: int = 0
@@ -129,6 +131,7 @@ def admin_endpoints(parts: Callable[[], AdminParts]) -> list[Route]:
         ("POST", "/keys/{key_id}/rotate", _rotate_key),
         ("GET", "/limits", _show_limits),
         ("GET", "/budgets", _show_budgets),
+        ("GET", "/budgets/history", functools.partial(_query, "burn")),
         ("GET", "/routes", _show_routes),
         ("GET", "/escalations", functools.partial(_query, "escalations")),
         ("GET", "/spend", functools.partial(_query, "spend")),

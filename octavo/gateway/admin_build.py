@@ -6,9 +6,11 @@ import functools
 from typing import TYPE_CHECKING
 
 from octavo.gateway.admin import AdminParts, BudgetsState, admin_endpoints
+from octavo.gateway.admin_burn import BurnDown
 from octavo.gateway.admin_explain import explain
 from octavo.gateway.admin_ledger import LedgerViews
 from octavo.gateway.admin_page.serve import page_routes
+from octavo.gateway.keys import inline_key
 from octavo.gateway.overview import overview
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from octavo.gateway.admin_recent import RecentAttempts
     from octavo.gateway.key_store import KeyStore
+    from octavo.gateway.model import KeyInfo
     from octavo.gateway.parts import Parts
 
 
@@ -39,13 +42,16 @@ def admin_routes(
         ledger_url: likewise; empty.
     """
 
-    def keys_of_team(team: str) -> Sequence[str]:
-        found = [key.id for key in parts().config.keys.inline if key.team == team]
+    def all_keys() -> dict[str, KeyInfo]:
+        found = [inline_key(key)[1] for key in parts().config.keys.inline]
         after = ""
         while keys is not None and (page := keys.keys(after=after)):
-            found += [key.info.key_id for key in page if key.info.team == team]
+            found += [key.info for key in page]
             after = page[-1].info.key_id
-        return found
+        return {key.key_id: key for key in found}
+
+    def keys_of_team(team: str) -> Sequence[str]:
+        return [key.key_id for key in all_keys().values() if key.team == team]
 
     views = LedgerViews(ledger_url, keys_of_team=keys_of_team) if ledger_url else None
 
@@ -70,6 +76,9 @@ def admin_routes(
             reload=reload,
             escalations=None if views is None else views.escalations,
             spend=None if views is None else views.spend,
+            burn=(
+                BurnDown(ledger_url, config.budgets.rules, all_keys).history if ledger_url else None
+            ),
             attempts=attempts,
             explain=functools.partial(explain, now),
             num_inline_keys=len(config.keys.inline),

@@ -1,0 +1,68 @@
+// Escalations: what was not good enough, why, and what the better answer cost.
+
+import { get } from "./api.js";
+import { NONE, element, format } from "./format.js";
+import { Table, button, field, moment, named, note, say } from "./ui.js";
+
+const SPANS = [["24h", "the last day"], ["7d", "the last 7 days"], ["30d", "the last 30 days"], ["all", "all time"]];
+const money = (value, row) => format.money(Number(value), row.currency);
+
+export class Escalations {
+  constructor(facts) {
+    this.facts = facts;
+    this.since = field("Since", { kind: "select", choices: SPANS, value: "7d" });
+    this.feature = field("Feature", { kind: "search" });
+    this.judge = field("Judge", { kind: "search" });
+    this.totals = new Table([
+      { label: "Feature", kind: "name", cell: (row) => named(row.feature, "untagged"), sort: (row) => row.feature },
+      { label: "Judge", kind: "name", cell: (row) => row.judge, sort: (row) => row.judge },
+      { label: "Escalations", kind: "num", cell: (row) => format.count(row.num), sort: (row) => row.num },
+      { label: "Cheaper attempts", kind: "num", cell: (row) => money(row.cheap_cost, row), sort: (row) => Number(row.cheap_cost) },
+      { label: "Better answers", kind: "num", cell: (row) => money(row.dear_cost, row), sort: (row) => Number(row.dear_cost) },
+      { label: "Difference", kind: "num", cell: (row) => money(row.difference, row), sort: (row) => Number(row.difference) },
+    ], { caption: "Escalations by feature and judge", sorted: [2, true], empty: "No escalation in this time." });
+    this.table = new Table([
+      { label: "Time, UTC", cell: (row) => moment(row.time), sort: (row) => row.time },
+      { label: "Feature", kind: "name", cell: (row) => named(row.feature, "untagged"), sort: (row) => row.feature },
+      { label: "Judge", kind: "name", cell: (row) => row.judge, sort: (row) => row.judge },
+      { label: "Score", kind: "num", cell: (row) => (row.score == null ? NONE : row.score.toFixed(3)), sort: (row) => row.score },
+      { label: "Reason", kind: "wide", cell: (row) => row.reason },
+      { label: "From", kind: "name", cell: (row) => `${row.cheap_tier}: ${row.cheap_model}` },
+      { label: "To", kind: "name", cell: (row) => (row.dear_tier ? `${row.dear_tier}: ${row.dear_model}${row.dear_status === "ok" ? "" : ` (${row.dear_status})`}` : "nobody answered") },
+      { label: "Cost", kind: "num", cell: (row) => `${money(row.cheap_cost, row)} → ${money(row.dear_cost, row)}`, sort: (row) => Number(row.difference) },
+      { label: "Request", kind: "mono", cell: (row) => row.request_id },
+    ], { caption: "Escalations, the newest first", empty: "No escalation in this time." });
+    this.more = button("Older ones", () => this.older());
+    this.place = element("section", { class: "stack", "aria-labelledby": "title" },
+      element("div", { class: "card" }, element("h2", { id: "title", tabindex: "-1" }, "Escalations"),
+        element("div", { class: "filters" }, this.since.place, this.feature.place, this.judge.place), this.totals.place),
+      element("div", { class: "card" }, element("h2", {}, "One by one"), this.table.place, this.more));
+    for (const one of [this.since, this.feature, this.judge]) one.input.addEventListener("change", () => this.reload());
+  }
+
+  query() {
+    return { since: this.since.input.value, feature: this.feature.input.value.trim() || null, judge: this.judge.input.value.trim() || null };
+  }
+
+  async load() {
+    if (!this.facts.has_ledger) {
+      this.place.replaceChildren(element("div", { class: "card" }, element("h2", { id: "title", tabindex: "-1" }, "Escalations"), note("This gateway keeps no ledger: give `ledger.url`.")));
+      return;
+    }
+    const page = await get("/escalations", this.query());
+    this.totals.set(page.totals);
+    this.take(page, []);
+    say(`${page.totals.reduce((sum, row) => sum + row.num, 0)} escalations.`);
+  }
+
+  async older() {
+    this.take(await get("/escalations", { ...this.query(), before: this.next }), this.table.rows);
+    say(`${this.table.rows.length} are shown.`);
+  }
+
+  take(page, before) {
+    this.next = page.next;
+    this.table.set([...before, ...page.data]);
+    this.more.hidden = !page.next;
+  }
+}
