@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 from octavo.errors import ConfigError
 from octavo.gateway.limits_lua import GIVE_BACK, RENEW, TAKE
+from octavo.gateway.limits_redis_line import ScriptLine
 from octavo.gateway.limits_store import (
     Counter,
     LimitsUnavailableError,
@@ -34,7 +35,7 @@ from octavo.gateway.limits_store import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
 
 logger = logging.getLogger("octavo.gateway")
 
@@ -45,7 +46,7 @@ PROBE_S = 0.5
 """How often a Redis that failed is tried again."""
 
 POLL_S = 0.05
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 4
 _RENEW_BATCH = 500
 
 
@@ -85,15 +86,12 @@ class RedisStore:
         self._memory.listeners = self.listeners
         self._lease_s = lease_s
         self._client, self._errors = _connect(settings)
-        self._take = self._client.register_script(TAKE)
-        self._give_back = self._client.register_script(GIVE_BACK)
-        self._renew = self._client.register_script(RENEW)
+        scripts = (TAKE, GIVE_BACK, RENEW)
+        self._line = ScriptLine(self._client, scripts, settings.timeout_s, self._errors)
         self._prefix = f"{{{settings.prefix}}}:limit:"
         self._names = f"{os.getpid():x}-{os.urandom(6).hex()}-"
         self._numbers = itertools.count()
         self._places: dict[str, tuple[str, ...]] = {}
-        self._renewing = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._renewer: asyncio.Task[None] | None = None
         self._prober: asyncio.Task[None] | None = None
         self.num_failures = 0
@@ -109,12 +107,12 @@ class RedisStore:
         if self.is_down:
             return await self._without_redis(counters, tokens)
         permit = f"{self._names}{next(self._numbers):x}"
-        task = self._spawn(self._ask(self._take, permit, counters, tokens, "take"))
+        asked = self._ask(permit, counters, tokens, "take")
         try:
-            taking: Taking = await asyncio.shield(task)
+            taking = self._taking(permit, await asyncio.shield(asked))
         except asyncio.CancelledError:
-            # The script may run all the same.
-            self._spawn(self._undo(task, counters, tokens))
+            # The script runs all the same.
+            asked.add_done_callback(lambda done: self._undo(permit, done, counters, tokens))
             raise
         except self._errors as error:
             self._failed(error)
@@ -131,7 +129,7 @@ class RedisStore:
             await self._memory.give_back(taking, counters, unused, undo=undo)
             return
         self._places.pop(taking.permit, None)
-        await asyncio.shield(self._spawn(self._return(taking, counters, unused, undo)))
+        self._return(taking, counters, unused, undo)
 
     async def look(self, counters: Sequence[Counter]) -> tuple[Standing, ...]:
         """See `Store`."""
@@ -139,7 +137,7 @@ class RedisStore:
             return await self._memory.look(counters)
         try:
             nothing = (0,) * len(counters)
-            return (await self._ask(self._take, "", counters, nothing, "look")).standings
+            return self._taking("", await self._ask("", counters, nothing, "look")).standings
         except self._errors as error:
             self._failed(error)
             raise LimitsUnavailableError("Redis does not answer") from None
@@ -149,59 +147,57 @@ class RedisStore:
         tasks = [task for task in (self._renewer, self._prober) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._line.drain()
         await self._client.aclose()
 
     # Redis.
 
-    async def _ask(
-        self,
-        script: Any,
-        permit: str,
-        counters: Sequence[Counter],
-        tokens: Sequence[int],
-        mode: str,
-    ) -> Taking:
+    def _ask(
+        self, permit: str, counters: Sequence[Counter], tokens: Sequence[int], mode: str
+    ) -> asyncio.Future[Any]:
         args: list[Any] = [permit, int(self._lease_s * 1e6), mode]
         for counter, amount in zip(counters, tokens, strict=True):
             args += (*counter[2:], amount)
-        async with asyncio.timeout(self.settings.timeout_s):
-            is_taken, *rest = await script(keys=self._keys(counters), args=args)
+        return self._line.ask(TAKE, self._keys(counters), args)
+
+    def _taking(self, permit: str, answer: Sequence[Any]) -> Taking:
+        is_taken, *rest = answer
         cells = [rest[at : at + 5] for at in range(0, len(rest), 5)]
         standings = tuple(Standing(float(r), float(k), running) for r, k, running, _, _ in cells)
         marks = tuple((request, token) for *_, request, token in cells)
         return Taking(bool(is_taken), standings, marks, permit, self)
 
-    async def _return(
+    def _return(
         self, taking: Taking, counters: Sequence[Counter], unused: Sequence[int], undo: bool
     ) -> None:
-        """Give back; never fails."""
-        if self._renewing.locked():
-            # Who renews has a list with this place in it, and must not bring it back.
-            async with self._renewing:
-                pass
+        """Give back. It is not waited for: who asks from now on comes after it."""
         args: list[Any] = [taking.permit, int(undo)]
         for marks, amount in zip(taking.marks, unused, strict=True):
             args += (*marks, amount)
-        try:
-            async with asyncio.timeout(self.settings.timeout_s):
-                await self._give_back(keys=self._keys(counters), args=args)
-        except self._errors as error:
-            self._failed(error)
+        asked = self._line.ask(GIVE_BACK, self._keys(counters), args)
+        asked.add_done_callback(self._note)
         for listener in self.listeners:
             listener()
 
-    async def _undo(
-        self, task: asyncio.Task[Taking], counters: Sequence[Counter], tokens: Sequence[int]
+    def _note(self, asked: asyncio.Future[Any]) -> None:
+        error = asked.exception()
+        if error is not None:
+            self._failed(error)
+
+    def _undo(
+        self,
+        permit: str,
+        asked: asyncio.Future[Any],
+        counters: Sequence[Counter],
+        tokens: Sequence[int],
     ) -> None:
         """Give back what was taken for somebody who has gone."""
-        try:
-            taking = await task
-        except self._errors as error:
-            self._failed(error)
-            return
-        if taking.is_taken:
-            await self._return(taking, counters, tokens, True)
+        self._note(asked)
+        if asked.exception() is None:
+            taking = self._taking(permit, asked.result())
+            if taking.is_taken:
+                self._return(taking, counters, tokens, True)
 
     def _keys(self, counters: Sequence[Counter]) -> list[str]:
         keys: list[str] = []
@@ -210,12 +206,6 @@ class RedisStore:
             name = f"{self._prefix}{quote(counter.rule, safe='')}:{subject}"
             keys += (name, f"{name}:places")
         return keys
-
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     # Places.
 
@@ -234,12 +224,20 @@ class RedisStore:
                     await self._renew_places()
 
     async def _renew_places(self) -> None:
-        async with self._renewing:
-            held = [(key, permit) for permit, keys in self._places.items() for key in keys]
-            for at in range(0, len(held), _RENEW_BATCH):
-                keys, permits = zip(*held[at : at + _RENEW_BATCH], strict=True)
-                async with asyncio.timeout(self.settings.timeout_s):
-                    await self._renew(keys=keys, args=[int(self._lease_s * 1e6), *permits])
+        held = [(key, permit) for permit, keys in self._places.items() for key in keys]
+        batches = [held[at : at + _RENEW_BATCH] for at in range(0, len(held), _RENEW_BATCH)]
+        # All are asked at once: what is given back meanwhile comes after them.
+        asked = [
+            self._line.ask(
+                RENEW,
+                [key for key, _ in batch],
+                [int(self._lease_s * 1e6), *(permit for _, permit in batch)],
+            )
+            for batch in batches
+        ]
+        for error in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(error, BaseException):
+                raise error
 
     # Without Redis.
 

@@ -8,6 +8,10 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import redis
 
 BINARY = shutil.which("redis-server")
 
@@ -18,6 +22,7 @@ class RedisServer:
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="octavo-redis-", dir="/tmp"))  # a short path
         self._process: subprocess.Popen[bytes] | None = None
+        self._client: redis.Redis | None = None
         self.socket = self._folder / "redis.sock"
         self.url = f"unix://{self.socket}"
         self.start()
@@ -62,6 +67,9 @@ class RedisServer:
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
         self._process.send_signal(number)
         self._process.wait(10)
         self._process = None
@@ -69,9 +77,10 @@ class RedisServer:
     def _cli(self, *words: str) -> str:
         import redis
 
+        if self._client is None:
+            self._client = redis.Redis(unix_socket_path=str(self.socket), decode_responses=True)
         try:
-            with redis.Redis(unix_socket_path=str(self.socket), decode_responses=True) as client:
-                answer = client.execute_command(*words)
+            answer = self._client.execute_command(*words)
         except redis.RedisError:
             return ""
         if answer is True:
