@@ -83,7 +83,7 @@ def _of(scope: str) -> str:
 
 
 def row_of(ceiling: Ceiling, period: str, standing: Standing, currency: str) -> dict[str, object]:
-    """One counter, for the admin API and alerts. Costs are in the currency, exact."""
+    """One counter, for the admin API and alerts. Costs are exact, as text."""
     used, reserved = standing
     row: dict[str, object] = {
         "budget": ceiling.budget,
@@ -94,8 +94,8 @@ def row_of(ceiling: Ceiling, period: str, standing: Standing, currency: str) -> 
         "period_end": time_text(ceiling.end_ns) if ceiling.end_ns is not None else None,
         "used_part": round(ceiling.part(used), 6),
         "reserved_part": round(ceiling.part(reserved), 6),
-        "cost": from_nano(used.cost_nano),
-        "cost_reserved": from_nano(reserved.cost_nano),
+        "cost": _plain(from_nano(used.cost_nano)),
+        "cost_reserved": _plain(from_nano(reserved.cost_nano)),
         "tokens": used.num_tokens,
         "tokens_reserved": reserved.num_tokens,
         "gpu_hours": _hours(used.device_ns),
@@ -103,7 +103,7 @@ def row_of(ceiling: Ceiling, period: str, standing: Standing, currency: str) -> 
         "currency": currency,
     }
     if ceiling.cost_nano is not None:
-        row["cost_ceiling"] = from_nano(ceiling.cost_nano)
+        row["cost_ceiling"] = _plain(from_nano(ceiling.cost_nano))
     if ceiling.num_tokens is not None:
         row["tokens_ceiling"] = ceiling.num_tokens
     if ceiling.device_ns is not None:

@@ -25,7 +25,7 @@ _Dimension = Annotated[
     str, Meta(pattern=r"^(key|tenant|team|feature|model|tag:[a-z0-9][a-z0-9_.\-]{0,63})\Z")
 ]
 _Alert = Annotated[float, Meta(gt=0, le=100)]
-_Name = Annotated[str, Meta(min_length=1, max_length=100)]
+_Name = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,100}\Z")]
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
