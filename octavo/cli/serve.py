@@ -13,6 +13,7 @@ from typing import get_args
 from octavo.cli.engine_flags import add_engine_flags, attribute_docs, engine_config
 from octavo.cli.usage_flags import add_usage_flags, usage_settings
 from octavo.config import (
+    EngineConfig,
     LogLevel,
     OTLPProtocol,
     ServerConfig,
@@ -55,6 +56,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--pull", action="store_true", help="fetch the model first if it is not here"
+    )
+    parser.add_argument(
+        "--gateway-config",
+        type=Path,
+        metavar="FILE",
+        help="put a gateway in front, which has this configuration (`octavo gateway`): it says "
+        "where to listen and who may call, and has a backend with a Unix socket for this engine",
     )
     server = parser.add_argument_group("server")
     server.add_argument(
@@ -242,6 +250,8 @@ def run(args: argparse.Namespace) -> int:
     if args.pull:
         pull_if_missing(args.model)
     engine = engine_config(args)
+    if args.gateway_config is not None:
+        return _behind_gateway(args, engine, server)
     if server.uds is None and not is_loopback(server.host) and not server.api_key_digests:
         print(_open_door(server.host, server.port), file=sys.stderr, flush=True)
     from octavo.launch import serve
@@ -249,6 +259,33 @@ def run(args: argparse.Namespace) -> int:
 
     configure_logs(server.log_level)
     return serve(engine, server)
+
+
+def _behind_gateway(args: argparse.Namespace, engine: EngineConfig, server: ServerConfig) -> int:
+    """Serve behind a gateway; the exit code.
+
+    Raises:
+        ConfigError: a flag says what the gateway's configuration has to say.
+    """
+    defaults = ServerConfig()
+    for flag, is_given, section in (
+        ("--host", args.host != defaults.host, "server"),
+        ("--port", args.port != defaults.port, "server"),
+        ("--uds", args.uds is not None, "the backend's url"),
+        ("--ssl-certfile", args.ssl_certfile is not None, "server"),
+        ("--ssl-keyfile", args.ssl_keyfile is not None, "server"),
+        ("--api-key", bool(args.api_key), "keys"),
+        ("--api-key-file", bool(args.api_key_file), "keys"),
+    ):
+        if is_given:
+            raise ConfigError(f"{flag} is for the gateway to say: see `{section}` in its file")
+    from octavo.cli.serve_gateway import serve_behind_gateway
+    from octavo.observability.logs import configure_logs
+
+    configure_logs(server.log_level)
+    return serve_behind_gateway(
+        engine, server, args.gateway_config, has_own_ledger=args.ledger is not None
+    )
 
 
 def pull_if_missing(model: str) -> None:
