@@ -18,6 +18,8 @@ from octavo.gateway.answer_text import AnswerError
 from octavo.gateway.sse_events import data_of, is_comment
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
     from octavo.gateway.model import Route
 
 _RESPONSE_ENDS = frozenset(
@@ -83,6 +85,27 @@ class Collector:
             return self._whole.whole()
         except (TypeError, AttributeError):
             raise AnswerError("an event of the stream has no event's shape") from None
+
+
+async def take_events(
+    batches: AsyncIterator[Sequence[bytes]], collector: Collector, held: list[bytes], most: int
+) -> bool:
+    """Take a stream into memory; whether it was all of it, as it has at most so many bytes.
+
+    Raises:
+        AnswerError: an event tells of an error, or cannot be read.
+        UpstreamError: it breaks off.
+    """
+    num_bytes = 0
+    async for batch in batches:
+        for event in batch:
+            held.append(event)
+            num_bytes += len(event)
+            if num_bytes <= most:
+                collector.add(event)
+        if num_bytes > most:
+            return False
+    return True
 
 
 def _grow(whole: dict[str, Any], delta: dict[str, Any]) -> None:

@@ -65,6 +65,18 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
         return "\n".join(parts)
 
 
+def decoded_answer(body: bytes) -> dict[str, Any]:
+    """An answer's body as a JSON object.
+
+    Raises:
+        AnswerError: it is none.
+    """
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        raise AnswerError("the answer is no JSON object") from None
+
+
 def read_answer(route: Route, answer: Mapping[str, Any], body: Mapping[str, Any]) -> list[Said]:
     """The choices of a whole answer, at least one.
 

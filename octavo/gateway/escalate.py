@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from octavo.gateway.answer_text import JUDGED_ROUTES
 from octavo.gateway.config_judges import EscalationSection
 from octavo.gateway.escalate_chain import Chain
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from octavo.gateway.judge_process import JudgeProcesses
-    from octavo.gateway.model import Attempt, Call, Plan, Target
+    from octavo.gateway.model import Attempt, Call, Plan, Target, Tier
     from octavo.gateway.seams import Dispatch, Judge, Outcome, Records
 
 
@@ -68,25 +70,39 @@ class Escalation:
         return await Chain(self, call, plan, body, attempts).outcome()
 
     def worst_case(self, call: Call, plan: Plan) -> Amount | None:
-        """See `seams.Escalator.worst_case`. Shadows are the operator's, not the caller's."""
+        """See `seams.Escalator.worst_case`. Shadows are the operator's, not the caller's.
+
+        A tier with several targets has one prompt more: a provider may charge for an attempt that
+        fails, and another shall still be affordable then.
+        """
         total = Amount()
         for tier in plan.tiers:
             asked = [(call, tier)]
             if tier.judge and call.route in JUDGED_ROUTES:
                 asked += self.judges[tier.judge].asks(call)
             for one, asked_tier in asked:
-                dearest = Amount()
-                for target in asked_tier.targets:
-                    worst = self.worst(one, target)
-                    if worst is None:
-                        return None
-                    dearest = Amount(
-                        max(dearest.cost_nano, worst.cost_nano),
-                        max(dearest.num_tokens, worst.num_tokens),
-                        max(dearest.device_ns, worst.device_ns),
-                    )
-                total += dearest
+                worst = self._dearest(one, asked_tier)
+                if worst is None:
+                    return None
+                total += worst
+                if len(asked_tier.targets) > 1:
+                    failed = msgspec.structs.replace(one, max_tokens=0)
+                    total += self._dearest(failed, asked_tier) or Amount()
         return total
+
+    def _dearest(self, call: Call, tier: Tier) -> Amount | None:
+        """The most of what each target can use; None: of one that is not known."""
+        result = Amount()
+        for target in tier.targets:
+            worst = self.worst(call, target)
+            if worst is None:
+                return None
+            result = Amount(
+                max(result.cost_nano, worst.cost_nano),
+                max(result.num_tokens, worst.num_tokens),
+                max(result.device_ns, worst.device_ns),
+            )
+        return result
 
     async def aclose(self) -> None:
         """End shadows and what judges keep."""

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo.errors import BudgetExceededError, RequestError, UpstreamError
-from octavo.gateway.answer_collect import Collector
+from octavo.gateway.answer_collect import Collector, take_events
 from octavo.gateway.answer_logprobs import asks_logprobs, with_logprobs
-from octavo.gateway.answer_text import JUDGED_ROUTES, AnswerError, answer_sha256, read_answer
+from octavo.gateway.answer_text import (
+    JUDGED_ROUTES,
+    AnswerError,
+    answer_sha256,
+    decoded_answer,
+    read_answer,
+)
 from octavo.gateway.judge import Verdict
 from octavo.gateway.model import JUDGE_TIER
 from octavo.gateway.replay import (
@@ -24,11 +30,15 @@ from octavo.gateway.replay import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from octavo.gateway.escalate import Escalation
-    from octavo.gateway.model import Attempt, Call, Plan, Route, Tier
+    from octavo.gateway.model import Attempt, Call, Plan, Route, Target, Tier
     from octavo.gateway.seams import Judge, Outcome, Reply
+
+
+NO_BACKEND = "no_backend"
+"""Code of the error where nobody could even be asked: others tell more."""
 
 
 class Chain:
@@ -137,9 +147,34 @@ class Chain:
                 status=504,
                 code="upstream_timeout",
             )
+        if self._plan.max_cost_nano is None:
+            return await self._send(call, tier, body)
+        return await self._open_affordable(call, tier, body)
+
+    async def _open_affordable(self, call: Call, tier: Tier, body: bytes) -> Reply:
+        """Ask one target after the other: a provider may charge for an attempt that fails, and then
+        the next may be too dear.
+        """
+        failure: UpstreamError | None = None
+        targets = tier.targets
+        while targets := self._affordable(call, targets):
+            one = msgspec.structs.replace(tier, targets=targets[:1])
+            try:
+                return await self._send(call, one, body)
+            except UpstreamError as exc:
+                if failure is None or exc.code != NO_BACKEND:
+                    failure = exc
+            targets = targets[1:]
+        raise failure or BudgetExceededError(
+            f"{tier.name} may cost more than this request has left: "
+            "ask for fewer tokens with max_tokens",
+            code="max_cost_exceeded",
+        )
+
+    async def _send(self, call: Call, tier: Tier, body: bytes) -> Reply:
         reply = await self._escalation.dispatch.open(
             call,
-            self._affordable(call, tier),
+            tier,
             body,
             deadline=self._deadline,
             failed=self._failed,
@@ -152,28 +187,17 @@ class Chain:
         self._attempts.append(attempt)
         self._number = attempt.number + 1
 
-    def _affordable(self, call: Call, tier: Tier) -> Tier:
-        """The tier with those of its targets that cannot cost more than the plan has left.
-
-        Raises:
-            BudgetExceededError: there are none.
-        """
+    def _affordable(self, call: Call, targets: Sequence[Target]) -> tuple[Target, ...]:
+        """Those targets that cannot cost more than the plan has left."""
         most = self._plan.max_cost_nano
-        if most is None:
-            return tier
+        assert most is not None
         left = most - sum(attempt.cost_nano for attempt in self._attempts)
-        targets = []
-        for target in tier.targets:
+        result = []
+        for target in targets:
             worst = self._escalation.worst(call, target)
             if worst is not None and worst.cost_nano <= left:
-                targets.append(target)
-        if not targets:
-            raise BudgetExceededError(
-                f"{tier.name} may cost more than this request has left: "
-                "ask for fewer tokens with max_tokens",
-                code="max_cost_exceeded",
-            )
-        return msgspec.structs.replace(tier, targets=tuple(targets))
+                result.append(target)
+        return tuple(result)
 
     async def _hold(
         self,
@@ -220,7 +244,7 @@ class Chain:
             if is_stream(reply):
                 collector = Collector(call.route)
                 batches = batches_of(reply)
-                if not await _take_events(batches, collector, held, most):
+                if not await take_events(batches, collector, held, most):
                     return PassedOutcome(
                         reply,
                         tier,
@@ -235,7 +259,7 @@ class Chain:
                 body = await reply.read()
                 if len(body) > most:
                     return PassedOutcome(reply, tier, headers, self._attempts.append, strips=strips)
-                answer = _decoded(body)
+                answer = decoded_answer(body)
             said = read_answer(call.route, answer, call.body)
         except AnswerError as exc:
             await self._end(reply, "error", str(exc))
@@ -319,7 +343,7 @@ class Chain:
         tier = msgspec.structs.replace(tier, name=JUDGE_TIER)
         reply = await self._open(call, tier, body)
         try:
-            answer = _decoded(await reply.read())
+            answer = decoded_answer(await reply.read())
         except AnswerError as exc:
             await self._end(reply, "error", str(exc))
             raise UpstreamError(f"backend {reply.target.backend}: {exc}") from None
@@ -330,31 +354,3 @@ class Chain:
         if attempt.status != "ok":
             raise UpstreamError(f"backend {reply.target.backend} does not judge: {attempt.reason}")
         return answer
-
-
-async def _take_events(
-    batches: AsyncIterator[Sequence[bytes]], collector: Collector, held: list[bytes], most: int
-) -> bool:
-    """Take a stream into memory; whether it was all of it, as it has at most so many bytes.
-
-    Raises:
-        AnswerError: an event tells of an error, or cannot be read.
-        UpstreamError: it breaks off.
-    """
-    num_bytes = 0
-    async for batch in batches:
-        for event in batch:
-            held.append(event)
-            num_bytes += len(event)
-            if num_bytes <= most:
-                collector.add(event)
-        if num_bytes > most:
-            return False
-    return True
-
-
-def _decoded(body: bytes) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
-        raise AnswerError("the answer is no JSON object") from None

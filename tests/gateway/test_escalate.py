@@ -59,7 +59,7 @@ class Gateway:
             price = {"input": given / 1000, "output": output / 1000}
             models[name] = {"price": price}
         backend = msgspec.convert(
-            {"url": fake.url, "models": models, "timeouts": {"idle": 0.3, "first_token": 2}},
+            {"url": fake.url, "models": models, "timeouts": {"idle": 0.3, "first_token": 0.5}},
             Backend,
             strict=False,
         )
@@ -321,6 +321,8 @@ async def test_the_worst_case_has_every_tier_and_the_judges(gateway: Gateway) ->
     def worst(call: Call, target: Target) -> Amount | None:
         if target.model == "500":
             return None
+        if call.max_tokens == 0:
+            return Amount(1)  # of the prompt alone, for an attempt that fails
         seen.append(call)
         price = {"small": 1, "small:2": 3, "dear": 100, "grader": 10}[target.model]
         return Amount(price, call.num_prompt_tokens + (call.max_tokens or 0) * call.num_choices, 0)
@@ -330,7 +332,7 @@ async def test_the_worst_case_has_every_tier_and_the_judges(gateway: Gateway) ->
     plan = Plan(rule="", tiers=(tier("small", "small:2", judge="graded"), tier("dear")))
     found = gateway.escalation.worst_case(call, plan)
     assert found is not None
-    assert found.cost_nano == 3 + 2 * 10 + 100
+    assert found.cost_nano == 3 + 1 + 2 * 10 + 100
     graded = [one for one in seen if one.body is not call.body]
     assert len(graded) == 2
     assert graded[0].max_tokens == 64
@@ -340,6 +342,20 @@ async def test_the_worst_case_has_every_tier_and_the_judges(gateway: Gateway) ->
     assert used.tokens.input <= len(prompt.encode()) // 2 <= graded[0].num_prompt_tokens
     plan = Plan(rule="", tiers=(tier("small", judge="works"), tier("500")))
     assert gateway.escalation.worst_case(call, plan) is None
+
+
+async def test_what_failures_cost_counts(gateway: Gateway) -> None:
+    """A provider takes its money for a prompt that it has read, though no answer came in time."""
+    gateway.fake.behaviours["dear"] = "hang"
+    gateway.escalation.worst = lambda call, target: Amount(2000)
+    both = [tier("dear", "small")]
+    call = call_of(stream=True)
+    outcome, _, attempts = await asked(gateway, both, call, max_cost_nano=3000)
+    assert outcome.target.model == "small"
+    assert [(a.status, a.cost_nano) for a in attempts] == [("timeout", 1000), ("ok", 18)]
+    with pytest.raises(UpstreamError) as caught:
+        await asked(gateway, both, call_of(stream=True), max_cost_nano=2999)
+    assert caught.value.status == 504
 
 
 async def test_a_chain_has_one_deadline(gateway: Gateway) -> None:
