@@ -175,9 +175,7 @@ class Gateway:
                 await new.start()
             except ConfigError as error:
                 self.metrics.reloads["refused"] += 1
-                logger.error(
-                    "the configuration stays as it was, as the new one is wrong: %s", error
-                )
+                logger.error("the configuration is wrong, and the old one goes on: %s", error)
                 raise
             self.app.parts = new
             self.metrics.reloads["ok"] += 1
