@@ -22,6 +22,9 @@ MAX_ANSWER_BYTES = 1 << 20
 START_S = 10.0
 """Time that a process may take to start, before its first job."""
 
+WAIT_S = 5.0
+"""How long a job waits for its turn."""
+
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 """What an interpreter may need to start; the rest may be secret."""
 
@@ -48,14 +51,20 @@ class JudgeProcesses:
             time_limit: seconds, from when it is its turn.
 
         Raises:
-            JudgeError: it takes too long, or the worker says that it cannot be done.
+            JudgeError: it takes too long, or the worker says that it cannot be done, or its turn
+                does not come, as jobs before it take all of their time.
         """
-        async with self._turns:
-            worker = self._free.pop()
-            try:
-                answer = await worker.run(job, time_limit)
-            finally:
-                self._free.append(worker)
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise JudgeError("too many judgements wait for a process") from None
+        worker = self._free.pop()
+        try:
+            answer = await worker.run(job, time_limit)
+        finally:
+            self._free.append(worker)
+            self._turns.release()
         if "error" in answer:
             raise JudgeError(str(answer["error"]))
         return answer

@@ -59,7 +59,7 @@ class Gateway:
             price = {"input": given / 1000, "output": output / 1000}
             models[name] = {"price": price}
         backend = msgspec.convert(
-            {"url": fake.url, "models": models, "timeouts": {"idle": 0.3, "first_token": 0.5}},
+            {"url": fake.url, "models": models, "timeouts": {"idle": 0.6, "first_token": 1}},
             Backend,
             strict=False,
         )

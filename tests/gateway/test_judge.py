@@ -422,6 +422,20 @@ async def test_processes_are_gone_when_closed() -> None:
     assert process.returncode is not None
 
 
+async def test_a_turn_that_does_not_come(
+    processes: JudgeProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.gateway.judge_process.WAIT_S", 0.1)
+    section = {"kind": "regex", "must": ["^(a|a)*$"], "time_limit": 1}
+    await judged(section, chat("aa"), processes=processes)
+    slow = asyncio.create_task(judged(section, chat("a" * 50 + "!"), processes=processes))
+    await asyncio.sleep(0.05)
+    found = await judged(section, chat("aa"), processes=processes)
+    assert found.reason == "judge it failed: too many judgements wait for a process"
+    assert "takes longer" in (await slow).reason
+    assert (await judged(section, chat("aa"), processes=processes)).passes
+
+
 async def test_a_process_that_nobody_watches_ends_itself() -> None:
     """A gateway that is killed leaves no process behind, not even one that never ends a search."""
     process = await asyncio.create_subprocess_exec(
