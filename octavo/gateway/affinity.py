@@ -6,12 +6,15 @@ Three things decide, in this order: where the session, or most of the prompt, ha
 and Schomaker 2005), so that several gateways agree without speaking to one another and a target
 that goes takes only its own share along; and the bound of "Consistent Hashing with Bounded Loads"
 (Mirrokni, Thorup and Zadimoghaddam, arXiv:1608.01350): no target is chosen that has more than a
-given multiple of the mean load. Knows targets and hashes, and neither rules nor HTTP.
+given multiple of the mean load. New prompts pass over those that are remembered for more than that
+multiple of the mean number of blocks, too: a few documents would fall unevenly by hash alone.
+Knows targets and hashes, and neither rules nor HTTP.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -84,6 +87,7 @@ class PrefixMemory:
     def __init__(self, max_blocks: int) -> None:
         self._max_blocks = max_blocks
         self._holders: dict[bytes, tuple[Target, ...]] = {}
+        self._num_held: Counter[Target] = Counter()
 
     def __len__(self) -> int:
         return len(self._holders)
@@ -101,6 +105,10 @@ class PrefixMemory:
                 return index + 1, found
         return 0, []
 
+    def num_held(self, target: Target) -> int:
+        """Blocks that a target is remembered for: how full its cache may be, beside the others'."""
+        return self._num_held[target]
+
     def add(self, hashes: Sequence[bytes], target: Target) -> None:
         """A target has got a prompt with these blocks."""
         if not self._max_blocks:
@@ -111,10 +119,12 @@ class PrefixMemory:
             had = holders.pop(block, ())
             if not had or had[0] != target:
                 others = [other for other in had if other != target]
+                self._num_held[target] += len(others) == len(had)
+                self._num_held.subtract(others[MAX_HOLDERS - 1 :])
                 had = (target, *others[: MAX_HOLDERS - 1])
             holders[block] = had
         while len(holders) > self._max_blocks:
-            del holders[next(iter(holders))]
+            self._num_held.subtract(holders.pop(next(iter(holders))))
 
     def check_integrity(self) -> None:
         """Assert what always holds."""
@@ -122,6 +132,9 @@ class PrefixMemory:
         for found in self._holders.values():
             assert 0 < len(found) <= MAX_HOLDERS
             assert len(set(found)) == len(found)
+        held = Counter(target for found in self._holders.values() for target in found)
+        assert held == +self._num_held
+        assert min(self._num_held.values(), default=0) >= 0
 
 
 def anchor(hashes: Sequence[bytes]) -> bytes:

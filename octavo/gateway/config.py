@@ -7,7 +7,7 @@ wrong is told all at once, each with line, column and path.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -121,7 +121,7 @@ def parse(data: bytes) -> tuple[GatewayConfig | None, list[Problem]]:
         return None, [Problem(1, 1, "", f"longer than {MAX_BYTES} bytes")]
     lines = Lines()
     try:
-        node = yaml.compose(data.decode("utf-8-sig"), Loader=yaml.SafeLoader)
+        node = yaml.compose(data.decode("utf-8-sig"), Loader=_loader())
         if node is None:
             return None, [Problem(1, 1, "", "the file is empty: it needs `backends`")]
         config = lines.read(node, GatewayConfig)
@@ -140,3 +140,10 @@ def parse(data: bytes) -> tuple[GatewayConfig | None, list[Problem]]:
         return None, [*sorted(lines.problems), Problem(1, 1, "", str(error))]
     problems = sorted(set(lines.problems))
     return (None, problems) if problems or is_bad(config) else (config, [])
+
+
+def _loader() -> Any:
+    """The parser in C where PyYAML has it: ten times as fast."""
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -12,6 +12,7 @@ from octavo.errors import ConfigError
 from octavo.gateway.config_backends import Backend, check_backends
 from octavo.gateway.config_judges import judge_problems
 from octavo.gateway.config_keys import InlineKey
+from octavo.gateway.config_prices import check_prices
 from octavo.gateway.config_routes import Rule, Shadow, TierSection, Way, target_of
 from octavo.gateway.config_values import did_you_mean
 from octavo.gateway.model import JUDGE_TIER, SHADOW_TIER
@@ -32,6 +33,7 @@ def check(lines: Lines) -> None:
     _check_judges(lines)
     _check_keys(lines)
     _check_currency(lines)
+    check_prices(lines)
     _check_stores(lines)
 
 

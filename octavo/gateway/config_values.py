@@ -114,7 +114,7 @@ def _parse(node: Node, text: str, kind: Any) -> Any:
         if is_null(node):
             raise ValueError("nothing")
         return text
-    is_plain = node.style is None
+    is_plain = not node.style
     if kind is bool and is_plain and text.lower() in _TRUTHS:
         return _TRUTHS[text.lower()]
     if kind is int and is_plain and re.fullmatch(r"[-+]?[0-9](_?[0-9])*", text) and len(text) < 20:

@@ -149,6 +149,8 @@ class Router:
         session = session_key(call.tenant, call.session_id) if is_sticky else b""
         preferred = self._preferred(call, session, weights, loads)
         ranked = rank(session or anchor(call.block_hashes) or call.request_id.encode(), weights)
+        if not preferred:
+            ranked = self._evened(ranked, call, weights, section.load_bound)
         ordered = [*preferred, *(target for target in ranked if target not in preferred)]
         room = capacities(loads, weights, bound=section.load_bound, least=section.min_load)
         first = next(target for target in ordered if loads[target] < room[target])
@@ -170,6 +172,16 @@ class Router:
         if depth < self._routing.min_shared * len(call.block_hashes):
             return []
         return sorted(found, key=lambda target: loads[target] / weights[target])
+
+    def _evened(
+        self, ranked: list[Target], call: Call, weights: dict[Target, float], bound: float
+    ) -> list[Target]:
+        """The same, with those last whose caches are much fuller than the others', as far as is
+        remembered.
+        """
+        held = {target: float(self.memory.num_held(target)) for target in weights}
+        room = capacities(held, weights, bound=bound, least=len(call.block_hashes))
+        return sorted(ranked, key=lambda target: held[target] >= room[target])
 
     def _way(self, rule: str, way: Way) -> _Way:
         left, canaries = 100.0, []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.gateway.affinity import PrefixMemory, anchor, capacities, draw, rank, session_key
@@ -43,6 +43,7 @@ def test_a_replica_that_goes_takes_only_its_share_along() -> None:
     assert max(counts.values()) < 3 * len(moved) / 9
 
 
+@settings(deadline=None)
 @given(targets, st.binary(max_size=20), st.data())
 def test_the_order_of_others_stays(found: list[Target], key: bytes, data: st.DataObject) -> None:
     weights = dict.fromkeys(found, 1.0)
@@ -70,6 +71,7 @@ def test_a_greater_weight_only_draws_keys_to_itself() -> None:
             assert rank(key, heavy)[0] == Target("c", "m")
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.builds(Target, st.text(max_size=3), st.just("m")),
@@ -97,6 +99,7 @@ def test_capacities_are_the_papers() -> None:
     assert set(capacities(loads, replicas(4), bound=1.25, least=7).values()) == {7}
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.lists(st.integers(0, 30), max_size=6), st.integers(0, 6)), max_size=60),
     st.integers(0, 12),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import ConfigError
@@ -97,6 +97,14 @@ def test_a_good_configuration(tmp_path: Path) -> None:
     assert isinstance(key, Secret)
     assert key.reveal() == "sk-secret-of-the-cloud"
     assert "sk-secret" not in repr(config)
+
+
+@pytest.mark.skipif(not hasattr(yaml, "CSafeLoader"), reason="PyYAML without its parser in C")
+def test_both_parsers_tell_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [GOOD, *(GOOD.replace(before, after, 1) for before, after, _, _ in CASES.values())]
+    by_c = [parse(text.encode()) for text in texts]
+    monkeypatch.delattr(yaml, "CSafeLoader")
+    assert [parse(text.encode()) for text in texts] == by_c
 
 
 def test_it_means_what_msgspec_reads() -> None:
@@ -242,6 +250,35 @@ def test_one_error(name: str) -> None:
     assert [problem for problem in found if problem[2] == path and message in problem[3]], found
 
 
+def test_budgets_need_prices() -> None:
+    """Where a hard budget holds; a soft one only tells, and one for other names holds nothing."""
+    free = GOOD.replace(", price: *price}", "}")
+    assert free != GOOD
+    line = free.splitlines().index("      gpt-4.1: {context_length: 1000000}") + 1
+
+    def found(budget: str) -> list[tuple[int, str]]:
+        text = free + f"budgets: {{rules: {{team: {{cost: 5{budget}}}}}}}\n"
+        return [(line, path) for line, _, path, message in problems(text) if "price" in message]
+
+    where = [(line, "backends.cloud.models.gpt-4.1")]
+    assert problems(free) == []
+    assert found("") == where
+    assert found(", models: [assist*]") == where
+    assert found(", models: [gpt-4.1]") == where
+    assert found(", models: [other]") == []
+    assert found(", kind: soft") == []
+
+
+@pytest.mark.parametrize("section", ["limits", "budgets"])
+def test_stores_need_their_urls(section: str) -> None:
+    text = GOOD.replace("limits:\n  rules", "limits:\n  store: redis\n  rules")
+    if section == "budgets":
+        text = GOOD + "budgets: {store: redis}\n"
+    ((_, _, path, message),) = problems(text)
+    assert (path, message.split(",")[0]) == (f"{section}.store", "needs `redis_url`")
+    assert problems(text + "redis_url: redis://127.0.0.1:6379/0\n") == []
+
+
 def test_unreachable_rules() -> None:
     rules = """\
 rules:
@@ -287,6 +324,7 @@ def test_anchors_are_no_bomb() -> None:
     assert problems(loop)
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.floats(),

@@ -4,7 +4,7 @@ Nations have translated it, and by usual requests."""
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.gateway.language import LANGUAGES, language_of
@@ -131,6 +131,7 @@ def test_mixed_scripts_are_none() -> None:
     assert language_of("日本語 한국어 Ελληνικά русский") == ""
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text(text: str) -> None:
     assert language_of(text) in LANGUAGES | {""}

@@ -74,7 +74,7 @@ calls = st.builds(
 )
 
 
-@settings(max_examples=NUM_EXAMPLES)
+@settings(max_examples=NUM_EXAMPLES, deadline=None)
 @given(whens(), whens(), st.lists(calls, min_size=1, max_size=20))
 @example(When(models=("a*",)), When(), [])
 @example(When(), When(models=("abc",)), [])
@@ -85,6 +85,7 @@ def test_what_is_covered_is_taken(wide: When, narrow: When, asked: list[Call]) -
         assert all(first.holds(call) for call in asked if second.holds(call))
 
 
+@settings(deadline=None)
 @given(whens())
 def test_everything_covers_itself_and_is_covered_by_more(when: When) -> None:
     assert covers(when, when, KNOWN)
@@ -111,6 +112,7 @@ def test_cases(wide: When, narrow: When, is_covered: bool) -> None:
     assert covers(wide, narrow, KNOWN) is is_covered
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab*?[]!-", max_size=6), min_size=1, max_size=4), words)
 def test_matching_is_fnmatchs(found: list[str], name: str) -> None:
     expected = any(fnmatch.fnmatchcase(name, pattern) for pattern in found)

@@ -21,6 +21,7 @@ NUM_EXAMPLES = int(os.environ.get("STATEFUL_EXAMPLES", "60"))
 SETTINGS = ReadSettings(
     routing=RoutingSection(block_bytes=64, max_blocks=4), headers=frozenset({b"x-tier"})
 )
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ROUTES: dict[Route, str] = {route: path for path, route in PATHS.items()}
 
 
@@ -65,14 +66,14 @@ def test_chat() -> None:
             "stream": True,
             "response_format": {"type": "json_object"},
         },
-        headers=[(b"x-tier", b"large"), (b"x-other", b"no"), (b"traceparent", b"00-1-2-01")],
+        headers=[(b"x-tier", b"large"), (b"x-other", b"no"), (b"traceparent", TRACE.encode())],
     )
     assert (call.model, call.route, call.path) == ("m", "chat", "/v1/chat/completions")
     assert call.num_prompt_chars == len("Be brief.Hello42") + len('[{"id":"x"}]')
     assert (call.max_tokens, call.num_choices, call.stream) == (7, 3, True)
     assert (call.has_tools, call.has_schema, call.has_images) == (True, True, True)
     assert call.headers == {"x-tier": "large"}
-    assert call.traceparent == "00-1-2-01"
+    assert call.traceparent == TRACE
     assert call.body["messages"][0]["content"] == "Be brief."
     plain = read("chat", {"messages": [{"role": "user", "content": "Hello"}]})
     assert (plain.has_tools, plain.has_schema, plain.has_images) == (False, False, False)
@@ -221,7 +222,13 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=NUM_EXAMPLES)
+@pytest.mark.parametrize("values", [["00-1-2-01"], [TRACE, TRACE], ["x-evil-y"], [TRACE + "\u00e9"]])
+def test_a_trace_that_is_none_is_not_handed_on(values: list[str]) -> None:
+    headers = [(b"traceparent", value.encode("latin-1")) for value in values]
+    assert read("chat", {"messages": []}, headers=headers).traceparent == ""
+
+
+@settings(max_examples=NUM_EXAMPLES, deadline=None)
 @given(st.sampled_from(sorted(ROUTES)), st.dictionaries(names, values, max_size=8))
 @example("chat", {"messages": [{"content": [[[["x"]]]]}]})
 @example("chat", {"messages": [{"role": "user", "content": 1.5}]})
@@ -236,6 +243,7 @@ def test_any_json_is_read_or_refused(route: Route, body: dict[str, Any]) -> None
         assert len(call.block_hashes) <= 4
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     with pytest.raises(InvalidRequestError):
