@@ -18,6 +18,7 @@ or a schema cannot be read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -34,8 +35,9 @@ def _limit_memory() -> None:
         import resource
     except ImportError:  # not on Windows
         return
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for what, most in ((resource.RLIMIT_AS, MAX_BYTES), (resource.RLIMIT_CORE, 0)):
+        with contextlib.suppress(ValueError, OSError):  # macOS does not let all be set
+            resource.setrlimit(what, (most, most))
 
 
 @lru_cache(64)

@@ -422,6 +422,19 @@ async def test_processes_are_gone_when_closed() -> None:
     assert process.returncode is not None
 
 
+async def test_a_process_has_bounded_memory(processes: JudgeProcesses) -> None:
+    await processes.run({"kind": "find", "pattern": "(a)", "text": "a"}, time_limit=1)
+    process = processes._all[0]._process
+    assert process is not None
+    try:
+        with open(f"/proc/{process.pid}/limits", "rb") as file:  # noqa: ASYNC230, PTH123
+            limits = file.read().decode()
+    except FileNotFoundError:
+        pytest.skip("no /proc")
+    line = next(line for line in limits.splitlines() if line.startswith("Max address space"))
+    assert str(judge_worker.MAX_BYTES) in line
+
+
 async def test_a_turn_that_does_not_come(
     processes: JudgeProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
