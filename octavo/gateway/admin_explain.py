@@ -64,6 +64,10 @@ class _Recall(PrefixMemory):
         """See `PrefixMemory.find`."""
         return self._memory.find(hashes, targets)
 
+    def num_held(self, target: Target) -> int:
+        """See `PrefixMemory.num_held`."""
+        return self._memory.num_held(target)
+
 
 async def explain(parts: Parts, request: ExplainRequest) -> dict[str, object]:
     """Where a request would go, and the most that it could cost.

@@ -123,8 +123,13 @@ class PrefixMemory:
                 self._num_held.subtract(others[MAX_HOLDERS - 1 :])
                 had = (target, *others[: MAX_HOLDERS - 1])
             holders[block] = had
-        while len(holders) > self._max_blocks:
-            self._num_held.subtract(holders.pop(next(iter(holders))))
+        self.resize(self._max_blocks)
+
+    def resize(self, max_blocks: int) -> None:
+        """Remember so many blocks at the most from now on; what is older is forgotten."""
+        self._max_blocks = max_blocks
+        while len(self._holders) > max_blocks:
+            self._num_held.subtract(self._holders.pop(next(iter(self._holders))))
 
     def check_integrity(self) -> None:
         """Assert what always holds."""

@@ -67,7 +67,8 @@ class Router:
 
     def __init__(self, config: GatewayConfig, memory: PrefixMemory | None = None) -> None:
         routing = config.routing
-        self.memory = PrefixMemory(routing.memory_blocks) if memory is None else memory
+        self.memory = PrefixMemory(0) if memory is None else memory
+        self.memory.resize(routing.memory_blocks)
         self._routing = routing
         self._tiers = {name: _tier(name, section) for name, section in config.tiers.items()}
         self._ways = {

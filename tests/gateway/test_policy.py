@@ -304,6 +304,10 @@ def test_a_new_configuration_can_take_the_memory_over() -> None:
     assert home == C  # the others have no room
     made = config("models: {assistant: {tiers: [small]}}")
     assert Router(made, old.memory).memory is old.memory
+    assert len(old.memory) == 2
+    smaller = config("routing: {memory_blocks: 1}\nmodels: {assistant: {tiers: [small]}}")
+    assert len(Router(smaller, old.memory).memory) == 1
+    old.memory.check_integrity()
 
 
 calls = st.builds(
