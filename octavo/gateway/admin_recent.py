@@ -47,6 +47,7 @@ class RecentAttempts:
             if len(self._kept) >= self._most:
                 del self._kept[next(iter(self._kept))]
             facts: dict[str, object] = {
+                "parent_id": call.parent_id,
                 "feature": call.feature,
                 "tenant": call.tenant,
                 "key": call.key.key_id,
@@ -57,11 +58,15 @@ class RecentAttempts:
         kept.attempts.extend(attempts)
 
     def view(self, request_id: str) -> list[dict[str, object]]:
-        """A request's attempts as `LedgerViews.attempts` has them; none: it is not remembered."""
-        kept = self._kept.get(request_id)
-        if kept is None:
-            return []
-        return [kept.facts | _view(attempt) for attempt in kept.attempts]
+        """A request's attempts as `LedgerViews.attempts` has them; none: it is not remembered.
+        Callers may have given one id to several.
+        """
+        return [
+            kept.facts | _view(attempt)
+            for known, kept in self._kept.items()
+            if request_id in (known, kept.facts["parent_id"])
+            for attempt in kept.attempts
+        ]
 
 
 class _Remembered:

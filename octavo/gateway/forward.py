@@ -184,12 +184,14 @@ class Forward:
     async def _answer(self, key: KeyInfo, body: bytes) -> None:
         parts = self._parts
         health = parts.dispatcher.health
+        request_id, parent_id = self._exchange.unique_id()
         call = read_call(
             body,
             self._scope["headers"],
             route=self._route,
             path=self._scope["path"],
-            request_id=self._exchange.request_id,
+            request_id=request_id,
+            parent_id=parent_id,
             arrived=self._arrived,
             key=key,
             settings=parts.settings,
@@ -212,7 +214,7 @@ class Forward:
         for name, value in outcome.headers.items():
             headers.append((name.encode("latin-1"), value.encode("latin-1")))
         if dialect.id_header:
-            headers.append((dialect.id_header.encode(), call.request_id.encode("latin-1")))
+            headers.append((dialect.id_header.encode(), call.known_as.encode("latin-1")))
         self._relay = relay = Relay(
             call,
             outcome,

@@ -84,6 +84,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         request_id: of the HTTP request, unique.
+        parent_id: the caller's own `X-Request-Id`, of which `request_id` is made then, as callers
+            may send one many times; empty: the caller has `request_id`.
         arrived: reading of `time.perf_counter()`.
         path: as the backend gets it.
         model: as asked for: a model or an alias.
@@ -101,6 +103,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     request_id: str
+    parent_id: str = ""
     arrived: float
     route: Route
     path: str
@@ -123,6 +126,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     tags: dict[str, str] = {}
     language: str = ""
     traceparent: str = ""
+
+    @property
+    def known_as(self) -> str:
+        """The `X-Request-Id` of the answer: what the caller knows the request by."""
+        return self.parent_id or self.request_id
 
 
 class Target(msgspec.Struct, frozen=True):

@@ -160,7 +160,7 @@ def _head(call: Call, upstream: Upstream, body_len: int, upstream_id: str) -> by
     _put(lines, "traceparent", call.traceparent)
     if upstream.backend.kind == "octavo":
         lines.append("X-Octavo-Include-Cost: 1\r\n")
-        _put(lines, "X-Octavo-Parent-Request", call.request_id)
+        _put(lines, "X-Octavo-Parent-Request", call.known_as)
         _put(lines, "X-Octavo-Feature", call.feature)
         _put(lines, "X-Octavo-Tenant", call.tenant)
         _put(lines, "X-Octavo-Session", call.session_id)

@@ -16,6 +16,7 @@ from octavo.gateway.language import language_of
 from octavo.gateway.model import ANYBODY, Call
 from octavo.gateway.patterns import is_literal
 from octavo.gateway.prompt import Prompt
+from octavo.observability.trace_context import trace_context_of
 from octavo.server.tags import MAX_TAGS, read_tags
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def read_call(
     route: Route,
     path: str,
     request_id: str,
+    parent_id: str = "",
     arrived: float,
     key: KeyInfo = ANYBODY,
     settings: ReadSettings,
@@ -90,7 +92,8 @@ def read_call(
         headers: as ASGI has them, names in lower case.
         route: what is asked for.
         path: as the backend gets it.
-        request_id: of the HTTP request.
+        request_id: of the HTTP request, unique.
+        parent_id: what the caller knows it by, where that is another one.
         arrived: reading of `time.perf_counter()`.
         key: who calls.
         settings: see `read_settings`.
@@ -114,6 +117,7 @@ def read_call(
     tenant = key.tenant or (tags.tenant if routing.trust_tenant else "")
     return Call(
         request_id=request_id,
+        parent_id=parent_id,
         arrived=arrived,
         route=route,
         path=path,
@@ -137,7 +141,7 @@ def read_call(
         session_id=tags.session_id,
         tags=_with_key(tags.tags, key.tags),
         language=language_of(prompt.last_user) if settings.tells_language else "",
-        traceparent=_header(headers, b"traceparent"),
+        traceparent=_traceparent(headers),
     )
 
 
@@ -279,5 +283,9 @@ def _headers(headers: Sequence[tuple[bytes, bytes]], names: frozenset[bytes]) ->
     return found
 
 
-def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str:
-    return next((value.decode("latin-1") for key, value in headers if key == name), "")
+def _traceparent(headers: Sequence[tuple[bytes, bytes]]) -> str:
+    """The caller's place in its trace; empty: it says none, or what is none."""
+    if not any(name == b"traceparent" for name, _ in headers):
+        return ""
+    context = trace_context_of(headers)
+    return "" if context is None else str(context.parent)

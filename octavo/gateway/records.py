@@ -58,6 +58,7 @@ class GatewayRecords:
         tokens = attempt.tokens
         return AttemptRecord(
             request_id=attempt.request_id,
+            parent_id=call.parent_id,
             number=attempt.number,
             upstream_id=attempt.upstream_id,
             time_ns=attempt.time_ns,
@@ -117,7 +118,7 @@ class GatewayRecords:
         is_own = attempt.upstream_id == call.request_id
         return UsageRecord(
             request_id=attempt.upstream_id,
-            parent_id="" if is_own else call.request_id,
+            parent_id=call.parent_id or ("" if is_own else call.request_id),
             time_ns=attempt.time_ns,
             feature=call.feature,
             tenant=call.tenant,

@@ -172,6 +172,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         request_id: of the call; number: from 0 in order of sending.
+        parent_id: the `X-Request-Id` that the caller saw, where that is not `request_id`.
         upstream_id: the `X-Request-Id` that the backend got; the backend's own records have it.
         time_ns: of the end, nanoseconds since 1970 UTC.
         rule, tier: that led here.
@@ -188,6 +189,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     request_id: str
+    parent_id: str = ""
     number: int
     upstream_id: str
     time_ns: int

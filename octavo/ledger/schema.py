@@ -166,6 +166,7 @@ attempts = sa.Table(
     metadata,
     _text("request_id", primary_key=True),
     _int("number", primary_key=True),
+    _text("parent_id"),
     _text("upstream_id"),
     _int("time_ns"),
     *map(_text, ("feature", "tenant", "key", "session_id", "trace_id")),
@@ -184,6 +185,7 @@ attempts = sa.Table(
     sqlite_with_rowid=False,
 )
 sa.Index("attempts_time_ns", attempts.c.time_ns)
+sa.Index("attempts_parent_id", attempts.c.parent_id)
 
 # `number` is the cheaper attempt's.
 escalations = sa.Table(

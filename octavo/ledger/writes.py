@@ -57,7 +57,10 @@ def _numbers(columns: Sequence[str]) -> list[int]:
 
 
 _NUMBERS = _numbers(_USAGE_COLUMNS)
-_TEXT_BYTES = {"request_id": MAX_ID_BYTES, "upstream_id": MAX_ID_BYTES, "reason": MAX_ID_BYTES}
+_TEXT_BYTES = {
+    "request_id": MAX_ID_BYTES, "parent_id": MAX_ID_BYTES, "upstream_id": MAX_ID_BYTES,
+    "reason": MAX_ID_BYTES,
+}  # fmt: skip
 
 
 def _insert(table: str, columns: Sequence[str]) -> str:

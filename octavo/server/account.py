@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from secrets import token_hex
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -98,11 +97,8 @@ class Account:
     )
 
     def __init__(self, book: UsageBook, tags: RequestTags, scope: Scope, arrived: float) -> None:
-        exchange, trace = exchange_of(scope), current_trace()
-        request_id, parent_id = exchange.request_id, ""
-        if exchange.is_given_id:
-            # Callers and proxies may send one id many times, and each request is to be paid.
-            request_id, parent_id = f"{request_id}.{token_hex(6)}", request_id
+        trace = current_trace()
+        request_id, parent_id = exchange_of(scope).unique_id()
         self.arrived = arrived
         self.tags = tags
         self.request_id = request_id

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from secrets import token_hex
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -57,6 +58,16 @@ class Exchange:
         self.body_len = 0
         self._send = send
         self._write = _never if write is None else write
+
+    def unique_id(self) -> tuple[str, str]:
+        """An id that no other request has, for records; and what the caller knows the request by,
+        where that is another one, else empty.
+
+        Callers and proxies may send one id many times, and each request is to be paid.
+        """
+        if self.is_given_id:
+            return f"{self.request_id}.{token_hex(6)}", self.request_id
+        return self.request_id, ""
 
     @property
     def write(self) -> Callable[[bytes], bool]:

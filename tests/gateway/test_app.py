@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -409,9 +410,13 @@ models:
         counted = gateway.counted()
         answer = await gateway.chat("any", headers={"X-Request-Id": "mine-1"}, max_tokens=5)
         assert answer.headers["x-request-id"] == "mine-1"
-        assert [seen.headers["x-request-id"] for seen in fake.seen] == ["mine-1", "mine-1.1"]
+        first, second = (seen.headers["x-request-id"] for seen in fake.seen)
+        assert re.fullmatch(r"mine-1\.[0-9a-f]{12}", first)  # others may send that id, too
+        assert second == f"{first}.1"
         await settled(gateway, counted)
         assert [attempt.status for attempt in counted.all_attempts] == ["error", "ok"]
+        assert {attempt.request_id for attempt in counted.all_attempts} == {first}
+        assert counted.records[0][0].known_as == "mine-1"
 
 
 async def test_rate_limits_are_told_of_and_kept(tmp_path: Path) -> None:

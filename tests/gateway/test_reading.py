@@ -222,7 +222,9 @@ values = st.recursive(
 )
 
 
-@pytest.mark.parametrize("values", [["00-1-2-01"], [TRACE, TRACE], ["x-evil-y"], [TRACE + "\u00e9"]])
+@pytest.mark.parametrize(
+    "values", [["00-1-2-01"], [TRACE, TRACE], ["x-evil-y"], [TRACE + "\u00e9"]]
+)
 def test_a_trace_that_is_none_is_not_handed_on(values: list[str]) -> None:
     headers = [(b"traceparent", value.encode("latin-1")) for value in values]
     assert read("chat", {"messages": []}, headers=headers).traceparent == ""
