@@ -14,6 +14,7 @@ import msgspec
 
 from octavo.gateway.config_schema import about, field_texts, json_schema, structs
 from octavo.gateway.config_values import without_limits
+from octavo.gateway.language import LANGUAGES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TARGET = DOCS / "gateway-config.md"
@@ -88,6 +89,8 @@ by [a JSON schema](gateway-config.schema.json):
 Requests go where the first rule says whose conditions hold; else where `models` says for the name
 that was asked for; else, unless `routing.serve_backend_models` is off, to the backends that have a
 model of this name. Keys, limits and budgets are checked before, by the name that was asked for.
+
+Languages that rules can tell, by the last thing that the user says: {LANGUAGES}.
 
 ```yaml
 {EXAMPLE}```
@@ -181,6 +184,7 @@ def section(kind: type[msgspec.Struct]) -> str:
 def render() -> str:
     """The whole page."""
     header = HEADER.replace("{EXAMPLE}", EXAMPLE)
+    header = header.replace("{LANGUAGES}", ", ".join(sorted(LANGUAGES)))
     return "\n".join([header, *(section(kind) for kind in structs())])
 
 
