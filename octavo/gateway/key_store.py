@@ -317,4 +317,4 @@ def _info(info: KeyInfo) -> dict[str, Any]:
 def told(info: KeyInfo) -> dict[str, Any]:
     """What is set of a key, for the audit log and answers."""
     fields: dict[str, Any] = msgspec.to_builtins(info)
-    return {name: value for name, value in fields.items() if value not in ("", [], {}, None, False)}
+    return {name: value for name, value in fields.items() if value}

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from typing import TYPE_CHECKING
 
-from octavo.gateway.limits_answers import headers_of, refusal
+from octavo.gateway.limits_answers import refusal
+from octavo.gateway.limits_permit import FREE, RatePermit, undo
 from octavo.gateway.limits_queue import FairQueue
 from octavo.gateway.limits_scope import holds, reserve_of, subject_of
 from octavo.gateway.limits_store import (
@@ -26,49 +28,16 @@ from octavo.gateway.limits_store import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from octavo.errors import RateLimitedError
     from octavo.gateway.config_limits import Limit, LimitsSection
     from octavo.gateway.model import Call
 
+logger = logging.getLogger("octavo.gateway")
+
 MAX_KNOWN = 10_000
 """Callers whose limits are remembered, and counters that `state` tells of."""
-
-
-class RatePermit:
-    """One request that is in; see `seams.Permit`."""
-
-    __slots__ = ("_counters", "_limits", "_taking", "_tokens")
-
-    def __init__(
-        self,
-        limits: RateLimits | None,
-        counters: Sequence[Counter],
-        tokens: Sequence[int],
-        taking: Taking,
-    ) -> None:
-        self._limits = limits
-        self._counters = counters
-        self._tokens = tokens
-        self._taking = taking
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """OpenAI's `x-ratelimit-*`, as they stand after this request; of several limits the one
-        that has the least left. Empty where no limit holds.
-        """
-        return headers_of(self._counters, self._taking.standings)
-
-    async def settle(self, num_tokens: int) -> None:
-        """The request has ended and used this many; only the first call counts."""
-        limits, self._limits = self._limits, None
-        if limits is not None:
-            unused = [reserved - num_tokens for reserved in self._tokens]
-            await limits.give_back(self._taking, self._counters, unused)
-
-
-_FREE = RatePermit(None, (), (), Taking(True, ()))
 
 
 class _Waiter:
@@ -101,6 +70,7 @@ class RateLimits:
         self._server: asyncio.Task[None] | None = None
         self._known: dict[tuple[object, ...], tuple[tuple[Counter, Limit], ...]] = {}
         self._counters: dict[tuple[str, tuple[str, ...]], Counter] = {}
+        self._warned: set[str] = set()
         self.num_admitted = 0
         self.num_queued = 0
         """Calls that had to wait, whatever became of them."""
@@ -122,32 +92,20 @@ class RateLimits:
         holding = self._holding(call)
         if not holding:
             self.num_admitted += 1
-            return _FREE
+            return FREE
         counters = [counter for counter, _ in holding]
         tokens = [reserve_of(call, limit) for _, limit in holding]
         if not self._queue or self._blocked.isdisjoint(counters):
             taking = await self.store.take(counters, tokens)
             if taking.is_taken:
                 self.num_admitted += 1
-                return RatePermit(self, counters, tokens, taking)
+                return RatePermit(counters, tokens, taking)
         else:
             # Others wait for the same: who comes now does not go before them.
             taking = Taking(False, await self.store.look(counters))
         taking = await self._wait(call, holding, tokens, taking.standings)
         self.num_admitted += 1
-        return RatePermit(self, counters, tokens, taking)
-
-    async def give_back(
-        self,
-        taking: Taking,
-        counters: Sequence[Counter],
-        unused: Sequence[int],
-        *,
-        undo: bool = False,
-    ) -> None:
-        """End what a permit took, once."""
-        if taking.store is not None:
-            await taking.store.give_back(taking, counters, unused, undo=undo)
+        return RatePermit(counters, tokens, taking)
 
     async def state(self) -> list[dict[str, object]]:
         """How the counters stand that calls were counted to lately, those in use first."""
@@ -179,12 +137,22 @@ class RateLimits:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
                 self._counters.clear()
+                self._warned.clear()
+            self._warn_of_unknown(call)
             holding = self._known[who] = tuple(
                 (self._counter(name, limit, call), limit)
                 for name, limit in self._rules.items()
                 if holds(name, limit, call)
             )
         return holding
+
+    def _warn_of_unknown(self, call: Call) -> None:
+        """A key of the ledger may name what the configuration has no longer."""
+        unknown = [name for name in call.key.limits if name not in self._rules]
+        if unknown and call.key.key_id not in self._warned:
+            self._warned.add(call.key.key_id)
+            names = ", ".join(unknown)
+            logger.warning("key %s names limits that are not there: %s", call.key.key_id, names)
 
     def _counter(self, name: str, limit: Limit, call: Call) -> Counter:
         counter = counter_of(name, limit, subject_of(limit, call))
@@ -247,7 +215,7 @@ class RateLimits:
             await asyncio.wait((waiter.answer,), timeout=queue_s)
         except asyncio.CancelledError:
             if waiter.answer.done() and waiter.answer.exception() is None:
-                await self.give_back(waiter.answer.result(), counters, tokens, undo=True)
+                await undo(waiter.answer.result(), counters, tokens)
             raise
         finally:
             is_answered = waiter.answer.done()
@@ -306,7 +274,7 @@ class RateLimits:
             if taking.is_taken:
                 cost = max(waiter.tokens, default=0)
                 if waiter.answer.done() or not self._queue.serve(tenant, waiter, max(1, cost)):
-                    await self.give_back(taking, waiter.counters, waiter.tokens, undo=True)
+                    await undo(taking, waiter.counters, waiter.tokens)
                 else:
                     waiter.answer.set_result(taking)
                 continue

@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import ConfigError, RateLimitedError
+from octavo.gateway import limits as limits_module
+from octavo.gateway import limits_store
 from octavo.gateway.config_limits import LimitsSection
 from octavo.gateway.limits import RateLimits, open_limits
 from octavo.gateway.limits_answers import duration
 from octavo.gateway.limits_store import MemoryStore
 from octavo.gateway.model import Call, KeyInfo
 
-NUM_EXAMPLES = int(os.environ.get("STATEFUL_EXAMPLES", "40"))
+NUM_EXAMPLES = int(os.environ.get("STATEFUL_EXAMPLES", "25"))
 
 
 class Clock:
@@ -147,6 +149,16 @@ async def test_which_limits_hold() -> None:
     await is_refused(limits, call_of(limits=("named",)))
     await limits.admit(call_of(feature="chat-x", model="big"))
     await is_refused(limits, call_of("other", feature="chat-y", model="big"))
+
+
+async def test_a_key_that_names_a_limit_that_is_not_there_is_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limits = limits_of(named={"requests_per_minute": 100, "holds_for": "named"})
+    for model in "abc":
+        await limits.admit(call_of(limits=("named", "gone"), model=model))
+    (record,) = caplog.records
+    assert record.getMessage() == "key k names limits that are not there: gone"
 
 
 async def test_concurrency_is_given_back() -> None:
@@ -287,16 +299,20 @@ async def test_closing_refuses_who_waits() -> None:
         await waiting
 
 
-async def test_counters_that_are_as_good_as_new_are_forgotten() -> None:
+async def test_counters_that_are_as_good_as_new_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits_store, "MAX_IDLE", 500)
+    monkeypatch.setattr(limits_module, "MAX_KNOWN", 500)
     clock = Clock()
     store = MemoryStore(clock)
     limits = RateLimits(section_of(rpm={"requests_per_minute": 60}), store)
     held = await limits.admit(call_of("held"))
-    for number in range(22_000):
+    for number in range(1100):
         await (await limits.admit(call_of(str(number)))).settle(0)
         clock.now += 1
-    assert len(store) < 20_001
-    assert len(limits._known) <= 10_000
+    assert len(store) <= 1000
+    assert len(limits._known) <= 500
     await held.settle(0)
     store.check_integrity()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from octavo.gateway.limits_queue import MAX_GONE, FairQueue
 
-NUM_EXAMPLES = int(os.environ.get("STATEFUL_EXAMPLES", "60"))
+NUM_EXAMPLES = int(os.environ.get("STATEFUL_EXAMPLES", "30"))
 
 
 class Entry:
