@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tests.gguf_reader import read_once
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -43,9 +45,10 @@ def load_reference(path: Path) -> Any:
     if path.is_dir():
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     config = GgufConfig(dequantize=True)
-    return AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=config
-    ).eval()
+    with read_once():
+        return AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=config
+        ).eval()
 
 
 @torch.inference_mode()
