@@ -66,7 +66,6 @@ class RedisStore:
             bounds = (ceiling.cost_nano, ceiling.num_tokens, ceiling.device_ns)
             args += (int(ceiling.is_hard), *("" if b is None else b for b in bounds))
             args += (ceiling.scope, _keep_until(ceiling))
-            args.append("")  # six per counter
         is_reserved, values = await self._ask(self._reserve(keys=keys, args=args))
         return Taking(bool(is_reserved), _standings(values))
 

@@ -222,6 +222,8 @@ class MemoryStore:
         was_reserved: bool,
     ) -> tuple[Standing, ...]:
         """See `Store`."""
+        if not was_reserved:
+            self._note_ends(ceilings)
         return self._books.settle(held_id, ceilings, used, now_ns=now_ns, was_reserved=was_reserved)
 
     async def renew(self, held_ids: Sequence[str], expires_ns: int) -> None:
