@@ -129,6 +129,8 @@ class Relay:
             async with contextlib.aclosing(batches_of(self._outcome)) as batches:
                 async for batch in batches:
                     piece = batch[0] if len(batch) == 1 else b"".join(batch)
+                    if not piece:
+                        continue  # all of it was taken out
                     if not num_events:
                         first = batch[0]
                     if piece[0] != COLON:
