@@ -140,13 +140,15 @@ def _of_anthropic(usage: _Usage, before: Tokens) -> Tokens:
 
 
 def _tokens(usage: _Usage, given: int, cached: int, output: int) -> Tokens:
+    """No token takes no time: an engine that tells none does not meter, and knows no cost."""
     given, output = max(0, given), max(0, output)
+    is_metered = usage.gpu_seconds != 0 or not (given or output)
     return Tokens(
         input=given,
         cached=min(max(0, cached), given),
         output=output,
-        device_ns=_nano(usage.gpu_seconds),
-        cost_nano=_nano(usage.cost),
+        device_ns=_nano(usage.gpu_seconds) if is_metered else None,
+        cost_nano=_nano(usage.cost) if is_metered else None,
     )
 
 

@@ -11,7 +11,7 @@ class CostFields(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         gpu_seconds: of the device, over all choices; nine decimals, exact. Null: not known, as the
-            engine failed or is slow to tell.
+            engine failed, is slow to tell, or runs with `--no-metering`.
         cost: device time at the server's price; nine decimals. Null: that, or there is no price.
         currency: of the price.
     """

@@ -42,7 +42,7 @@ class Cost(msgspec.Struct, frozen=True):
     """What a request cost, all of its choices together.
 
     Attributes:
-        device_ns: None: not known, as the engine died or is slow to tell.
+        device_ns: None: not known, as the engine died, is slow to tell or does not meter.
         nano: in 1e-9 of the currency; None: that, or there is no price.
         currency: of the price.
     """
@@ -138,6 +138,7 @@ class Account:
             self._settled = asyncio.get_running_loop().create_future()
             await asyncio.wait({self._settled}, timeout=SETTLE_S)
         is_known = self._is_known and not self._num_open
+        is_known &= bool(self._device_ns) or self._book.is_metered
         return Cost(
             self._device_ns if is_known else None,
             self._cost_nano if is_known and self._book.hourly_rate_nano else None,

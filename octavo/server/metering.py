@@ -127,6 +127,11 @@ class UsageBook:
             line.charge(charge, is_known=bool(charge.total_ns) or self._is_engine_well)
 
     @property
+    def is_metered(self) -> bool:
+        """Whether the engine knows what requests cost: else a charge of nothing says nothing."""
+        return self._engine.info.work is not None
+
+    @property
     def _is_engine_well(self) -> bool:
         """Whether a charge of nothing can be believed: a dead one says so of all its requests."""
         try:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openai.types import CompletionUsage
 from openai.types.responses import ResponseUsage
 
-from octavo.gateway.model import PATHS, Route, Tokens
+from octavo.gateway.model import PATHS, Amount, DevicePrice, Route, Tokens, actual
 from octavo.gateway.usage_of import parse_usage
 from tests.gateway.fake_answers import Answer, RouteAnswer, Seen
 
@@ -68,12 +68,22 @@ def test_all_routes_of_an_engine(path: str, is_octavo: bool) -> None:
         assert finish in ("stop", "end_turn", "completed")
 
 
-@given(st.integers(0, 10**15))
+@given(st.integers(1, 10**15))
 def test_money_and_time_of_engines_are_exact(nano: int) -> None:
     usage = {"prompt_tokens": 1, "gpu_seconds": nano / 1e9, "cost": nano / 1e9}
     tokens = read("embeddings", usage)
     assert tokens is not None
     assert tokens.device_ns == tokens.cost_nano == nano
+
+
+@pytest.mark.parametrize("usage", [{"gpu_seconds": 0.0, "cost": 0.0}, {"gpu_seconds": None}])
+def test_an_engine_without_metering_is_not_free(usage: dict[str, Any]) -> None:
+    price = DevicePrice(hourly_nano=3600 * 10**9, worst_input_ns=1000, worst_output_ns=2000)
+    tokens = read("chat", {"prompt_tokens": 5, "completion_tokens": 3} | usage)
+    assert tokens == Tokens(5, 0, 3)
+    assert actual(tokens, price) == Amount(5000 + 6000, 8, 11_000)
+    nothing = read("chat", {"prompt_tokens": 0, "completion_tokens": 0, "gpu_seconds": 0})
+    assert nothing == Tokens(device_ns=0)
 
 
 def test_other_spellings() -> None:

@@ -46,6 +46,13 @@ class LateEngine(FakeEngine):
         super().listen_for_charges(later)
 
 
+class UnmeteredEngine(FakeEngine):
+    """Charges nothing, as with `--no-metering`."""
+
+    def listen_for_charges(self, listener: Callable[[str, Charge], None]) -> None:
+        super().listen_for_charges(lambda request_id, _: listener(request_id, Charge()))
+
+
 class Metered:
     """A server, its records, and what its engine charged."""
 
@@ -240,6 +247,13 @@ def test_an_answer_waits_for_a_late_charge(serve: Callable[..., RunningServer]) 
     assert metered.post("/v1/completions", COMPLETION).status_code == 200
     assert time.monotonic() - begin < 5
     assert len(metered.settled()) == 3
+
+
+def test_an_engine_that_does_not_meter_is_not_free(serve: Callable[..., RunningServer]) -> None:
+    server = serve(engine=UnmeteredEngine(), price_per_device_hour=PRICE)
+    answer = server.client.post("/v1/completions", json=COMPLETION, headers=ASKS)
+    usage = answer.json()["usage"]
+    assert (usage["gpu_seconds"], usage["cost"], usage["currency"]) == (None, None, "USD")
 
 
 def test_requests_that_end_early(metered: Metered) -> None:
