@@ -56,17 +56,8 @@ class TokenBucket:
 
     def take(self, amount: float, now: float) -> int:
         """Take, whether or not there is enough (see `refill`); give back by the mark, once."""
-        level = self.refill(now)
-        self._seq += 1
-        marks, peaks = self._peak_marks, self._peaks
-        while peaks and peaks[-1] <= level:
-            peaks.pop()
-            marks.pop()
-        peaks.append(level)
-        marks.append(self._seq)
-        if len(peaks) > MAX_PEAKS:
-            del peaks[1], marks[0]
-        self.level = level - amount
+        self._note_peak(self.refill(now))
+        self.level -= amount
         self._num_held += 1
         return self._seq
 
@@ -80,9 +71,10 @@ class TokenBucket:
         """
         level = self.refill(now)
         self._num_held -= 1
-        if unused <= 0:
+        if unused < 0:
+            self._note_peak(level)
             self.level = level + unused
-        else:
+        elif unused > 0:
             first = bisect_right(self._peak_marks, mark)
             highest = self._peaks[first] if first < len(self._peaks) else level
             rise = min(unused, self.capacity - highest)
@@ -97,6 +89,18 @@ class TokenBucket:
         if not self._num_held:
             self._peak_marks.clear()
             self._peaks.clear()
+
+    def _note_peak(self, level: float) -> None:
+        """Remember the level, before something is taken."""
+        self._seq += 1
+        marks, peaks = self._peak_marks, self._peaks
+        while peaks and peaks[-1] <= level:
+            peaks.pop()
+            marks.pop()
+        peaks.append(level)
+        marks.append(self._seq)
+        if len(peaks) > MAX_PEAKS:
+            del peaks[1], marks[0]
 
     def resize(self, rate: float, capacity: float, now: float) -> None:
         """Go on with another size; what is missing to full stays missing."""

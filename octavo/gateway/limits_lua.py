@@ -13,6 +13,21 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 local MAX_PEAKS = 64
 
+local function note_peak(bucket)
+  local level, marks, peaks = bucket[1], bucket[5], bucket[6]
+  bucket[3] = math.max(bucket[3] + 1, now)
+  while #peaks > 0 and peaks[#peaks] <= level do
+    table.remove(peaks)
+    table.remove(marks)
+  end
+  table.insert(peaks, level)
+  table.insert(marks, bucket[3])
+  if #peaks > MAX_PEAKS then
+    table.remove(peaks, 2)
+    table.remove(marks, 1)
+  end
+end
+
 local function read(key, field)
   local raw = redis.call('HGET', key, field)
   if not raw then return nil end
@@ -83,21 +98,9 @@ for i = 1, #KEYS / 2 do
 end
 
 local function take(bucket, amount)
-  local mark = math.max(bucket[3] + 1, now)
-  local level, marks, peaks = bucket[1], bucket[5], bucket[6]
-  while #peaks > 0 and peaks[#peaks] <= level do
-    table.remove(peaks)
-    table.remove(marks)
-  end
-  table.insert(peaks, level)
-  table.insert(marks, mark)
-  if #peaks > MAX_PEAKS then
-    table.remove(peaks, 2)
-    table.remove(marks, 1)
-  end
-  bucket[1] = level - amount
-  bucket[3] = mark
-  return mark
+  note_peak(bucket)
+  bucket[1] = bucket[1] - amount
+  return bucket[3]
 end
 
 local is_taken = fits and mode == 'take'
@@ -145,9 +148,10 @@ local function give_back(key, field, mark, unused)
   local bucket = mark > 0 and read(key, field)
   if not bucket then return end  -- it was full since
   local level, cap, marks, peaks = bucket[1], bucket[4], bucket[5], bucket[6]
-  if unused <= 0 then
+  if unused < 0 then
+    note_peak(bucket)
     bucket[1] = level + unused
-  else
+  elseif unused > 0 then
     local first = 1
     while first <= #marks and marks[first] <= mark do first = first + 1 end
     local highest = peaks[first] or level

@@ -81,6 +81,14 @@ def test_adding_the_unused_part_would_let_too_much_through() -> None:
     assert bucket.refill(bucket_full) == 40.0
 
 
+def test_what_a_request_used_beyond_its_reserve_makes_no_room_for_another() -> None:
+    bucket = TokenBucket(1.0, 8.0, 0.0)
+    first, second = bucket.take(4, 0.0), bucket.take(4, 0.0)
+    bucket.give_back(first, -1, 8.0)  # the bucket was full just before
+    bucket.give_back(second, 4, 8.0)
+    assert bucket.refill(8.0) == 7.0
+
+
 def test_unused_tokens_come_back_whole_where_there_is_room() -> None:
     bucket = TokenBucket(1.0, 100.0, 0.0)
     bucket.take(50, 0.0)
