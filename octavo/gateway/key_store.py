@@ -129,7 +129,8 @@ class KeyStore:
             values.append(tenant)
         if not with_revoked:
             where.append("revoked_ns IS NULL")
-        sql = f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY key_id LIMIT {min(limit, MAX_PAGE)}"
+        most = min(limit, MAX_PAGE + 1)  # one above a page tells that there are more
+        sql = f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY key_id LIMIT {most}"
         with self._asking() as connection:
             return [_key(row) for row in connection.rows(sql, values)]
 
