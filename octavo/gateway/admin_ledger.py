@@ -15,6 +15,7 @@ from octavo.errors import InvalidRequestError
 from octavo.ledger.database import Database, ensure_schema
 from octavo.ledger.record import from_nano
 from octavo.planning.cost_query import check_field, from_ns, parse_by, parse_time
+from octavo.planning.escalation_report import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,8 @@ MAX_ROWS = 10_000
 MAX_PAGE = 1000
 
 _ATTEMPT = (
-    "request_id", "number", "time_ns", "feature", "tenant", "key", "route", "rule", "tier",
+    "request_id", "parent_id", "number", "time_ns", "feature", "tenant", "key", "route", "rule",
+    "tier",
     "backend", "model", "status", "http_status", "num_input_tokens", "num_cached_tokens",
     "num_output_tokens", "device_ns", "cost_nano", "currency", "ttft_ns", "e2e_ns", "reason",
     "judge", "score",
@@ -36,7 +38,7 @@ _ESCALATION = (
     "dear_tier", "dear_backend", "dear_model", "dear_status", "dear_cost_nano", "difference_nano",
     "currency",
 )  # fmt: skip
-_FILTERS = ("feature", "tenant", "key", "rule", "judge", "request_id")
+_FILTERS = ("feature", "tenant", "key", "rule", "judge")
 
 
 class LedgerViews:
@@ -108,33 +110,38 @@ class LedgerViews:
         }
 
     def escalations(self, query: Mapping[str, str]) -> dict[str, object]:
-        """Escalations, the newest first, and their sums by feature and judge.
+        """Escalations, the newest first, and whether escalating pays, by feature and judge.
 
         Args:
-            query: `since` and `until` as in `spend`; any of feature, tenant, key, rule, judge and
-                request_id with the value that is let in; `limit` (100); `before`: a page's `next`.
+            query: `since` and `until` as in `spend`; any of feature, tenant, key, rule and judge
+                with the value that is let in; `limit` (100); `before`: a page's `next`, whose
+                answer has no sums.
 
         Raises:
             ConfigError: no such time.
             InvalidRequestError: another parameter, or one that is wrong.
         """
-        where, values = self._where(query)
+        since_ns, until_ns = self._span(query)
         limit = _limit(query)
-        page, of_page = where, values
-        if before := query.get("before"):
-            page = f"{where} AND (time_ns, request_id, number) < (?, ?, ?)"
-            of_page = [*values, *_cursor(before)]
-        columns = ", ".join(_ESCALATION)
+        filters = {n: v for n, v in query.items() if n not in ("since", "until", "limit", "before")}
+        for name in filters:
+            if name not in _FILTERS:
+                raise InvalidRequestError(
+                    f"there is no {name[:64]!r}: use {', '.join(_FILTERS)}", param=name[:64]
+                )
+        where = ["time_ns >= ?", *(f"{name} = ?" for name in filters)]
+        values: list[Any] = [since_ns, *filters.values()]
+        if until_ns is not None:
+            where.append("time_ns < ?")
+            values.append(until_ns)
+        before = query.get("before")
+        if before:
+            where.append("(time_ns, request_id, number) < (?, ?, ?)")
+            values += _cursor(before)
         with self._reading() as connection:
             rows = connection.rows(
-                f"SELECT {columns} FROM escalations WHERE {page} "
+                f"SELECT {', '.join(_ESCALATION)} FROM escalations WHERE {' AND '.join(where)} "
                 f"ORDER BY time_ns DESC, request_id DESC, number DESC LIMIT {limit + 1}",
-                of_page,
-            )
-            sums = connection.rows(
-                "SELECT feature, judge, currency, COUNT(*), SUM(cheap_cost_nano), "
-                f"SUM(dear_cost_nano), SUM(difference_nano) FROM escalations WHERE {where} "
-                "GROUP BY feature, judge, currency ORDER BY 4 DESC",
                 values,
             )
         shown = [dict(zip(_ESCALATION, row, strict=True)) for row in rows[:limit]]
@@ -142,28 +149,35 @@ class LedgerViews:
         return {
             "data": [_told(row) for row in shown],
             "next": last and f"{last['time_ns']}:{last['number']}:{last['request_id']}",
-            "totals": [
-                {
-                    "feature": feature,
-                    "judge": judge,
-                    "currency": currency,
-                    "num": num,
-                    "cheap_cost": amount(int(cheap)),
-                    "dear_cost": amount(int(dear)),
-                    "difference": amount(int(difference)),
-                }
-                for feature, judge, currency, num, cheap, dear, difference in sums
-            ],
+            "totals": [] if before else self._hybrid(since_ns, until_ns, filters),
         }
 
+    def _hybrid(
+        self, since_ns: int, until_ns: int | None, filters: Mapping[str, str]
+    ) -> list[dict[str, Any]]:
+        """What judged answers cost and saved, the most first; as `octavo cost escalations`."""
+        from octavo.ledger.store import open_ledger
+
+        by = ("feature", "judge")
+        where = {name: (value,) for name, value in filters.items()}
+        with open_ledger(self._url, create=False) as ledger:
+            rows = rows_of(ledger.hybrid_totals(by, since_ns, until_ns, where), by)
+        return sorted(rows, key=lambda row: -int(row["judged"]))
+
     def attempts(self, request_id: str) -> dict[str, object]:
-        """All attempts of one request, and its escalations; none: it is not known, or not yet."""
+        """All attempts of one request, and its escalations; none: it is not known, or not yet.
+
+        Args:
+            request_id: its own, or the caller's, who may have given that to several.
+        """
         answer: dict[str, object] = {}
+        ids = "SELECT request_id FROM attempts WHERE parent_id = ?"
         with self._reading() as connection:
             for name, columns in (("attempts", _ATTEMPT), ("escalations", _ESCALATION)):
                 rows = connection.rows(
-                    f"SELECT {', '.join(columns)} FROM {name} WHERE request_id = ? ORDER BY number",
-                    (request_id,),
+                    f"SELECT {', '.join(columns)} FROM {name} WHERE request_id = ? "
+                    f"OR request_id IN ({ids}) ORDER BY time_ns, number LIMIT {MAX_PAGE}",
+                    (request_id, request_id),
                 )
                 answer[name] = [_told(dict(zip(columns, row, strict=True))) for row in rows]
         return answer
@@ -173,24 +187,6 @@ class LedgerViews:
         since_ns = parse_time(query.get("since") or "7d", now)
         until = query.get("until")
         return since_ns, parse_time(until, now) if until else None
-
-    def _where(self, query: Mapping[str, str]) -> tuple[str, list[Any]]:
-        since_ns, until_ns = self._span(query)
-        where, values = ["time_ns >= ?"], [since_ns]
-        if until_ns is not None:
-            where.append("time_ns < ?")
-            values.append(until_ns)
-        named: list[Any] = list(values)
-        for name, value in query.items():
-            if name in ("since", "until", "limit", "before"):
-                continue
-            if name not in _FILTERS:
-                raise InvalidRequestError(
-                    f"there is no {name[:64]!r}: use {', '.join(_FILTERS)}", param=name[:64]
-                )
-            where.append(f"{name} = ?")
-            named.append(value)
-        return " AND ".join(where), named
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:

@@ -11,7 +11,7 @@ export class Audit {
     this.facts = facts;
     this.table = new Table([
       { label: "Time, UTC", cell: (row) => moment(new Date(row.time_ns / 1e6).toISOString()), sort: (row) => row.seq },
-      { label: "Who", kind: "name", cell: (row) => row.actor, sort: (row) => row.actor },
+      { label: "Who", kind: "cut", cell: (row) => row.actor, sort: (row) => row.actor },
       { label: "Did", cell: (row) => row.action, sort: (row) => row.action },
       { label: "To", kind: "mono", cell: (row) => row.subject || "the gateway", sort: (row) => row.subject },
       { label: "Detail", kind: "wide", cell: (row) => told(row.detail) },

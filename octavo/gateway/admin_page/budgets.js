@@ -6,7 +6,7 @@ import { NONE, element, format } from "./format.js";
 import { button, errorText, moment, note, tag } from "./ui.js";
 
 const PER_PAGE = 20;
-const NUM_OPEN = 3; // burn-downs that are drawn without being asked for: each is a query of the ledger
+const NUM_OPEN = 4; // burn-downs that are drawn without being asked for: each is a query of the ledger
 const UNITS = [["cost", (row) => (v) => format.money(v, row.currency)], ["tokens", () => (v) => `${format.count(v)} tokens`], ["gpu_hours", () => (v) => `${format.rate(v)} GPU-hours`]];
 
 export class Budgets {
@@ -84,7 +84,7 @@ export class Budgets {
     if (known) place.replaceChildren(...known);
     try {
       const past = await get("/budgets/history", { budget: row.budget, ...row.subject });
-      const made = units.map(([unit, words]) => graph(row, past, unit, words(row)));
+      const made = units.map(([unit, words]) => graph(row, past, unit, words(row), place.clientWidth));
       this.charts.set(idOf(row), made);
       place.replaceChildren(...made);
     } catch (error) {
@@ -111,7 +111,7 @@ function meter(row, unit, write) {
   return element("div", { class: `use ${part >= 1 ? "bad" : part >= 0.8 ? "warn" : ""}` }, element("span", { class: "meter" }, ...bars), element("span", {}, text));
 }
 
-function graph(row, past, unit, write) {
+function graph(row, past, unit, write, width) {
   const [begin, end] = [row.period_start, row.period_end].map(Date.parse);
   const ceiling = Number(row[`${unit}_ceiling`]);
   const now = Math.min(Date.now(), end);
@@ -126,7 +126,7 @@ function graph(row, past, unit, write) {
   const counted = ceiling - Number(row[unit]);
   const differs = Math.abs(counted - left) > 0.01 * ceiling;
   if (points.at(-1)[0] < now) points.push([now, left]);
-  const chart = burnDown({ points, begin, end, now, ceiling, write, label: `${row.budget}, ${subject(row)}` });
+  const chart = burnDown({ points, begin, end, now, ceiling, write, width, label: `${row.budget}, ${subject(row)}` });
   if (differs) chart.append(note(`The ledger has ${write(ceiling - left)}, and the counter ${write(ceiling - counted)}: records that are on their way, a counter that began later, or requests from before a key changed.`));
   return chart;
 }

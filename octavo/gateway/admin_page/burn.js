@@ -2,10 +2,11 @@
 
 import { digits, element, svg } from "./format.js";
 
-const BOX = { width: 560, height: 170, left: 52, right: 12, top: 10, bottom: 22 };
+const SIDES = { height: 170, left: 52, right: 12, top: 10, bottom: 22 };
 
-// points: [time in ms, left]; ceiling: what there was; write(value): as text
-export function burnDown({ points, begin, end, now, ceiling, write, label }) {
+// points: [time in ms, left]; ceiling: what there was; write(value): as text; width: of the place, pixels
+export function burnDown({ points, begin, end, now, ceiling, write, label, width }) {
+  const BOX = { ...SIDES, width: Math.max(280, width) };
   const least = Math.min(0, ...points.map(([, left]) => left)); // a soft budget may be overspent
   const x = (time) => BOX.left + ((time - begin) / (end - begin)) * (BOX.width - BOX.left - BOX.right);
   const y = (left) => BOX.top + ((ceiling - left) / (ceiling - least)) * (BOX.height - BOX.top - BOX.bottom);

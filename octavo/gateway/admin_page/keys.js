@@ -4,7 +4,7 @@ import { ask, get } from "./api.js";
 import { NONE, element } from "./format.js";
 import { Table, ago, boxes, button, day, dialog, field, moment, named, names, note, say, tag } from "./ui.js";
 
-const PER_REQUEST = 1000;
+const PER_REQUEST = 500;
 const MOST = 20000; // keys that are looked through here
 const ROUTES = ["chat", "completions", "embeddings", "messages", "responses", "score", "rerank"];
 const KINDS = { active: "good", expired: "warn", revoked: "bad" };
@@ -21,11 +21,11 @@ export class Keys {
       { label: "Name", kind: "name", cell: (key) => named(key.name, "no name"), sort: (key) => key.name },
       { label: "Id", kind: "mono", cell: (key) => key.id, sort: (key) => key.id },
       { label: "Status", cell: (key) => tag(key.status, KINDS[key.status]), sort: (key) => key.status },
-      { label: "Tenant", kind: "name", cell: (key) => key.tenant || NONE, sort: (key) => key.tenant || null },
-      { label: "Team", kind: "name", cell: (key) => key.team || NONE, sort: (key) => key.team || null },
-      { label: "Features", kind: "name", cell: (key) => key.features.join(", ") || "any" },
-      { label: "Models", kind: "name", cell: (key) => key.models.join(", ") || "any" },
-      { label: "Limits, budgets", kind: "name", cell: (key) => [...key.limits, ...key.budgets].join(", ") || NONE },
+      { label: "Tenant", kind: "cut", cell: (key) => key.tenant || NONE, sort: (key) => key.tenant || null },
+      { label: "Team", kind: "cut", cell: (key) => key.team || NONE, sort: (key) => key.team || null },
+      { label: "Features", kind: "cut", cell: (key) => key.features.join(", ") || "any" },
+      { label: "Models", kind: "cut", cell: (key) => key.models.join(", ") || "any" },
+      { label: "Limits, budgets", kind: "cut", cell: (key) => [...key.limits, ...key.budgets].join(", ") || NONE },
       { label: "Ends", cell: (key) => day(key.expires), sort: (key) => key.expires },
       { label: "Last used", cell: (key) => ago(key.last_used), sort: (key) => key.last_used },
       { label: "Do", kind: "do", cell: (key) => this.actions(key) },

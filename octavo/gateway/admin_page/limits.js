@@ -16,7 +16,7 @@ export class Limits {
     this.every = 5000;
     this.table = new Table([
       { label: "Limit", kind: "name", cell: (row) => row.limit, sort: (row) => row.limit },
-      { label: "Of", kind: "name", cell: subject, sort: subject },
+      { label: "Of", kind: "cut", cell: subject, sort: subject },
       { label: "Requests left", kind: "num", cell: (row) => left(row, "requests"), sort: (row) => row.requests_left },
       { label: "Tokens left", kind: "num", cell: (row) => left(row, "tokens"), sort: (row) => row.tokens_left },
       { label: "Running", kind: "num", cell: (row) => (row.concurrency == null ? NONE : `${format.count(row.running)} of ${format.count(row.concurrency)}`), sort: (row) => row.running },

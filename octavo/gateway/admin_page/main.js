@@ -124,8 +124,9 @@ byId("reload").addEventListener("click", async () => {
   try {
     const result = await ask("POST", "/reload");
     facts = await get("/overview");
-    views.clear();
+    for (const name of views.keys()) if (name !== "playground") views.delete(name); // what was typed there stays
     await go();
+    byId("reload").focus();
     const waits = result.needs_start ?? [];
     notice("The configuration was read anew.", waits.length ? `With the next start takes effect: ${waits.join(", ")}.` : "", "good");
     say("The configuration was read anew.");

@@ -177,10 +177,10 @@ function put(line, place) {
 function attemptTable(rows) {
   const table = new Table([
     { label: "No.", kind: "num", cell: (row) => format.count(row.number + 1) },
-    { label: "Tier", kind: "name", cell: (row) => row.tier },
-    { label: "Target", kind: "name", cell: (row) => `${row.backend}/${row.model}` },
+    { label: "Tier", kind: "cut", cell: (row) => row.tier },
+    { label: "Target", kind: "cut", cell: (row) => `${row.backend}/${row.model}` },
     { label: "Became", cell: (row) => tag(row.status, ENDS[row.status] ?? "bad") },
-    { label: "Judge", kind: "name", cell: (row) => row.judge || NONE },
+    { label: "Judge", kind: "cut", cell: (row) => row.judge || NONE },
     { label: "Score", kind: "num", cell: (row) => (row.score == null ? NONE : row.score.toFixed(3)) },
     { label: "Reason", kind: "wide", cell: (row) => row.reason || NONE },
     { label: "Tokens", kind: "num", cell: (row) => `${format.count(row.num_input_tokens)} + ${format.count(row.num_output_tokens)}` },

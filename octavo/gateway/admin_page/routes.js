@@ -46,13 +46,13 @@ export class Routes {
       { label: "Backend", kind: "name", cell: (row) => row.name, sort: (row) => row.name },
       { label: "State", cell: (row) => { const [kind, text] = stateOf(row); return tag(text, kind); }, sort: (row) => stateOf(row)[1] },
       { label: "Kind", cell: (row) => row.kind, sort: (row) => row.kind },
-      { label: "Models", kind: "name", cell: (row) => row.models.join(", ") },
+      { label: "Models", kind: "cut", cell: (row) => row.models.join(", ") },
       { label: "Ours", kind: "num", cell: (row) => format.count(row.num_requests), sort: (row) => row.num_requests },
       { label: "Running", kind: "num", cell: (row) => format.count(row.num_running), sort: (row) => row.num_running },
       { label: "Waiting", kind: "num", cell: (row) => format.count(row.num_waiting), sort: (row) => row.num_waiting },
       { label: "KV cache", kind: "num", cell: (row) => format.share(row.kv_usage), sort: (row) => row.kv_usage },
       { label: "Breaker opened", kind: "num", cell: (row) => format.count(row.num_opened), sort: (row) => row.num_opened },
-      { label: "Problem", kind: "name", cell: (row) => row.problem || NONE },
+      { label: "Problem", kind: "wide", cell: (row) => row.problem || NONE },
     ], { caption: "Backends and their health", empty: "No backends." });
     this.rules = new Table([
       { label: "Rule", kind: "name", cell: (row) => row.name },

@@ -7,7 +7,7 @@ import { Table, field, moment, named, note, say } from "./ui.js";
 const SPANS = [["24h", "the last day"], ["7d", "the last 7 days"], ["30d", "the last 30 days"], ["90d", "the last 90 days"]];
 const BY = [["feature", "feature"], ["tenant", "tenant"], ["feature,tenant", "feature and tenant"], ["key", "key"], ["model", "model"], ["backend", "backend"]];
 const NUM_COLOURS = 6;
-const BOX = { width: 900, height: 190, left: 56, right: 4, top: 8, bottom: 20 };
+const SIDES = { height: 190, left: 56, right: 4, top: 8, bottom: 20 };
 
 export class Spend {
   constructor(facts) {
@@ -46,14 +46,15 @@ export class Spend {
     ], { caption: `Spend by ${parts.join(" and ")}`, size: 50, sorted: [parts.length, true], empty: "No request in this time." });
     table.set(sums.data);
     this.tables.replaceChildren(table.place);
-    this.chart.replaceChildren(...(total ? [bars(sums.data, days.data, step, currency)] : []));
+    this.chart.replaceChildren(...(total ? [bars(sums.data, days.data, step, currency, this.chart.clientWidth)] : []));
     say(this.about.textContent);
   }
 }
 
 // Bars by the day or hour, the dearest groups in colours of their own.
-function bars(sums, rows, step, currency) {
-  const name = (key) => key.map((part) => part || "–").join(" · ");
+function bars(sums, rows, step, currency, across) {
+  const BOX = { ...SIDES, width: Math.max(280, across) };
+  const name = (key) => key.map((part) => part || "none").join(" · ");
   const shown = sums.slice(0, NUM_COLOURS).map((row) => name(row.key));
   const times = [...new Set(rows.map((row) => row.key.at(-1)))].sort();
   const stacks = times.map((time) => {
@@ -76,7 +77,7 @@ function bars(sums, rows, step, currency) {
     made.append(svg("line", { x1: BOX.left, x2: BOX.width - BOX.right, y1: y(part * top), y2: y(part * top), class: part ? "grid" : "axis" }),
       svg("text", { x: BOX.left - 6, y: y(part * top) + 3.5, "text-anchor": "end" }, part ? digits(part * top) : "0"));
   }
-  const every = Math.ceil(times.length / 12);
+  const every = Math.ceil((times.length * 48) / BOX.width);
   stacks.forEach((parts, index) => {
     let base = 0;
     const x = BOX.left + index * width;

@@ -127,11 +127,10 @@ export class Table {
   }
 
   row(row) {
-    const cells = this.columns.map((column, index) => {
+    const cells = this.columns.map((column) => {
       const shown = column.cell(row);
-      const title = typeof shown === "string" && /\b(name|mono)\b/.test(column.kind ?? "") ? shown : null;
-      const name = index || !this.options.heads ? "td" : "th";
-      return element(name, { class: column.kind ?? "", "data-label": column.label, title, scope: name === "th" ? "row" : null }, shown);
+      const title = typeof shown === "string" && /\b(name|cut|mono)\b/.test(column.kind ?? "") ? shown : null;
+      return element("td", { class: column.kind ?? "", "data-label": column.label, title }, shown);
     });
     return element("tr", { "data-key": this.options.key?.(row) ?? null }, ...cells);
   }
