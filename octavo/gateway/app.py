@@ -98,6 +98,11 @@ class GatewayApplication:
         for forward in list(self._running):
             forward.end()
 
+    def abort_all(self) -> None:
+        """End what even then does, as its clients read nothing. It is settled and recorded."""
+        for forward in list(self._running):
+            forward.abort()
+
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = PATHS.get(scope["path"])
         if route is None:

@@ -132,6 +132,12 @@ class Forward:
             assert self._task is not None
             self._task.cancel()
 
+    def abort(self) -> None:
+        """Not even that can be waited for: its end is all that is left."""
+        assert self._task is not None
+        self._is_ended_by_us = True
+        self._task.cancel()
+
     async def run(self) -> None:
         """Answer.
 

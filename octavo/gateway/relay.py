@@ -6,8 +6,11 @@ them was read where they arrived. A stream that reaches its ceiling is ended, an
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, NamedTuple
+
+from starlette.requests import ClientDisconnect
 
 from octavo.gateway.cut import cut_events
 from octavo.gateway.replay import batches_of, is_stream
@@ -28,6 +31,10 @@ COLON = 0x3A
 
 MIN_TOKEN_BYTES = 2
 """Bytes of a stream that count for a token at the least, by the estimate (`sse_events`)."""
+
+SEND_S = 60.0
+"""A client that reads nothing for so long has gone, as far as we can tell: it must not hold a place
+for ever."""
 
 _STREAM_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -63,7 +70,7 @@ class Relay:
         ceiling: where a stream is cut.
 
     Attributes:
-        status: how it ended: `ok`, `over_budget` or `error`.
+        status: how it ended: `ok`, `over_budget`, `client_left` or `error`.
         reason: why it failed, or empty.
         is_started: the head has been sent.
     """
@@ -92,6 +99,7 @@ class Relay:
 
         Raises:
             UpstreamError: it broke off before the head was sent.
+            ClientDisconnect: the client reads nothing any more.
         """
         outcome = self._outcome
         if is_stream(outcome):
@@ -111,12 +119,11 @@ class Relay:
         """End a stream that has begun by telling of an error."""
         exc = as_request_error(error, self._exchange.request_id)
         self.status, self.reason = "error", exc.message
-        await self._exchange.send(self._dialect.error_event(exc) + self._dialect.end, is_last=True)
+        await self._send(self._dialect.error_event(exc) + self._dialect.end, is_last=True)
 
     async def _stream(self, send: Send) -> None:
-        exchange = self._exchange
         max_output, max_events = self._ceiling
-        write = exchange.write
+        write = self._exchange.write
         headers = [*_STREAM_HEADERS, *self._headers]
         self.is_started = True
         await send(
@@ -143,15 +150,26 @@ class Relay:
                             return
                         check_at = num_bytes + left * MIN_TOKEN_BYTES
                     if not write(piece):
-                        await exchange.send(piece)
+                        await self._send(piece)
+        except ClientDisconnect:
+            raise
         except Exception as exc:
             await self.fail(exc)
             return
-        await exchange.send(b"", is_last=True)
+        await self._send(b"", is_last=True)
+
+    async def _send(self, piece: bytes, *, is_last: bool = False) -> None:
+        """Send a piece, and wait until the client has taken enough of those before it."""
+        try:
+            async with asyncio.timeout(SEND_S):
+                await self._exchange.send(piece, is_last=is_last)
+        except TimeoutError:
+            self.status, self.reason = "client_left", "the client reads nothing any more"
+            raise ClientDisconnect from None
 
     async def _cut(self, first: bytes, piece: bytes, last: bytes) -> None:
         """Pass on what is here, as it is paid for, and end the stream."""
         self.status, self.reason = "over_budget", "the stream has reached its ceiling"
         if not self._outcome.finish_reason:
             piece += cut_events(self._call, first, last, self._outcome.tokens.output)
-        await self._exchange.send(piece, is_last=True)
+        await self._send(piece, is_last=True)

@@ -214,6 +214,11 @@ class Gateway:
         if self._serving is not None:
             self._serving.cancel()
             await asyncio.wait({self._serving})
+        if self.app.lifecycle.num_open:
+            self.app.abort_all()
+            idle = asyncio.ensure_future(self.app.lifecycle.wait_idle())
+            await first_of(idle, timeout_s=LAST_ANSWERS_S)
+            idle.cancel()
         for task in list(self._retiring):
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)

@@ -186,6 +186,56 @@ async def test_a_client_that_goes_in_the_midst_of_a_stream_pays_for_what_it_got(
         assert fake.num_cancelled == 1
 
 
+async def unread(gateway: Running, model: str) -> asyncio.StreamWriter:
+    """A stream whose client reads nothing of it."""
+    _, writer = await asyncio.open_connection(
+        gateway.client.base_url.host, gateway.client.base_url.port, limit=1024
+    )
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    body = json.dumps({"model": model, "stream": True, "messages": [], "max_tokens": 10**6})
+    writer.write(
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+    )
+    return writer
+
+
+async def test_a_client_that_reads_nothing_does_not_hold_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.gateway.relay.SEND_S", 0.3)
+    async with both(tmp_path) as (fake, gateway):
+        counted = gateway.counted()
+        fake.answer.tokens = ("x" * 65_536,) * 400
+        writer = await unread(gateway, "ok")
+        while not fake.seen:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await settled(gateway, counted)
+        (attempt,) = counted.all_attempts
+        assert attempt.status == "client_left"
+        assert "reads nothing" in attempt.reason
+        writer.transport.abort()
+
+
+async def test_a_drain_leaves_nobody_unrecorded(tmp_path: Path) -> None:
+    """Neither who waits for an answer, nor who reads nothing of a stream."""
+    async with both(tmp_path) as (fake, gateway):
+        counted = gateway.counted()
+        fake.answer.tokens = ("x" * 65_536,) * 400
+        writer = await unread(gateway, "ok")
+        waiting = asyncio.ensure_future(gateway.chat("hang", max_tokens=5))
+        while len(fake.seen) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        at_once: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        at_once.set_result(2)
+        await gateway.gateway.drain(at_once)
+        assert (await waiting).status_code == 503
+        await gateway.gateway.stop()
+        counted.check(2)
+        writer.transport.abort()
+
+
 @pytest.mark.parametrize("failing", ["permit", "reservation"])
 async def test_what_fails_at_the_end_does_not_keep_the_rest_from_ending(
     tmp_path: Path, failing: str
