@@ -192,7 +192,8 @@ class GatewayApplication:
 
     async def _metrics(self, request: Request) -> Response:
         """All metrics in Prometheus' format."""
-        body, kind = self.metrics.exposition(request.headers.get("accept", ""), self.parts)
+        accept = request.headers.get("accept", "")
+        body, kind = await self.metrics.exposition(accept, self.parts)
         return Response(body, headers={"content-type": kind})
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from octavo.errors import EngineUnavailableError
 from octavo.ledger.record import NANO
 from octavo.observability.histogram import Histogram
 from octavo.observability.metrics_buckets import E2E_BUCKETS, TTFT_BUCKETS
 from octavo.observability.metrics_text import OPEN_METRICS_END, Family, Renderer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from octavo.gateway.model import Attempt
     from octavo.gateway.parts import Parts
@@ -95,13 +96,14 @@ class GatewayMetrics:
                 self._escalations[attempt.tier, attempt.judge] += 1
         self._overhead.observe(seconds)
 
-    def exposition(self, accept: str, parts: Parts) -> tuple[bytes, str]:
+    async def exposition(self, accept: str, parts: Parts) -> tuple[bytes, str]:
         """The metrics in the format that an `Accept` header asks for, and its content type.
 
         Args:
             accept: the header.
             parts: of the configuration in force.
         """
+        used = await _budget_use(parts)
         from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
         from prometheus_client.exposition import choose_encoder
 
@@ -110,13 +112,18 @@ class GatewayMetrics:
         process = CollectorRegistry()
         ProcessCollector(registry=process)
         GCCollector(registry=process)
-        text = self._renderer.render(self.families(parts), is_open_metrics=is_open_metrics)
+        text = self._renderer.render(self.families(parts, used), is_open_metrics=is_open_metrics)
         body = text.encode() + encode(process)
         assert not is_open_metrics or body.endswith(OPEN_METRICS_END.encode())
         return body, content_type
 
-    def families(self, parts: Parts) -> Iterator[Family]:
-        """What a scrape tells."""
+    def families(self, parts: Parts, used: Mapping[str, float]) -> Iterator[Family]:
+        """What a scrape tells.
+
+        Args:
+            parts: of the configuration in force.
+            used: of each budget, the part that is used where it is used most.
+        """
         yield _counter(
             "requests",
             "Answered requests.",
@@ -152,6 +159,7 @@ class GatewayMetrics:
         ):
             yield Family(f"octavo_gateway_{name}", "histogram", text, [((), histogram)])
         yield from _backends(parts)
+        yield from _budgets(parts, used)
         yield from self._limits(parts)
         yield from self._operation()
 
@@ -187,6 +195,68 @@ class GatewayMetrics:
             yield _gauge(
                 "ledger_down", "1 while the database does not answer.", [((), int(ledger.is_down))]
             )
+
+
+async def _budget_use(parts: Parts) -> dict[str, float]:
+    """Of each budget, the part that is used or held of the counter with the least left. None where
+    the store does not answer: that is told by itself.
+    """
+    book = parts.budget_book
+    if book is None:
+        return {}
+    try:
+        rows = await book.state()
+    except EngineUnavailableError:
+        return {}
+    most: dict[str, float] = {}
+    for row in rows:
+        name, part = str(row["budget"]), row["used_part"]
+        assert isinstance(part, float)
+        most[name] = max(part, most.get(name, 0.0))
+    return most
+
+
+def _budgets(parts: Parts, used: Mapping[str, float]) -> Iterator[Family]:
+    book = parts.budget_book
+    if book is None:
+        return
+    yield _gauge(
+        "budget_used_ratio",
+        "Part of a budget that is used in its period, where it is used most.",
+        [((("budget", name),), part) for name, part in used.items()],
+    )
+    yield _counter(
+        "budget_refusals",
+        "Calls that got a 429, by budget.",
+        [((("budget", name),), num) for name, num in book.num_refused.items()],
+    )
+    yield _counter(
+        "budget_alerts",
+        "Thresholds that were told of, by budget.",
+        [
+            ((("budget", budget), ("threshold", threshold)), num)
+            for (budget, threshold), num in book.alerts.num_alerts.items()
+        ],
+    )
+    yield _counter(
+        "budget_alerts_undelivered",
+        "Alerts that a webhook has not taken.",
+        [((), book.alerts.num_undelivered)],
+    )
+    keeper = book.keeper
+    yield _gauge(
+        "budgets_down", "1 while their store does not answer.", [((), int(keeper.is_down))]
+    )
+    yield _gauge(
+        "budgets_unsettled",
+        "Calls whose use their store has not taken yet.",
+        [((), keeper.num_unsettled)],
+    )
+    yield _counter(
+        "budgets_expired",
+        "Reservations of gateways that went away.",
+        [((), keeper.num_expired)],
+    )
 
 
 def _backends(parts: Parts) -> Iterator[Family]:

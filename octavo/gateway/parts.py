@@ -109,7 +109,7 @@ class Parts:
                 ledger_url=ledger_url,
                 redis_url=redis_url,
                 currency=currency_of(config),
-                previous=_book_of(before),
+                previous=None if before is None else before.budget_book,
             )
         self.num_open = 0
         self._idle: asyncio.Event | None = None
@@ -122,6 +122,11 @@ class Parts:
             await self.keys.start()
         if before is None or before.dispatcher is not self.dispatcher:
             self.dispatcher.start()
+
+    @property
+    def budget_book(self) -> BudgetBook | None:
+        """Its budgets; None: there are none."""
+        return None if isinstance(self.budgets, NoBudgets) else self.budgets
 
     def price(self, backend: str, model: str) -> Price | None:
         """What a model's answers cost; None: not known."""
@@ -174,16 +179,11 @@ class Parts:
         store = self.limits.store
         if successor is None or successor.limits.store is not store:
             closers.append(store.close)
-        book, its_book = _book_of(self), _book_of(successor)
+        book = self.budget_book
+        its_book = None if successor is None else successor.budget_book
         if book is not None and (its_book is None or its_book.store is not book.store):
             closers.append(book.store.close)
         return closers
-
-
-def _book_of(parts: Parts | None) -> BudgetBook | None:
-    if parts is None or isinstance(parts.budgets, NoBudgets):
-        return None
-    return parts.budgets
 
 
 def currency_of(config: GatewayConfig) -> str:

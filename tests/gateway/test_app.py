@@ -337,6 +337,10 @@ async def test_a_budget_is_never_overspent_and_little_of_it_is_left(tmp_path: Pa
         assert statuses.count(200) + statuses.count(429) == 90
         assert statuses.count(200) == len(fake.seen)
         cost = len(fake.seen) * (5 * 1_000 + 5 * 3_000)
+        text = (await gateway.client.get("/metrics")).text
+        ratio = cost / 1_000_000
+        assert f'octavo_gateway_budget_used_ratio{{budget="small"}} {ratio}' in text.splitlines()
+        assert 'octavo_gateway_budget_alerts_total{budget="small",threshold="0.8"} 1' in text
         assert 1_000_000 - 113_000 < cost <= 1_000_000  # the worst case of one does not fit more
 
 
