@@ -1,6 +1,6 @@
 """What prefix affinity brings: sessions over two replicas, by the gateway's router and in turn.
 
-    python benchmarks/cpu/gateway_affinity.py --model smollm2
+    python benchmarks/cpu/gateway_affinity.py --model smollm2 --ways "round robin,affinity"
 
 Starts two servers, each with a KV cache for about half of what all sessions say. Each session asks
 about one of some documents, several sessions about the same one, one question after another; none
@@ -231,6 +231,8 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
         timeout = aiohttp.ClientTimeout(total=600)
         async with aiohttp.ClientSession(timeout=timeout) as client:
             await replicas.wait(client)
+            few = {**vars(args), "sessions": 2 * args.replicas, "turns": 1}
+            await run("round robin", "warm", replicas, client, argparse.Namespace(**few))
             for repeat in range(args.repeats):
                 for way in ways if repeat % 2 == 0 else reversed(ways):
                     result = await run(way, f"{way} {repeat}", replicas, client, args)
@@ -267,13 +269,13 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of each replica")
     parser.add_argument("--port", type=int, default=18100, help="of the first replica")
-    parser.add_argument("--kv-cache-memory", default="160MiB", help="of each replica")
+    parser.add_argument("--kv-cache-memory", default="150MiB", help="of each replica")
     parser.add_argument("--sessions", type=int, default=40)
-    parser.add_argument("--documents", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--document-len", type=int, default=500, help="words")
-    parser.add_argument("--question-len", type=int, default=30, help="words")
-    parser.add_argument("--output-len", type=int, default=16, help="tokens")
+    parser.add_argument("--documents", type=int, default=16)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--document-len", type=int, default=400, help="words")
+    parser.add_argument("--question-len", type=int, default=20, help="words")
+    parser.add_argument("--output-len", type=int, default=4, help="tokens")
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--ways", default="affinity,rendezvous alone,round robin")
