@@ -82,7 +82,7 @@ class LedgerViews:
             if name in ("by", "since", "until", "team"):
                 continue
             check_field(name, times=False)
-            where[name] = (value,)
+            where[name] = (_text(name, value),)
         if team := query.get("team"):
             own = set(self._keys_of_team(team))
             where["key"] = sorted(own.intersection(where["key"]) if "key" in where else own)
@@ -130,7 +130,7 @@ class LedgerViews:
                     f"there is no {name[:64]!r}: use {', '.join(_FILTERS)}", param=name[:64]
                 )
         where = ["time_ns >= ?", *(f"{name} = ?" for name in filters)]
-        values: list[Any] = [since_ns, *filters.values()]
+        values: list[Any] = [since_ns, *(_text(name, value) for name, value in filters.items())]
         if until_ns is not None:
             where.append("time_ns < ?")
             values.append(until_ns)
@@ -216,6 +216,17 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
         else:
             told[name] = value
     return told
+
+
+def _text(name: str, value: str) -> str:
+    """A value to look for.
+
+    Raises:
+        InvalidRequestError: no database has such a text.
+    """
+    if "\0" in value:
+        raise InvalidRequestError(f"{name} must be a text without NUL", param=name)
+    return value
 
 
 def _time(time_ns: int | None) -> datetime | None:
