@@ -101,7 +101,10 @@ def test_a_good_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(yaml, "CSafeLoader"), reason="PyYAML without its parser in C")
 def test_both_parsers_tell_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [GOOD, *(GOOD.replace(before, after, 1) for before, after, _, _ in CASES.values())]
+    texts = [
+        GOOD,
+        *(GOOD.replace(before, after, 1) for before, after, _, _ in [*CASES.values()][::4]),
+    ]
     by_c = [parse(text.encode()) for text in texts]
     monkeypatch.delattr(yaml, "CSafeLoader")
     assert [parse(text.encode()) for text in texts] == by_c
