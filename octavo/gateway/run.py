@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("octavo.gateway")
 
-GC_THRESHOLDS = (50_000, 20, 50)
-"""When this process looks for cycles: a request makes objects that are gone with it."""
+GC_THRESHOLDS = (10_000, 5, 5)
+"""When this process looks for cycles. Requests leave none, connections do: at Python's own first
+threshold looking costs time with every request, and much beyond this one memory grows by 8 KiB for
+each connection that has gone (`benchmarks/cpu/gateway_streams.py`)."""
 
 LAST_ANSWERS_S = 1.0
 """How long answers that we have ended may take to leave."""
