@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from octavo.gateway.budgets_store import FORGET_NS, Books, BudgetStoreError, Held, Standing, Taking
-from octavo.gateway.model import Amount
+from octavo.gateway.budgets_store import FORGET_NS, BudgetStoreError
+from octavo.gateway.budgets_tables import claim, find_expired, load, rows_of, save, sweep
 from octavo.ledger.database import (
     Database,
     DatabaseUnavailableError,
@@ -28,35 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from octavo.gateway.budgets_scope import Ceiling, CounterKey
+    from octavo.gateway.budgets_store import Books, Standing, Taking
+    from octavo.gateway.model import Amount
     from octavo.ledger.database import Connection
 
 MAX_BATCH = 256
 """Operations of one transaction."""
-
-MAX_EXPIRED = 1000
-"""Reservations that one transaction ends."""
-
-KEEP_NS = 400 * FORGET_NS
-"""How long counters are kept after their period began; those of `total` stay."""
-
-_AMOUNTS = ("cost_nano", "num_tokens", "device_ns")
-_RESERVED = ("reserved_cost_nano", "reserved_tokens", "reserved_device_ns")
-_COUNTER = ", ".join((*_AMOUNTS, *_RESERVED))
-_OF_COUNTER = "budget = ? AND scope = ? AND period_start = ?"
-_ADD_COUNTER = (
-    f"INSERT INTO budget_counters (budget, scope, period_start, {_COUNTER}) "
-    "VALUES (?, ?, ?, 0, 0, 0, 0, 0, 0) ON CONFLICT DO NOTHING"
-)
-_SET_COUNTER = (
-    "UPDATE budget_counters SET "
-    + ", ".join(f"{name} = ?" for name in (*_AMOUNTS, *_RESERVED))
-    + f" WHERE {_OF_COUNTER}"
-)
-_ADD_HELD = (
-    "INSERT INTO budget_reservations "
-    f"(id, budget, scope, period_start, {', '.join(_AMOUNTS)}, expires_ns) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-)
 
 
 class _Operation:
@@ -162,7 +138,7 @@ class SqlStore:
     async def expire(self, now_ns: int, *, counts: bool) -> int:
         """See `Store`. Counters of periods that are long over are deleted, too."""
         found: list[tuple[Any, ...]] = await self._do(
-            (), (), functools.partial(_find_expired, now_ns=now_ns)
+            (), (), lambda connection, _: find_expired(connection, now_ns)
         )
         held_ids = sorted({row[0] for row in found})
 
@@ -171,7 +147,7 @@ class SqlStore:
 
         num: int = await self._do({row[1:] for row in found}, held_ids, work) if found else 0
         if now_ns - self._swept_ns > FORGET_NS:
-            await self._do((), (), functools.partial(_sweep, before_ns=now_ns - KEEP_NS))
+            await self._do((), (), lambda connection, _: sweep(connection, now_ns))
             self._swept_ns = now_ns
         return num
 
@@ -179,12 +155,7 @@ class SqlStore:
         """See `Store`."""
 
         def work(connection: Connection, _: Books) -> list[tuple[str, Standing]]:
-            rows = connection.rows(
-                f"SELECT scope, {_COUNTER} FROM budget_counters "
-                "WHERE budget = ? AND period_start = ? ORDER BY scope LIMIT ?",
-                (budget, start_ns, limit),
-            )
-            return [(row[0], _standing(row[1:])) for row in rows]
+            return rows_of(connection, budget, start_ns, limit)
 
         found: list[tuple[str, Standing]] = await self._do((), (), work)
         return found
@@ -193,13 +164,7 @@ class SqlStore:
         """See `Store`."""
 
         def work(connection: Connection, _: Books) -> bool:
-            return bool(
-                connection.execute(
-                    "INSERT INTO budget_alerts (budget, scope, period_start, threshold) "
-                    "VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                    (*ceiling.key, threshold),
-                )
-            )
+            return claim(connection, ceiling.key, threshold)
 
         is_first: bool = await self._do((), (), work)
         return is_first
@@ -272,10 +237,14 @@ class SqlStore:
             ensure_schema(self._database)
             connection = self._connection = self._database.connect()
         with connection.transaction():
-            books = _load(connection, batch)
+            books = load(
+                connection,
+                (key for operation in batch for key in operation.keys),
+                (held_id for operation in batch for held_id in operation.held_ids),
+            )
             counters, held = dict(books.counters), dict(books.held)
             results = [operation.work(connection, books) for operation in batch]
-            _save(connection, books, counters, held)
+            save(connection, books, counters, held)
         return results
 
     def _disconnect(self) -> None:
@@ -286,94 +255,3 @@ class SqlStore:
 
 def _keys(ceilings: Sequence[Ceiling]) -> list[CounterKey]:
     return [ceiling.key for ceiling in ceilings]
-
-
-def _load(connection: Connection, batch: Sequence[_Operation]) -> Books:
-    """Lock and read the counters of a batch, and read its reservations.
-
-    Whoever changes a reservation has its counters locked.
-    """
-    books = Books()
-    keys = sorted({key for operation in batch for key in operation.keys})
-    if keys and not connection.is_sqlite:
-        connection.execute_many(_ADD_COUNTER, keys)
-    lock = "" if connection.is_sqlite else " FOR UPDATE"
-    for key in keys:
-        rows = connection.rows(
-            f"SELECT {_COUNTER} FROM budget_counters WHERE {_OF_COUNTER}{lock}", key
-        )
-        if rows:
-            books.counters[key] = _standing(rows[0])
-    held_ids = sorted({held_id for operation in batch for held_id in operation.held_ids})
-    for at in range(0, len(held_ids), MAX_BATCH):
-        some = held_ids[at : at + MAX_BATCH]
-        rows = connection.rows(
-            f"SELECT id, budget, scope, period_start, {', '.join(_AMOUNTS)}, expires_ns "
-            f"FROM budget_reservations WHERE id IN ({', '.join('?' * len(some))})",
-            some,
-        )
-        for held_id, budget, scope, start_ns, cost, tokens, device, expires_ns in rows:
-            before = books.held.get(held_id)
-            own = (*(before.keys if before is not None else ()), (budget, scope, start_ns))
-            books.held[held_id] = Held(own, Amount(cost, tokens, device), expires_ns)
-    return books
-
-
-def _save(
-    connection: Connection,
-    books: Books,
-    counters: dict[CounterKey, Standing],
-    held: dict[str, Held],
-) -> None:
-    """Write what differs from how it was read."""
-    changed = {k: s for k, s in sorted(books.counters.items()) if counters.get(k) != s}
-    if changed:
-        if connection.is_sqlite:
-            connection.execute_many(_ADD_COUNTER, [key for key in changed if key not in counters])
-        connection.execute_many(
-            _SET_COUNTER,
-            [(*_plain(s.used), *_plain(s.reserved), *key) for key, s in changed.items()],
-        )
-    gone = [(held_id,) for held_id, one in held.items() if books.held.get(held_id) != one]
-    if gone:
-        connection.execute_many("DELETE FROM budget_reservations WHERE id = ?", gone)
-    new = [
-        (held_id, *key, *_plain(one.amount), one.expires_ns)
-        for held_id, one in books.held.items()
-        if held.get(held_id) != one
-        for key in one.keys
-    ]
-    if new:
-        connection.execute_many(_ADD_HELD, new)
-
-
-def _find_expired(connection: Connection, _: Books, *, now_ns: int) -> list[tuple[Any, ...]]:
-    """Reservations to be ended or forgotten, with their counters; whole ones."""
-    ids = connection.rows(
-        "SELECT DISTINCT id FROM budget_reservations "
-        "WHERE expires_ns > 0 AND expires_ns <= ? OR expires_ns <= 0 AND expires_ns >= ? "
-        f"ORDER BY id LIMIT {MAX_EXPIRED}",
-        (now_ns, -now_ns),
-    )
-    rows: list[tuple[Any, ...]] = []
-    for (held_id,) in ids:
-        rows += connection.rows(
-            "SELECT id, budget, scope, period_start FROM budget_reservations WHERE id = ?",
-            (held_id,),
-        )
-    return rows
-
-
-def _sweep(connection: Connection, _: Books, *, before_ns: int) -> None:
-    for table in ("budget_counters", "budget_alerts"):
-        connection.execute(
-            f"DELETE FROM {table} WHERE period_start > 0 AND period_start < ?", (before_ns,)
-        )
-
-
-def _standing(row: Sequence[int]) -> Standing:
-    return Standing(Amount(*row[:3]), Amount(*row[3:]))
-
-
-def _plain(amount: Amount) -> tuple[int, int, int]:
-    return amount.cost_nano, amount.num_tokens, amount.device_ns
