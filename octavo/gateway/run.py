@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo.errors import ConfigError
-from octavo.gateway.absent import NoRecords
 from octavo.gateway.admin_build import admin_routes
 from octavo.gateway.admin_recent import RecentAttempts
 from octavo.gateway.app import GatewayApplication
 from octavo.gateway.config import load_config
 from octavo.gateway.gateway_metrics import GatewayMetrics
+from octavo.gateway.ledger import Ledger
 from octavo.gateway.parts import Parts, currency_of
-from octavo.gateway.records import GatewayRecords
 from octavo.server.http_server import HTTPServer
 from octavo.server.listen import listen, tls_context, url_of
 from octavo.server.loop import Signals, first_of
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from octavo.gateway.config import GatewayConfig
-    from octavo.gateway.key_store import KeyStore
-    from octavo.gateway.seams import Records
-    from octavo.ledger.writer import LedgerWriter
 
 logger = logging.getLogger("octavo.gateway")
 
@@ -47,53 +43,8 @@ each connection that has gone (`benchmarks/cpu/gateway_streams.py`)."""
 LAST_ANSWERS_S = 1.0
 """How long answers that we have ended may take to leave."""
 
-LEDGER_S = 5.0
-"""How long the last records may take; those that the database has not taken then are spilled."""
-
 _FIXED = ("host", "port", "uds", "ssl_certfile", "ssl_keyfile", "max_header_bytes", "log_level")
 """Fields of `server` that hold until the next start."""
-
-
-class Ledger:
-    """What a gateway keeps in its ledger's database; open while it lives.
-
-    Args:
-        config: names it.
-    """
-
-    def __init__(self, config: GatewayConfig) -> None:
-        self.url = "" if config.ledger.url is None else config.ledger.url.reveal()
-        self.writer: LedgerWriter | None = None
-        self.keys: KeyStore | None = None
-        if not self.url:
-            return
-        from octavo.gateway.key_store import KeyStore
-        from octavo.ledger.writer import LedgerWriter
-
-        self.writer = LedgerWriter(self.url, retention_days=config.ledger.retention_days)
-        self.keys = KeyStore(self.url)
-
-    def records(self, config: GatewayConfig) -> Records:
-        """What keeps attempts at a configuration's backends."""
-        if self.writer is None:
-            return NoRecords()
-        return GatewayRecords(self.writer.put, config.backends)
-
-    async def start(self) -> None:
-        """Bring the database to the newest schema, and begin to write.
-
-        Raises:
-            ConfigError: it cannot be used.
-        """
-        if self.writer is not None:
-            await asyncio.to_thread(self.writer.start)
-
-    async def close(self) -> None:
-        """Let the last records out, for a bounded time."""
-        if self.writer is not None:
-            await asyncio.to_thread(self.writer.close, LEDGER_S)
-        if self.keys is not None:
-            await asyncio.to_thread(self.keys.close)
 
 
 class Gateway:

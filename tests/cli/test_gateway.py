@@ -115,6 +115,16 @@ def test_a_bad_configuration_does_not_start(
     assert main(["gateway", "--config", str(good), "--port", "70000"]) == 1
 
 
+def test_a_ledger_that_cannot_be_written_does_not_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = f"ledger: {{url: {tmp_path}/nowhere/l.db}}"
+    path = config(tmp_path, "http://127.0.0.1:1", f"{ledger}\nserver: {{port: {free_port()}}}")
+    (tmp_path / "nowhere").write_text("a file where a folder should be")
+    assert main(["gateway", "--config", str(path)]) == 1
+    assert "the ledger cannot be opened" in capsys.readouterr().err
+
+
 def test_a_gateway_loads_no_engine() -> None:
     code = (
         "import sys; import octavo.gateway.run, octavo.cli.gateway; "
