@@ -72,7 +72,7 @@ limits:
     gold: {{requests_per_minute: 6000, holds_for: named}}
 budgets:
   rules:
-    feature-month: {{cost: 40, period: month, per: [feature]}}
+    feature-month: {{cost: 12, period: month, per: [feature]}}
     tenant-day: {{cost: 2, tokens: 3000000, period: day, per: [tenant]}}
     team-month: {{gpu_hours: 3, period: month, per: [team], kind: soft}}
   {store}
@@ -215,7 +215,7 @@ def _judged(
 ) -> list[Entry]:
     score = chance.gauss(-0.45, 0.25)
     is_escalated = score < -0.6
-    reason = f"confident: mean log-probability {score:.3f} is below -0.6" if is_escalated else ""
+    reason = f"mean logprob {score:.3f} is below -0.6" if is_escalated else ""
     attempt = AttemptRecord(
         request_id=f"past-{number}",
         number=0,

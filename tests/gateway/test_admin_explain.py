@@ -120,15 +120,11 @@ async def test_what_it_tells_of_the_request_and_its_worst_case(gateway: Running)
     german = await explain(gateway, "Bitte sag mir, wie das Wetter morgen in der Stadt wird, ja?")
     assert (german["rule"], german["call"]["language"]) == ("german", "de")
     assert (await explain(gateway, headers={"x-kind": "planning"}))["rule"] == "ours"
-    assert (
-        await explain(
-            gateway, headers={"x-kind": "planning"}, key=KEYS["few"], body={"max_tokens": 99}
-        )
-    )[0] == 403
-    few = await explain(
-        gateway, key=KEYS["few"], headers={"X-Octavo-Feature": "chat"}, body={"max_tokens": 99}
-    )
-    assert few["call"]["max_tokens"] == 9  # clamped, as a real one
+    other = await explain(gateway, key=KEYS["few"], headers={"X-Octavo-Feature": "search"})
+    assert other[0] == 403
+    few = await explain(gateway, key=KEYS["few"], body={"max_tokens": 99})
+    call = few["call"]
+    assert (call["feature"], call["max_tokens"]) == ("chat", 9)  # as a real one
     shadowed = await explain(gateway, body={"model": "shadowed"})
     assert [target["model"] for target in shadowed["shadows"]] == ["dear"]
     health = gateway.gateway.parts.dispatcher.health

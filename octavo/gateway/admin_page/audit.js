@@ -10,7 +10,7 @@ export class Audit {
   constructor(facts) {
     this.facts = facts;
     this.table = new Table([
-      { label: "Time, UTC", cell: (row) => moment(new Date(row.time_ns / 1e6).toISOString()), sort: (row) => row.seq },
+      { label: "Time, UTC", kind: "time", cell: (row) => moment(new Date(row.time_ns / 1e6).toISOString()), sort: (row) => row.seq },
       { label: "Who", kind: "cut", cell: (row) => row.actor, sort: (row) => row.actor },
       { label: "Did", cell: (row) => row.action, sort: (row) => row.action },
       { label: "To", kind: "mono", cell: (row) => row.subject || "the gateway", sort: (row) => row.subject },

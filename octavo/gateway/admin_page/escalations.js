@@ -30,7 +30,7 @@ export class Escalations {
       { label: "Saved", kind: "num", cell: (row) => saved(row), sort: (row) => Number(row.saved) },
     ], { caption: "Judged answers by feature and judge", sorted: [2, true], empty: "No answer was judged in this time." });
     this.table = new Table([
-      { label: "Time, UTC", cell: (row) => moment(row.time), sort: (row) => row.time },
+      { label: "Time, UTC", kind: "time", cell: (row) => moment(row.time), sort: (row) => row.time },
       { label: "Feature", kind: "cut", cell: (row) => named(row.feature, "untagged"), sort: (row) => row.feature },
       { label: "Judge", kind: "cut", cell: (row) => row.judge, sort: (row) => row.judge },
       { label: "Score", kind: "num", cell: (row) => (row.score == null ? NONE : row.score.toFixed(3)), sort: (row) => row.score },
