@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo.errors import InvalidRequestError
-from octavo.gateway.sse_events import data_of
+from octavo.gateway.sse_events import data_of, with_data
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,9 +80,7 @@ def event_without_logprobs(route: Route, event: bytes) -> bytes:
         return event
     if not isinstance(value, dict):
         return event
-    lines = [line for line in event.splitlines() if line and not line.startswith(b"data:")]
-    lines.append(b"data: " + _encoder.encode(_strip(route, value)))
-    return b"\n".join(lines) + b"\n\n"
+    return with_data(event, _encoder.encode(_strip(route, value)))
 
 
 def _strip(route: Route, value: dict[str, Any]) -> dict[str, Any]:

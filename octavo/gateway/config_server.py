@@ -29,6 +29,9 @@ class ServerSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         shutdown_timeout: how long requests may take to end when the gateway is told to, seconds.
         default_max_tokens: for requests that bound their answer's length by nothing, where their
             key has no default of its own; left out: the model's context is what they may use.
+        keep_alive_s: seconds of silence in a stream after which its client gets a comment, so that
+            no proxy gives it up while a backend has not begun, or a judge holds the answer back.
+            The first one sends the head: what fails later is an event. 0: none.
         log_level: of the gateway's log. A change needs a new start.
     """
 
@@ -41,6 +44,7 @@ class ServerSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_header_bytes: Annotated[int, Meta(ge=1024, le=2**24)] = 64 * 1024
     shutdown_timeout: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
     default_max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    keep_alive_s: Annotated[float, Meta(ge=0, le=86_400)] = 15.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:

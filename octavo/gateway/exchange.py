@@ -20,6 +20,7 @@ from octavo.gateway.reply_errors import (
     retry_after,
 )
 from octavo.gateway.sse_events import EventSplitter, StreamWatch, data_of, error_text, is_comment
+from octavo.gateway.usage_cost import tells_cost, with_cost
 from octavo.gateway.usage_of import parse_usage
 
 if TYPE_CHECKING:
@@ -108,9 +109,14 @@ class Exchange:
             told = msgspec.structs.replace(told, output=max(told.output, estimate))
         if told is None:
             return Tokens()
-        if self._upstream.backend.kind != "octavo":
+        if not self._asks_cost:
             return msgspec.structs.replace(told, device_ns=None, cost_nano=None)
         return told
+
+    @property
+    def _asks_cost(self) -> bool:
+        """Whether `outgoing` asks what the answer costs: for us, and not for the client."""
+        return self._upstream.backend.kind == "octavo"
 
     async def begin(self, request: Outgoing, deadline: float) -> None:
         """Send, and wait for the whole answer, or for the first event of a stream.
@@ -135,7 +141,9 @@ class Exchange:
         if self.content_type.startswith("text/event-stream"):
             if not call.stream:
                 raise self._error("sent a stream unasked", code="upstream_garbage")
-            self.watch = StreamWatch(call.route, drops_usage=request.drops_usage)
+            self.watch = StreamWatch(
+                call.route, drops_usage=request.drops_usage, drops_cost=self._asks_cost
+            )
             await self._first_event(connection)
             connection.expect_each(timeouts.idle, "more of its stream")
             return
@@ -148,6 +156,8 @@ class Exchange:
         except msgspec.DecodeError:
             raise self._error("sent an answer that is not JSON", code="upstream_garbage") from None
         self._told = told or Tokens(input=call.num_prompt_tokens, output=len(self.body) // 4)
+        if self._asks_cost and tells_cost(self.body):
+            self.body = with_cost(call.route, self.body)
 
     async def batches(self) -> AsyncGenerator[list[bytes], None]:
         """The events of a stream, those together that came together.

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from octavo.errors import AuthenticationError, EngineUnavailableError
+from octavo.gateway.answer_text import JUDGED_ROUTES
 from octavo.gateway.ceilings import affordable_output, bounded, used
 from octavo.gateway.key_scopes import check_scopes
 from octavo.gateway.model import ANYBODY, Amount
 from octavo.gateway.reading import read_call
 from octavo.gateway.relay import NO_CEILING, Ceiling, Relay
+from octavo.gateway.usage_cost import cost_of
 from octavo.ledger.record import NANO
 from octavo.server.auth import presented_key
 from octavo.server.dialect import ANTHROPIC, OPENAI
@@ -210,26 +212,44 @@ class Forward:
         self._waited = perf_counter() - begin
         plan = self._plan = parts.router.route(call, health, health)
         plan = await self._reserve(call, plan)
-        self._outcome = outcome = await parts.escalation.run(
-            call, plan, body, attempts=self._attempts
-        )
         dialect = DIALECTS.get(self._route, OPENAI)
-        headers = [*_plan_headers(plan.rule), *_target_headers(outcome.tier.name, outcome.target)]
-        for name, value in permit.headers.items():
-            headers.append((name.encode("latin-1"), value.encode("latin-1")))
-        for name, value in outcome.headers.items():
-            headers.append((name.encode("latin-1"), value.encode("latin-1")))
+        headers = [*_plan_headers(plan.rule), *_encoded(permit.headers)]
         if dialect.id_header:
             headers.append((dialect.id_header.encode(), call.known_as.encode("latin-1")))
-        self._relay = relay = Relay(
-            call,
-            outcome,
-            self._exchange,
-            dialect,
-            headers,
-            self._ceiling(call, plan, outcome),
-        )
-        await relay.run(self._send)
+        self._relay = relay = Relay(call, self._exchange, dialect, self._send)
+        if call.stream and call.route in JUDGED_ROUTES:
+            relay.wait(headers, parts.config.server.keep_alive_s)
+        try:
+            outcome = await self._ask(call, plan, body, relay)
+            if outcome is not None:
+                headers += _target_headers(outcome.tier.name, outcome.target)
+                headers += _encoded(outcome.headers)
+                cost = partial(self._cost, outcome) if call.includes_cost else None
+                await relay.run(outcome, headers, self._ceiling(call, plan, outcome), cost)
+        finally:
+            await relay.stop()
+
+    async def _ask(self, call: Call, plan: Plan, body: bytes, relay: Relay) -> Outcome | None:
+        """The answer; None: there is none, and the client has been told in its stream.
+
+        Raises:
+            RequestError: there is none, and nothing was sent yet.
+        """
+        try:
+            outcome = await self._parts.escalation.run(call, plan, body, attempts=self._attempts)
+        except Exception as error:
+            await relay.stop()
+            if not relay.is_started:
+                raise
+            await relay.fail(error)
+            return None
+        self._outcome = outcome
+        return outcome
+
+    def _cost(self, outcome: Outcome) -> dict[str, Any]:
+        """What the call has cost until now, this answer included."""
+        now = None if outcome.is_whole else (outcome.target, outcome.tokens)
+        return cost_of(self._attempts, self._parts.price, now)
 
     async def _reserve(self, call: Call, plan: Plan) -> Plan:
         """Hold the most that the call can cost; the plan, bounded by what is held.
@@ -302,7 +322,7 @@ class Forward:
             status, reason = "client_left", "the client left before the answer's end"
         elif self._is_ended_by_us:
             reason = "the gateway was shut down"
-        elif relay is not None and relay.is_started:
+        elif relay is not None:
             status, reason = relay.status, relay.reason
         await outcome.close(tokens=outcome.tokens, status=status, reason=reason)
 
@@ -335,6 +355,10 @@ def _target_headers(tier: str, target: Target) -> Headers:
         (b"x-octavo-tier", quote(tier, safe="/:@ ").encode("ascii")),
         (b"x-octavo-target", where.encode("ascii")),
     ]
+
+
+def _encoded(headers: Mapping[str, str]) -> Headers:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def _has_credentials(scope: Scope) -> bool:

@@ -100,6 +100,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         key, feature, tenant, session_id, tags: who and what for; the key's word, where it has one.
         language: ISO 639-1 where a rule asks for it and it could be told, else empty.
         traceparent: W3C's, to be passed on; empty: none.
+        includes_cost: the caller wants to know what it cost, in the answer's usage.
     """
 
     request_id: str
@@ -126,6 +127,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     tags: dict[str, str] = {}
     language: str = ""
     traceparent: str = ""
+    includes_cost: bool = False
 
     @property
     def known_as(self) -> str:

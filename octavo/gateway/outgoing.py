@@ -84,6 +84,7 @@ def outgoing(call: Call, upstream: Upstream, model: str, body: bytes, upstream_i
         raise InvalidRequestError(f"the body must be a JSON object: {error}") from None
     fields["model"] = _raw(model)
     drops_usage = call.stream and call.route in _WITH_USAGE and _ask_for_usage(fields)
+    drops_usage &= not call.includes_cost  # which is told there
     _put_salt(fields, call, backend)
     if backend.kind == "octavo" and "metadata" in fields:
         _strip_metadata(fields)

@@ -142,6 +142,7 @@ def read_call(
         tags=_with_key(tags.tags, key.tags),
         language=language_of(prompt.last_user) if settings.tells_language else "",
         traceparent=_traceparent(headers),
+        includes_cost=tags.includes_cost,
     )
 
 

@@ -7,7 +7,9 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from octavo.errors import UpstreamError
+import msgspec
+
+from octavo.errors import RequestError, UpstreamError
 from octavo.gateway.sse_events import error_message
 
 if TYPE_CHECKING:
@@ -74,6 +76,39 @@ def status_of(error: UpstreamError) -> Status:
     if error.code == LIMITED:
         return "rate_limited"
     return "timeout" if error.status == 504 else "error"
+
+
+class _Refusal(msgspec.Struct):
+    type: str | None = None
+    param: str | None = None
+    code: str | int | None = None
+
+
+class _Refused(msgspec.Struct):
+    error: _Refusal | None = None
+
+
+def refusal_of(backend: str, status: int, body: bytes) -> RequestError:
+    """The error that a whole answer makes where the client has been promised a stream.
+
+    Args:
+        backend: its name.
+        status: of the answer: the caller's fault, or 2xx.
+        body: of the answer.
+    """
+    if status < 400:
+        return UpstreamError(f"backend {backend} answers without a stream", code="upstream_garbage")
+    try:
+        said = msgspec.json.decode(body, type=_Refused).error
+    except msgspec.DecodeError:
+        said = None
+    said = said or _Refusal()
+    code = None if said.code is None else str(said.code)
+    message = message_of(body) or f"backend {backend} answers {status}"
+    error = RequestError(message, param=said.param, code=code)
+    error.status = status
+    error.type = said.type or error.type
+    return error
 
 
 def message_of(body: bytes) -> str:

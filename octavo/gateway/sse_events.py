@@ -10,14 +10,17 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from octavo.errors import UpstreamError
+from octavo.gateway.usage_cost import tells_cost, with_cost
 from octavo.gateway.usage_of import parse_usage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from octavo.gateway.model import Route, Tokens
 
 MAX_EVENT_BYTES = 8 * 1024**2
@@ -104,6 +107,7 @@ class StreamWatch:
     Args:
         route: whose shape they have.
         drops_usage: the usage was asked for by us, not by the client: it is taken out again.
+        drops_cost: likewise what usage tells of device time and money.
 
     Attributes:
         tokens: what the backend says it used; None: it did not say.
@@ -114,6 +118,7 @@ class StreamWatch:
     """
 
     __slots__ = (
+        "_drops_cost",
         "_drops_usage",
         "_ends",
         "_is_responses",
@@ -127,10 +132,13 @@ class StreamWatch:
         "tokens",
     )
 
-    def __init__(self, route: Route, *, drops_usage: bool = False) -> None:
+    def __init__(
+        self, route: Route, *, drops_usage: bool = False, drops_cost: bool = False
+    ) -> None:
         self._route: Route = route
         self._is_responses = route == "responses"
         self._drops_usage = drops_usage
+        self._drops_cost = drops_cost
         self._ends = _ENDS.get(route, _DONE)
         self._min_len = 0
         self._num_bytes = 0
@@ -152,6 +160,8 @@ class StreamWatch:
                 self._parse(event)
                 if self._drops_usage and (b'"choices":[]' in event or b'"choices": []' in event):
                     return b""
+                if self._drops_cost and tells_cost(event):
+                    event = event_with_cost(self._route, event, {})
             elif self._drops_usage:
                 for null in _NULL_USAGE:
                     event = event.replace(null, b"", 1)
@@ -204,6 +214,26 @@ class StreamWatch:
 def data_of(event: bytes) -> bytes:
     """An event's data, its lines joined."""
     return b"\n".join(_DATA.findall(event))
+
+
+def with_data(event: bytes, data: bytes) -> bytes:
+    """An event with other data; its other lines stay."""
+    lines = [line for line in event.splitlines() if line and not line.startswith(b"data:")]
+    lines += [b"data: " + line for line in data.split(b"\n")]
+    return b"%b\n\n" % b"\n".join(lines)
+
+
+def event_with_cost(route: Route, event: bytes, cost: Mapping[str, Any]) -> bytes:
+    """An event with this cost in its usage, if it has any; see `usage_cost.with_cost`. Where
+    there is a cost, Anthropic's first event, which tells the usage of a beginning, has none.
+    """
+    if b'"usage":' not in event:
+        return event
+    if cost and route == "messages" and b'"message_delta"' not in event:
+        return event
+    data = data_of(event)
+    changed = with_cost(route, data, cost)
+    return event if changed is data else with_data(event, changed)
 
 
 def is_comment(event: bytes) -> bool:

@@ -92,8 +92,8 @@ async def relayed(
 ) -> tuple[Relay, Wire]:
     wire = Wire(every)
     exchange = Exchange("r1", wire.send, wire.write)
-    relay = Relay(CALL, answer, exchange, OPENAI, [(b"x-a", b"1")], ceiling)  # type: ignore[arg-type]
-    await relay.run(wire.send)
+    relay = Relay(CALL, exchange, OPENAI, wire.send)
+    await relay.run(answer, [(b"x-a", b"1")], ceiling)  # type: ignore[arg-type]
     return relay, wire
 
 
