@@ -13,6 +13,7 @@ from octavo.gateway.reply_errors import (
     failure_of,
     is_callers_fault,
     message_of,
+    refusal_of,
     retry_after,
     status_of,
 )
@@ -75,3 +76,15 @@ def test_messages_without_keys() -> None:
         "The model gpt-4o"
     )
     assert len(clean("x" * 5000, [])) == 300
+
+
+def test_a_refusal_in_a_stream_says_what_the_backend_says() -> None:
+    body = b'{"error": {"message": "too long", "type": "a", "param": "b", "code": 7}}'
+    error = refusal_of("a", 413, body)
+    assert (error.status, error.message, error.type) == (413, "too long", "a")
+    assert (error.param, error.code) == ("b", "7")
+    for body in (b"<html>no", b'{"error": "no"}', b"[]", b""):
+        error = refusal_of("a", 422, body)
+        assert (error.status, error.type) == (422, "invalid_request_error")
+        assert error.message
+    assert refusal_of("a", 200, b"{}").status == 502
