@@ -1,8 +1,8 @@
 """All parts of a gateway that one configuration makes, built beside those that run.
 
 A reload makes new ones and takes from the old what must outlive it: what limits have counted, which
-replica has which prompt, and connections and keys where their sections are the same. The old ones
-end when their last request does.
+replica has which prompt, and connections, breakers and keys where their sections are the same. The
+old ones end when their last request does.
 """
 
 from __future__ import annotations
@@ -71,9 +71,6 @@ class Parts:
         self.settings = read_settings(config)
         memory = None if before is None else before.router.memory
         self.router: Router = Router(config, memory)
-        is_same = before is not None and before.config.backends == config.backends
-        self.dispatcher: Dispatcher
-        self.dispatcher = before.dispatcher if before and is_same else Dispatcher(config.backends)
         self._lengths = {
             (name, model): info.context_length
             for name, backend in config.backends.items()
@@ -85,6 +82,7 @@ class Parts:
             tier_of=lambda name: _tier(name, config.tiers[name]),
             processes=processes,
         )
+        self.dispatcher = _dispatcher(config, before)
         self.escalation = Escalation(
             self.dispatcher,
             judges,
@@ -184,6 +182,17 @@ class Parts:
         if book is not None and (its_book is None or its_book.store is not book.store):
             closers.append(book.store.close)
         return closers
+
+
+def _dispatcher(config: GatewayConfig, before: Parts | None) -> Dispatcher:
+    """The one before, if all backends are the same; else one that keeps what is known of those
+    that are, and their connections.
+    """
+    if before is None:
+        return Dispatcher(config.backends)
+    if before.config.backends == config.backends:
+        return before.dispatcher
+    return Dispatcher(config.backends, before.dispatcher)
 
 
 def currency_of(config: GatewayConfig) -> str:

@@ -120,6 +120,62 @@ async def test_what_was_counted_and_remembered_goes_on(tmp_path: Path) -> None:
         assert (await gateway.chat("m0")).status_code == 429
 
 
+async def test_a_change_of_one_backend_leaves_the_others_alone(tmp_path: Path) -> None:
+    """Their connections, what probes found, and a breaker that is open."""
+
+    def text(last: FakeUpstream) -> str:
+        fragile = "breaker: {failures: 2, ratio: 0.1, window: 60, open: 60}"
+        whole = config(warm, broken, last).replace("m1: {}", '"500": {}')
+        head, mark, rest = whole.partition("  b1:\n")
+        return head + mark + rest.replace("breaker: {failures: 1000}", fragile, 1)
+
+    async with (
+        FakeUpstream() as warm,
+        FakeUpstream() as broken,
+        FakeUpstream() as one,
+        FakeUpstream() as two,
+        running(tmp_path, text(one)) as gateway,
+    ):
+        gateway.client.headers.update(AUTH)
+        for model, status in (("m0", 200), ("500", 502), ("500", 502), ("500", 503), ("m2", 200)):
+            assert (await gateway.chat(model)).status_code == status
+        old = gateway.gateway.parts.dispatcher
+        for fake in (two, one):  # and back again
+            gateway.path.write_text(text(fake))
+            await gateway.gateway.reload()
+            new = gateway.gateway.parts.dispatcher
+            assert new.upstreams["b2"] is not old.upstreams["b2"]
+            assert new.health.breaker_state("b1") == "open"
+            assert (await gateway.chat("500")).json()["error"]["code"] == "no_backend"
+            assert (await gateway.chat("m0")).status_code == 200
+            assert (await gateway.chat("m2")).status_code == 200
+        assert (warm.num_connections, len(warm.seen)) == (1, 3)
+        assert len(broken.seen) == 2
+        assert (len(one.seen), len(two.seen)) == (2, 1)
+        await two.idle()  # its backend is gone, and nothing of it stays
+        assert old.upstreams["b0"] is new.upstreams["b0"]
+        assert not new.upstreams["b0"].is_closed
+
+
+async def test_a_refused_configuration_takes_no_part_of_the_one_in_force(tmp_path: Path) -> None:
+    judges = "judges: {mine: {kind: eval, function: 'no_such_module:judge', passes_at: 1}}"
+    async with (
+        FakeUpstream() as one,
+        FakeUpstream() as two,
+        running(tmp_path, config(one)) as gateway,
+    ):
+        gateway.client.headers.update(AUTH)
+        assert (await gateway.chat("m0")).status_code == 200
+        gateway.path.write_text(config(one, two, more=judges))
+        with pytest.raises(ConfigError, match="no_such_module"):
+            await gateway.gateway.reload()
+        upstream = gateway.gateway.parts.dispatcher.upstreams["b0"]
+        gateway.path.write_text(config(two))
+        await gateway.gateway.reload()
+        await one.idle()
+        assert upstream.is_closed  # nobody else held it
+
+
 async def test_many_reloads_leave_nothing_behind(tmp_path: Path) -> None:
     async with (
         FakeUpstream() as one,
