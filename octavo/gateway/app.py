@@ -16,7 +16,6 @@ from starlette.routing import Route, Router
 
 from octavo.errors import EngineUnavailableError, ModelNotServedError
 from octavo.gateway.forward import DIALECTS, Forward, who
-from octavo.gateway.key_scopes import visible_models
 from octavo.gateway.model import PATHS, Target
 from octavo.protocol.status import Load, Status, Version
 from octavo.server.errors import ErrorAnswers
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from octavo.gateway.gateway_metrics import GatewayMetrics
+    from octavo.gateway.model import KeyInfo
     from octavo.gateway.parts import Parts
     from octavo.server.scope import Exchange
 
@@ -139,19 +139,19 @@ class GatewayApplication:
 
         return answer
 
-    def _models(self, request: Request, key: Any) -> Response:
+    def _models(self, request: Request, key: KeyInfo) -> Response:
         """Every name that the key may ask for."""
-        names = visible_models(key, self.parts.router.model_names)
+        names = self.parts.router.names_for(key)
         return json_response({"object": "list", "data": [self._card(name) for name in names]})
 
-    def _model(self, request: Request, key: Any) -> Response:
+    def _model(self, request: Request, key: KeyInfo) -> Response:
         """One of them.
 
         Raises:
             ModelNotServedError: it is not.
         """
         name: str = request.path_params["name"]
-        if name not in visible_models(key, self.parts.router.model_names):
+        if name not in self.parts.router.names_for(key):
             raise ModelNotServedError(
                 f"The model {name[:256]!r} does not exist here", code="model_not_found"
             )

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from octavo.gateway.config_routes import When
-    from octavo.gateway.model import Call
+    from octavo.gateway.model import Call, KeyInfo
 
     Test = Callable[[Call], bool]
 
@@ -47,6 +47,28 @@ class Condition:
     def holds(self, call: Call) -> bool:
         """Whether a call meets all of it."""
         return all(test(call) for test in self._tests)
+
+
+def may_ask(key: KeyInfo, when: When, *, trust_tenant: bool) -> bool:
+    """Whether a request with this key can meet a condition at all, as far as that rests on the key.
+
+    Args:
+        key: of the caller.
+        when: the condition.
+        trust_tenant: callers whose key has no tenant may name one.
+    """
+    features = key.features if all(map(is_literal, key.features)) else ()
+    by_key: list[tuple[Collection[str] | None, Collection[str]]] = [
+        (when.keys, (key.key_id,)),
+        (when.teams, (key.team,)),
+        (when.tenants, () if trust_tenant and not key.tenant else (key.tenant,)),
+        (when.features, features),
+        (when.routes, key.routes),
+    ]
+    return all(
+        patterns is None or not values or any(map(_is_one_of(patterns), values))
+        for patterns, values in by_key
+    )
 
 
 def _flag(field: str, wanted: bool | None) -> Test | None:

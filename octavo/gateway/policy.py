@@ -19,15 +19,16 @@ from octavo.gateway.affinity import (
     rank,
     session_key,
 )
-from octavo.gateway.conditions import Condition
+from octavo.gateway.conditions import Condition, may_ask
 from octavo.gateway.config_routes import Canary, TierSection, Way, target_of
+from octavo.gateway.key_scopes import visible_models
 from octavo.gateway.model import Plan, Target, Tier
 from octavo.gateway.patterns import is_literal
 from octavo.ledger.record import to_nano
 
 if TYPE_CHECKING:
     from octavo.gateway.config import GatewayConfig
-    from octavo.gateway.model import Call
+    from octavo.gateway.model import Call, KeyInfo
     from octavo.gateway.seams import HealthView, LoadView
 
 
@@ -80,9 +81,23 @@ class Router:
         self._rules = [
             (Condition(rule.when, self._known), self._way(rule.name, rule)) for rule in config.rules
         ]
-        named = {name for rule in config.rules for name in rule.when.models or ()}
-        self.model_names = sorted(self._known | set(filter(is_literal, named)))
+        self._named = [
+            (rule.when, frozenset(filter(is_literal, rule.when.models or ())))
+            for rule in config.rules
+        ]
+        self.model_names = sorted(self._known.union(*(names for _, names in self._named)))
         """Names that callers may ask for, as far as they are no patterns."""
+
+    def names_for(self, key: KeyInfo) -> list[str]:
+        """Those of `model_names` that a caller can be served: a name that only rules have is there
+        for those whom such a rule takes.
+        """
+        trust_tenant = self._routing.trust_tenant
+        names = set(self._known)
+        for when, named in self._named:
+            if may_ask(key, when, trust_tenant=trust_tenant):
+                names |= named
+        return visible_models(key, sorted(names))
 
     def route(self, call: Call, health: HealthView, load: LoadView) -> Plan:
         """Where a call goes. A target that is not usable now is left out, unless none is.

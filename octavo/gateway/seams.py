@@ -106,6 +106,10 @@ class Routing(Protocol):
         """Names that callers may ask for, besides those that only patterns take."""
         ...
 
+    def names_for(self, key: KeyInfo) -> Sequence[str]:
+        """Those of them that a caller with this key may ask for and can be served."""
+        ...
+
     def route(self, call: Call, health: HealthView, load: LoadView) -> Plan:
         """Where a call goes.
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import openai
 import pytest
 
 from octavo.gateway.model import PATHS
@@ -397,6 +398,33 @@ async def test_keys_and_scopes(tmp_path: Path) -> None:
         assert (await gateway.chat()).status_code == 401
         assert (await gateway.chat(headers={"x-api-key": KEY})).status_code == 200
         assert len(fake.seen) == 2
+
+
+async def test_models_are_described_to_those_who_may_use_them(tmp_path: Path) -> None:
+    more = """
+tiers:
+  all: {targets: [fake/ok]}
+models:
+  assistant: {tiers: [all], description: "small first, then large"}
+  secret: {tiers: [all], description: for others}
+rules:
+  - {name: theirs, when: {models: [hidden], keys: [other]}, tiers: [all]}
+  - {name: ours, when: {models: [open], keys: [k1]}, tiers: [all]}
+"""
+    key = "models: [assistant, open, hidden]"
+    async with both(tmp_path, more=more, key=key) as (_, gateway):
+        listed = await gateway.client.get("/v1/models")
+        cards = {card["id"]: card for card in listed.json()["data"]}
+        assert list(cards) == ["assistant", "open"]
+        assert cards["assistant"]["description"] == "small first, then large"
+        assert "description" not in cards["open"]
+        assert (await gateway.client.get("/v1/models/assistant")).json() == cards["assistant"]
+        for name in ("secret", "hidden", "ok"):
+            missing = await gateway.client.get(f"/v1/models/{name}")
+            assert missing.status_code == 404
+            assert "others" not in missing.text
+        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as client:
+            assert [model.id async for model in client.models.list()] == list(cards)
 
 
 async def test_anybody_may_call_where_no_keys_are_asked_for(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.errors import ModelNotServedError
+from octavo.errors import ModelNotServedError, NotAllowedError
 from octavo.gateway.config import GatewayConfig, parse
+from octavo.gateway.key_scopes import check_scopes
 from octavo.gateway.model import Call, KeyInfo, Target
 from octavo.gateway.policy import Router, route
 
@@ -87,6 +88,51 @@ def test_names() -> None:
     with pytest.raises(ModelNotServedError) as caught:
         router.route(call("nothing"), WELL, WELL)
     assert caught.value.code == "model_not_found"
+
+
+HIDDEN = """
+routing: {serve_backend_models: false, trust_tenant: TRUST}
+models: {assistant: {tiers: [small]}}
+rules:
+  - {name: a, when: {models: [of-key], keys: ["k*"]}, tiers: [large]}
+  - {name: b, when: {models: [of-team, "any-*"], teams: [blue]}, tiers: [large]}
+  - {name: c, when: {models: [of-tenant], tenants: [acme]}, tiers: [large]}
+  - {name: d, when: {models: [of-feature], features: ["search-*"]}, tiers: [large]}
+  - {name: e, when: {models: [of-route], routes: [completions]}, tiers: [large]}
+  - {name: f, when: {models: [of-stream, of-key], stream: true, teams: [blue]}, tiers: [large]}
+"""
+KEYS = [
+    KeyInfo(key_id="k1"),
+    KeyInfo(key_id="x1", team="blue", tenant="acme", features=("search-1", "chat")),
+    KeyInfo(key_id="x2", tenant="other", features=("chat",), routes=("chat",)),
+    KeyInfo(key_id="x3", features=("sea*",), routes=("completions", "chat")),
+    KeyInfo(key_id="k2", models=("of-*",)),
+    KeyInfo(key_id="k3", models=("assistant", "of-team")),
+]
+
+
+@pytest.mark.parametrize("trust", ["true", "false"])
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.key_id)
+def test_nobody_is_told_of_models_that_he_is_not_served(key: KeyInfo, trust: str) -> None:
+    """Compared with what becomes of every request that the key may make."""
+    router = Router(config(HIDDEN.replace("TRUST", trust)))
+    tenants = {key.tenant} if key.tenant or trust == "false" else {"", "acme"}
+    served = set()
+    for name in router.model_names:
+        for route_ in key.routes or ("chat", "completions"):
+            for feature in {f.replace("*", "rch-1") for f in key.features} or ("", "search-1"):
+                for tenant, stream in ((t, s) for t in tenants for s in (True, False)):
+                    asked = call(
+                        name, key=key, route=route_, feature=feature, tenant=tenant, stream=stream
+                    )
+                    try:
+                        check_scopes(asked)
+                        router.route(asked, WELL, WELL)
+                    except (ModelNotServedError, NotAllowedError):
+                        continue
+                    served.add(name)
+    assert router.names_for(key) == sorted(served)
+    assert "any-*" not in router.names_for(key)
 
 
 def test_backends_names_can_be_kept_from_callers() -> None:
