@@ -148,7 +148,17 @@ async def _start(
         ledger="" if ledger is None else f"ledger: {{url: {ledger}}}",
         store="store: memory" if ledger is None else "store: ledger",
     )
-    return await stack.enter_async_context(running(folder, text)), upstreams
+    gateway = await stack.enter_async_context(running(folder, text))
+    stack.push_async_callback(_end, gateway)
+    return gateway, upstreams
+
+
+async def _end(gateway: Running) -> None:
+    """Let connections go that browsers keep, before the loop that has them stops."""
+    gateway.gateway.http.should_exit = True
+    serving = gateway.gateway._serving
+    assert serving is not None
+    await asyncio.wait({serving}, timeout=5)
 
 
 def add_keys(demo: Demo, num: int) -> None:

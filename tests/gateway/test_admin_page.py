@@ -41,6 +41,7 @@ from tests.gateway.fake_answers import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\">{{7*7}}'"
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -233,6 +234,25 @@ def test_two_thousand_keys_are_paged_sorted_and_found(
     )
     assert browser.text("main tbody tr").startswith("service 1999")
     assert "Sorted by Name" in browser.run("return document.querySelector('#said').textContent")
+    try:
+        browser.resize(360, 740, is_dark=True)
+        assert browser.run("return document.documentElement.scrollWidth") <= 360
+        assert "Tenant" in browser.run(
+            "return getComputedStyle(document.querySelector('td:nth-child(4)'), '::before').content"
+        )
+        tab_to(browser, "New key", back=True)
+        browser.press(ENTER)
+        browser.wait_for("document.querySelector('dialog[open]')")
+        assert browser.run("return document.querySelector('dialog').scrollWidth") <= 360
+        # what is wrong is shown even where it was folded away
+        browser.run("document.querySelector('dialog details input[max]').value = '0'")
+        browser.press("x", ENTER)
+        browser.wait_for("document.querySelector('dialog details').open")
+        browser.press(ESCAPE)
+        browser.wait_for("!document.querySelector('dialog')")
+        assert focused(browser) == "New key"
+    finally:
+        browser.resize(1280, 900)
     assert errors_in(browser) == []
 
 
@@ -389,4 +409,35 @@ def test_the_playground_explains_sends_and_shows_attempts(browser: Browser, gate
     browser.wait_for("document.activeElement.id == 'key'")
     assert browser.run("return sessionStorage.length") == 0
     assert browser.run("return document.querySelector('main').childElementCount") == 0
+    assert errors_in(browser, "400") == []
+    browser.open("about:blank")
+
+
+@needs_browser
+@pytest.mark.timeout(120)
+def test_without_a_ledger_and_without_an_answer(browser: Browser, tmp_path: Path) -> None:
+    with demo(tmp_path, has_ledger=False) as gateway:
+        open_page(browser, gateway, "keys")
+        for part in ("keys", "escalations", "spend", "audit"):
+            browser.run("location.hash = arguments[0]", part)
+            browser.wait_for("document.querySelector('main').innerText.includes('keeps no ledger')")
+            browser.run("document.querySelector('main').replaceChildren()")
+        browser.run("location.hash = 'playground'")
+        browser.wait_for("document.querySelector('datalist')?.children.length")
+        for name, text in (("Gateway key", CALLER_KEY), ("Message", "Hello")):
+            tab_to(browser, name)
+            browser.press(*text)
+        tab_to(browser, "Send")
+        browser.press(ENTER)
+        browser.wait_for("document.querySelectorAll('main tbody tr').length == 1")
+        browser.run("location.hash = 'limits'")
+        browser.wait_for("document.querySelector('main').innerText.includes('per-key')")
+        browser.run("location.hash = 'budgets'")
+        browser.wait_for("document.querySelectorAll('.burn, .budget .say').length >= 3")
+        assert "has no past" in browser.text("main")
+        assert errors_in(browser) == []
+    browser.run("location.hash = 'routes'")
+    browser.wait_for("document.querySelector('#state').textContent == 'no answer'")
+    assert "does not answer" in browser.text("#notice")
+    assert errors_in(browser, "ERR_") == []
     browser.open("about:blank")

@@ -16,7 +16,7 @@ export class Audit {
       { label: "To", kind: "mono", cell: (row) => row.subject || "the gateway", sort: (row) => row.subject },
       { label: "Detail", kind: "wide", cell: (row) => told(row.detail) },
     ], { caption: "The audit log, the newest first", empty: "Nothing was changed yet." });
-    this.more = button("Older ones", () => this.take(this.table.rows.at(-1).seq));
+    this.more = button("Older ones", () => this.reload(() => this.take(this.table.rows.at(-1).seq)));
     this.place = element("section", { class: "card", "aria-labelledby": "title" }, element("h2", { id: "title", tabindex: "-1" }, "Audit log"), this.table.place, this.more);
   }
 
@@ -28,6 +28,7 @@ export class Audit {
   async take(before) {
     const page = await get("/audit", { before });
     this.table.set(before ? [...this.table.rows, ...page.data] : page.data);
+    if (!page.has_more && document.activeElement === this.more) document.getElementById("title").focus();
     this.more.hidden = !page.has_more;
   }
 }

@@ -7,6 +7,7 @@ import { button, errorText, moment, note, tag } from "./ui.js";
 
 const PER_PAGE = 20;
 const NUM_OPEN = 4; // burn-downs that are drawn without being asked for: each is a query of the ledger
+const FRESH_MS = 60000; // how long one is good enough
 const UNITS = [["cost", (row) => (v) => format.money(v, row.currency)], ["tokens", () => (v) => `${format.count(v)} tokens`], ["gpu_hours", () => (v) => `${format.rate(v)} GPU-hours`]];
 
 export class Budgets {
@@ -81,11 +82,12 @@ export class Budgets {
     if (!this.facts.has_ledger) return place.replaceChildren(note("This gateway keeps no ledger, and a counter has no past."));
     if (!row.period_end) return place.replaceChildren(note("A budget of all time has no end to burn down to."));
     const known = this.charts.get(idOf(row));
-    if (known) place.replaceChildren(...known);
+    if (known) place.replaceChildren(...known.made);
+    if (known && Date.now() - known.at < FRESH_MS) return;
     try {
       const past = await get("/budgets/history", { budget: row.budget, ...row.subject });
       const made = units.map(([unit, words]) => graph(row, past, unit, words(row), place.clientWidth));
-      this.charts.set(idOf(row), made);
+      this.charts.set(idOf(row), { made, at: Date.now() });
       place.replaceChildren(...made);
     } catch (error) {
       place.replaceChildren(note(`There is no burn-down: ${errorText(error)}.`));

@@ -40,7 +40,7 @@ export class Escalations {
       { label: "Cost", kind: "num", cell: (row) => `${money(row.cheap_cost, row)} → ${money(row.dear_cost, row)}`, sort: (row) => Number(row.difference) },
       { label: "Request", kind: "mono", cell: (row) => row.request_id },
     ], { caption: "Escalations, the newest first", empty: "No escalation in this time." });
-    this.more = button("Older ones", () => this.older());
+    this.more = button("Older ones", () => this.reload(() => this.older()));
     this.place = element("section", { class: "stack", "aria-labelledby": "title" },
       element("div", { class: "card" }, element("h2", { id: "title", tabindex: "-1" }, "Escalations"),
         element("div", { class: "filters" }, this.since.place, this.feature.place, this.judge.place), this.totals.place,
@@ -58,20 +58,26 @@ export class Escalations {
       this.place.replaceChildren(element("div", { class: "card" }, element("h2", { id: "title", tabindex: "-1" }, "Escalations"), note("This gateway keeps no ledger: give `ledger.url`.")));
       return;
     }
+    const turn = (this.turn = {}); // answers may overtake one another
     const page = await get("/escalations", this.query());
+    if (turn !== this.turn) return;
     this.totals.set(page.totals);
     this.take(page, []);
     say(`${page.totals.reduce((sum, row) => sum + row.escalated, 0)} escalations.`);
   }
 
   async older() {
-    this.take(await get("/escalations", { ...this.query(), before: this.next }), this.table.rows);
+    const { turn } = this;
+    const page = await get("/escalations", { ...this.query(), before: this.next });
+    if (turn !== this.turn) return;
+    this.take(page, this.table.rows);
     say(`${this.table.rows.length} are shown.`);
   }
 
   take(page, before) {
     this.next = page.next;
     this.table.set([...before, ...page.data]);
+    if (!page.next && document.activeElement === this.more) document.getElementById("title").focus();
     this.more.hidden = !page.next;
   }
 }

@@ -174,14 +174,15 @@ export class Keys {
     if (key) choices.unshift(["keep", key.expires ? `as now: ${moment(key.expires)} UTC` : "as now: never"]);
     const ends = field("Ends", { kind: "select", choices });
     const days = field("Days", { kind: "number", min: 0.001, max: 36500, step: "any", value: 90 });
-    days.place.hidden = true;
-    ends.input.addEventListener("change", () => { days.place.hidden = ends.input.value !== "in"; });
-    const show = (group) => Object.values(group).map((one) => one.place);
+    const show = () => { days.place.hidden = days.input.disabled = ends.input.value !== "in"; };
+    ends.input.addEventListener("change", show);
+    show();
+    const places = (group) => Object.values(group).map((one) => one.place);
     const filled = Object.entries(picks).filter(([name]) => name === "routes" || this.facts[name].length || has[name].length);
     const content = [
-      element("div", { class: "grid" }, ...show(fields), ...(key ? [] : [id.place]), ...show(lists), ends.place, days.place),
+      element("div", { class: "grid" }, ...places(fields), ...(key ? [] : [id.place]), ...places(lists), ends.place, days.place),
       element("details", {}, element("summary", {}, "Limits, budgets, routes, tokens, tags"), ...filled.map(([, pick]) => pick.place),
-        element("div", { class: "grid" }, ...show(counts), requires.place, tags.place)),
+        element("div", { class: "grid" }, ...places(counts), requires.place, tags.place)),
     ];
     const value = () => {
       const body = {};

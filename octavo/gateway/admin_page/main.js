@@ -62,10 +62,11 @@ async function unlock() {
   go();
 }
 
-async function load(view) {
+// Asks for what a part shows, or for more of it, and tells what goes wrong.
+async function load(view, work = () => view.load()) {
   clearTimeout(timer);
   try {
-    await view.load();
+    await work();
     pill("good", "connected");
     notice("");
   } catch (error) {
@@ -89,7 +90,7 @@ async function go() {
   let view = views.get(name);
   if (!view) {
     view = new Part(facts);
-    view.reload = () => load(view);
+    view.reload = (work) => load(view, work);
     views.set(name, view);
   }
   shown = view;

@@ -29,7 +29,9 @@ export class Spend {
     }
     const [by, since] = [this.by.input.value, this.since.input.value];
     const step = since === "24h" ? "hour" : "day";
+    const turn = (this.turn = {}); // answers may overtake one another
     const [sums, days] = await Promise.all([get("/spend", { by, since }), get("/spend", { by: `${by},${step}`, since })]);
+    if (turn !== this.turn) return;
     const parts = by.split(",");
     const total = sums.data.reduce((sum, row) => sum + Number(row.cost), 0);
     const currency = sums.data[0]?.currency ?? "USD";

@@ -185,6 +185,8 @@ export function dialog({ title, content, action, danger = false, work, done = ()
     onClose();
   };
   made.addEventListener("cancel", (event) => { event.preventDefault(); end(); });
+  // What is wrong must be seen: a browser does not send, and cannot show it where it is folded away.
+  form.addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (!action) return end();
