@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.ledger.postgres import PostgresServer
 
 from octavo.config import default_thread_waiting
 
@@ -52,6 +55,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, part in enumerate(LONGEST) if f"tests/{part}" in path), len(LONGEST))
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, where its programs are installed."""
+    from tests.ledger.postgres import PostgresServer, find_binaries
+
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL is not installed")
+    server = PostgresServer(binaries)
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger without anything in it, to be copied: making one takes longer than using it."""
+    from octavo.ledger.store import open_ledger
+
+    path = tmp_path_factory.mktemp("ledger") / "empty.db"
+    open_ledger(str(path)).close()
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -15,33 +15,14 @@ from octavo.errors import ConfigError, InvalidRequestError
 from octavo.gateway.admin_ledger import LedgerViews, amount
 from octavo.ledger.record import AttemptRecord, EscalationRecord, UsageRecord, from_nano
 from octavo.ledger.store import open_ledger
-from tests.ledger.postgres import PostgresServer, find_binaries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 NOW = datetime(2026, 11, 28, 12, 30, tzinfo=UTC)
 NOW_NS = int(NOW.timestamp()) * 10**9
 DAY_NS = 86_400 * 10**9
 INJECTED = ("' OR 1=1 --", '"', "%", "x'; DROP TABLE usage; --", "\\", "$1", "?")
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("PostgreSQL is not installed")
-    server = PostgresServer(binaries)
-    yield server
-    server.remove()
-
-
-@pytest.fixture(scope="module")
-def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ledger") / "empty.db"
-    open_ledger(str(path)).close()
-    return path
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

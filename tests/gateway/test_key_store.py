@@ -17,11 +17,11 @@ from octavo.gateway.key_store import KeyStore
 from octavo.gateway.keys import KeyBook, digest_of
 from octavo.gateway.model import KeyInfo
 from octavo.ledger.database import Database, DatabaseUnavailableError
-from octavo.ledger.store import open_ledger
-from tests.ledger.postgres import PostgresServer, find_binaries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.ledger.postgres import PostgresServer
 
 FULL = KeyInfo(
     key_id="full",
@@ -39,23 +39,6 @@ FULL = KeyInfo(
     budgets=("month",),
     expires_ns=4_000_000_000 * 10**9,
 )
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("PostgreSQL is not installed")
-    server = PostgresServer(binaries)
-    yield server
-    server.remove()
-
-
-@pytest.fixture(scope="module")
-def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ledger") / "empty.db"
-    open_ledger(str(path)).close()
-    return path
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -5,30 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from octavo.ledger.store import open_ledger
-from tests.ledger.postgres import PostgresServer, find_binaries
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("PostgreSQL is not installed")
-    server = PostgresServer(binaries)
-    yield server
-    server.remove()
-
-
-@pytest.fixture(scope="session")
-def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new ledger, to copy: migrations take half a second."""
-    path = tmp_path_factory.mktemp("ledger") / "empty.db"
-    open_ledger(str(path)).close()
-    return path
 
 
 @pytest.fixture

@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from octavo.ledger.record import UsageRecord
-from octavo.ledger.store import open_ledger
-from tests.ledger.postgres import PostgresServer, find_binaries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 RATE = 2_500_000_000
@@ -36,25 +34,6 @@ def record(request_id: str, **fields: Any) -> UsageRecord:
         **fields,
     }
     return UsageRecord(request_id=request_id, **given)
-
-
-@pytest.fixture(scope="session")
-def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ledger without anything in it, to be copied: making one takes longer than using it."""
-    path = tmp_path_factory.mktemp("ledger") / "empty.db"
-    open_ledger(str(path)).close()
-    return path
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server, where its programs are installed."""
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("PostgreSQL is not installed")
-    server = PostgresServer(binaries)
-    yield server
-    server.remove()
 
 
 @pytest.fixture(scope="session")
