@@ -261,6 +261,8 @@ class Exchange:
         except UpstreamError:
             if is_callers:
                 raise
+        for secret in self._upstream.secrets:  # which a backend may repeat to whoever asks
+            self.body = self.body.replace(secret.encode(), b"***")
         if not is_callers:
             message = self.clean(message_of(self.body))
             after_s = retry_after(connection.header(b"retry-after"))

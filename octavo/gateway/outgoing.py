@@ -165,10 +165,11 @@ def _head(call: Call, upstream: Upstream, body_len: int, upstream_id: str) -> by
         _put(lines, "X-Octavo-Feature", call.feature)
         _put(lines, "X-Octavo-Tenant", call.tenant)
         _put(lines, "X-Octavo-Session", call.session_id)
-        for name, value in call.tags.items():
-            name = name.lower()
+        tags = {name.lower(): value for name, value in call.tags.items()}
+        for name, value in tags.items():
             if _TAG_NAME.fullmatch(name):
-                _put(lines, f"X-Octavo-Tag-{name}", value)
+                # An engine refuses a tag that has two values; what is spelled so may be the key's
+                _put(lines, f"X-Octavo-Tag-{name}", call.tags.get(name, value))
     lines.append("\r\n")
     begin = f"POST {upstream.address.path}{path} HTTP/1.1\r\n"
     return b"%b%b%b" % (begin.encode("ascii"), upstream.head, "".join(lines).encode())

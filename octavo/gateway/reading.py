@@ -47,6 +47,17 @@ _ELSEWHERE = {
 }
 """Fields of `/v1/responses` that mean something which one backend keeps, and of unknown length."""
 
+_READ = frozenset(
+    (
+        "model", "stream", "stream_options", "n", "best_of", "max_tokens", "max_completion_tokens",
+        "max_output_tokens", "metadata", "user", "safety_identifier", "cache_salt", "messages",
+        "system", "instructions", "input", "prompt", "suffix", "query", "documents", "text_1",
+        "text_2", "tools", "functions", "tool_choice", "text", "response_format", "output_config",
+        "output_format", "structured_outputs", "logprobs", "top_logprobs", *_ELSEWHERE,
+    )
+)  # fmt: skip
+"""Fields that decide what is checked, counted or changed here."""
+
 _decode = msgspec.json.Decoder().decode
 
 
@@ -104,6 +115,7 @@ def read_call(
     """
     fields = decode_body(body)
     routing = settings.routing
+    _check_spelling(fields)
     model = _model(fields)
     _check_elsewhere(route, fields)
     max_tokens = _max_tokens(route, fields)
@@ -164,6 +176,21 @@ def decode_body(body: bytes) -> dict[str, Any]:
     except RecursionError:
         reason = "it is nested too deeply"
     raise InvalidRequestError(f"The request body is not valid JSON: {reason}")
+
+
+def _check_spelling(fields: dict[str, Any]) -> None:
+    """Refuse names that some backends take for a field that is checked here: JSON in Go, Ollama's
+    among others, does not tell `Model` from `model`, and the last one counts.
+
+    Raises:
+        InvalidRequestError: there is one; says how it is spelled.
+    """
+    for name in fields:
+        if name.islower() and name.isascii():
+            continue
+        meant = name.casefold()  # as Go: the Kelvin sign is a k, the long s is an s
+        if meant != name and meant in _READ:
+            raise InvalidRequestError(f"{name[:64]!r} is no field: write {meant}", param=meant)
 
 
 def _model(fields: dict[str, Any]) -> str:

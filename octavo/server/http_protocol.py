@@ -96,14 +96,18 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A whole header."""
+        """A whole header. Those after a body are counted and dropped: who checked the head in
+        front of us has not seen them (RFC 9110, section 6.5.1).
+        """
         self._num_headers += 1
         self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        if self._is_in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is complete, and the application may begin."""
         self._is_in_head = False
+        self._check_framing()
         self._stop_timer()
         super().on_headers_complete()
         write = functools.partial(_write, self.cycle)
@@ -141,6 +145,22 @@ class BoundedProtocol(HttpToolsProtocol):
     def _is_head_too_large(self) -> bool:
         num_bytes = max(self._num_head_bytes, self._num_unfinished_bytes)
         return num_bytes > self.max_header_bytes or self._num_headers > MAX_HEADERS
+
+    def _check_framing(self) -> None:
+        """Refuse what others may read in another way, and which the parser lets pass: a coding of
+        the body besides `chunked`, and several hosts (RFC 9112, sections 3.2 and 6.1).
+
+        Raises:
+            InvalidRequestError: the parser stops at this.
+        """
+        num_hosts = 0
+        for name, value in self.headers:
+            if name == b"host":
+                num_hosts += 1
+            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise InvalidRequestError("there is no such transfer coding here")
+        if num_hosts > 1:
+            raise InvalidRequestError("there are several hosts")
 
     def _count(self, num_bytes: int) -> None:
         self._num_head_bytes += num_bytes
