@@ -203,7 +203,9 @@ async def test_only_those_who_ask_are_told(
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_cost_is_that_of_the_whole_chain(tmp_path: Path, stream: bool) -> None:
-    fake = FakeUpstream(is_octavo=True, answers={"ok": Answer(tokens=("I cannot", " help with that"))})
+    fake = FakeUpstream(
+        is_octavo=True, answers={"ok": Answer(tokens=("I cannot", " help with that"))}
+    )
     async with fake, gateway_at(tmp_path, fake) as gateway:
         counted = gateway.counted()
         answer = await gateway.chat("assistant", max_tokens=9, stream=stream, headers=ASKS)
