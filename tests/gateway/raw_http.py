@@ -130,8 +130,7 @@ class ServedGateway:
                     server.close()
         except BaseException as error:
             self._failure = error
-            self._is_ready.set()
-            raise
+            self._is_ready.set()  # who waits for it raises it
         finally:
             await asyncio.sleep(0.01)  # uvloop closes servers in a later round
 
