@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -31,7 +32,7 @@ KEYS = {
     "k3": KeyInfo(key_id="k3", team="red & green"),
 }
 FEATURES = ("chat", "chat/fast", "search", "")
-TENANTS = ("acme", "a&b=c", "")
+TENANTS = ("acme", "a&b=c", "globex", "")
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +63,15 @@ def call_of(record: UsageRecord) -> Call:
 
 records_of_any_kind = st.lists(
     st.tuples(
-        st.integers(0, 40 * 24),  # hours ago
+        st.integers(0, 3) | st.integers(0, 40 * 24),  # hours ago
         st.sampled_from(FEATURES),
         st.sampled_from(TENANTS),
         st.sampled_from((*KEYS, "gone", "")),
         st.sampled_from(({}, {"env": "prod"}, {"env": "test", "x": "1"})),
         st.integers(0, 10**12),
     ),
-    max_size=12,
+    min_size=6,
+    max_size=20,
 )
 budgets = st.builds(
     Budget,
@@ -87,16 +89,16 @@ budgets = st.builds(
 
 
 @settings(
-    max_examples=40,
+    max_examples=int(os.environ.get("STATEFUL_EXAMPLES", "12")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(rows=records_of_any_kind, budget=budgets)
+@given(rows=records_of_any_kind, several=st.lists(budgets, min_size=5, max_size=5))
 def test_what_is_counted_is_what_the_budget_holds_for(
     empty_ledger: Path,
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[tuple[Any, ...]],
-    budget: Budget,
+    several: list[Budget],
 ) -> None:
     path = tmp_path_factory.mktemp("burn") / "ledger.db"
     shutil.copy(empty_ledger, path)
@@ -126,6 +128,12 @@ def test_what_is_counted_is_what_the_budget_holds_for(
     ]
     with open_ledger(str(path)) as ledger:
         ledger.add_usage(records)
+    for budget in several:
+        check(path, budget, records)
+
+
+def check(path: Path, budget: Budget, records: list[UsageRecord]) -> None:
+    """What is told of each subject is what the budget would have counted for it."""
     start_ns, _ = period_of(budget.period, to_ns(NOW))
     expected: dict[str, list[int]] = {}
     for record in records:

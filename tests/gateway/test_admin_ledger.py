@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -140,7 +141,7 @@ def test_what_spend_does_not_know_is_named(
 
 
 @settings(
-    max_examples=30,
+    max_examples=int(os.environ.get("STATEFUL_EXAMPLES", "15")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
