@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from octavo.errors import AuthenticationError, EngineUnavailableError
 from octavo.gateway.answer_text import JUDGED_ROUTES
+from octavo.gateway.aside import LARGE_BYTES, aside
 from octavo.gateway.ceilings import affordable_output, bounded, used
 from octavo.gateway.key_scopes import check_scopes
 from octavo.gateway.model import ANYBODY, Amount
@@ -193,7 +194,8 @@ class Forward:
         parts = self._parts
         health = parts.dispatcher.health
         request_id, parent_id = self._exchange.unique_id()
-        call = read_call(
+        read = partial(
+            read_call,
             body,
             self._scope["headers"],
             route=self._route,
@@ -204,6 +206,7 @@ class Forward:
             key=key,
             settings=parts.settings,
         )
+        call = read() if len(body) <= LARGE_BYTES else await aside(read)
         check_scopes(call)
         call, body = bounded(call, body, parts.config.server.default_max_tokens)
         self._call = call

@@ -35,7 +35,11 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = ", ".join(f"{m}: {{price: {{input: 1, output: 3}}}}" for m in ("ok", "slow"))
 
 
-PATIENT = QUICK.replace("first_token: 0.5", "first_token: 20").replace("total: 2", "total: 60")
+PATIENT = (
+    QUICK.replace("first_token: 0.5", "first_token: 20")
+    .replace("total: 2", "total: 60")
+    .replace("idle: 0.5", "idle: 20")
+)
 
 
 def config(
@@ -285,19 +289,22 @@ async def test_a_killed_gateway_loses_no_record_that_was_a_second_old(tmp_path: 
 
 
 async def test_a_backend_that_dies_amid_many_streams(tmp_path: Path) -> None:
-    async with both(tmp_path) as (fake, gateway):
-        fake.answer = Answer(tokens=tuple(" x" for _ in range(200)))
+    async with both(tmp_path, times=PATIENT) as (fake, gateway):
+        fake.answer = Answer(tokens=tuple(" x" for _ in range(500)))
         counted = gateway.counted()
+        num_begun = 0
 
         async def read() -> str:
-            body = {"model": "slow", "messages": [], "stream": True, "max_tokens": 300}
+            body = {"model": "slow", "messages": [], "stream": True, "max_tokens": 3000}
+            nonlocal num_begun
             async with gateway.client.stream("POST", "/v1/chat/completions", json=body) as answer:
                 assert answer.status_code == 200
+                num_begun += 1
                 return "".join([text async for text in answer.aiter_text()])
 
         tasks = [asyncio.create_task(read()) for _ in range(40)]
-        await until(lambda: fake.num_open >= 40)
-        await asyncio.sleep(0.3)
+        await until(lambda: num_begun == 40)
+        await asyncio.sleep(0.2)
         await fake.down()
         texts = await asyncio.gather(*tasks)
         for text in texts:
@@ -310,7 +317,7 @@ async def test_a_backend_that_dies_amid_many_streams(tmp_path: Path) -> None:
         assert all(attempt.tokens.output > 0 for attempt in counted.all_attempts)
         assert (await gateway.chat("ok", max_tokens=5)).status_code == 502
         await fake.up()
-        assert (await gateway.chat("ok", max_tokens=300)).status_code == 200
+        assert (await gateway.chat("ok", max_tokens=3000)).status_code == 200
 
 
 async def test_a_client_that_does_not_read_holds_the_backend_and_little_memory(

@@ -8,11 +8,13 @@ import json
 import logging
 import re
 import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from octavo.gateway import keys as keys_module
+from octavo.gateway.reading import read_call
 from octavo.ledger.database import Database
 from octavo.ledger.store import open_ledger
 from tests.gateway.raw_http import CHAT, Answer, ServedGateway
@@ -226,6 +228,26 @@ def test_numbers_beyond_all_bounds(served: ServedGateway) -> None:
             text = b'{"model": "ok", "messages": [], "%b": %b}' % (name, value)
             assert chat(served, text).status == 400
     assert not served.fake.seen
+
+
+def test_bodies_that_take_long_are_read_beside_the_others(
+    served: ServedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def read(*args: Any, **more: Any) -> Any:
+        names.append(threading.current_thread().name)
+        return read_call(*args, **more)
+
+    monkeypatch.setattr("octavo.gateway.forward.read_call", read)
+    message = {"role": "user", "content": "a"}
+    assert chat(served, {"model": "ok", "messages": [message] * 40_000}).status == 200
+    assert len(served.fake.seen[0].body["messages"]) == 40_000
+    assert chat(served, {"model": "secret", "messages": [message] * 40_000}).status == 403
+    assert chat(served, {"model": "ok", "messages": [message, 1] * 40_000}).status == 400
+    assert chat(served, {"model": "ok", "messages": [message]}).status == 200
+    assert names[3] == "gateway"  # the loop's own
+    assert {name.rpartition("_")[0] for name in names[:3]} == {"gateway-aside"}
 
 
 # Who asks, and what for.
