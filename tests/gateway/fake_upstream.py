@@ -88,6 +88,7 @@ class FakeUpstream:
     def __post_init__(self) -> None:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._counts: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
@@ -111,10 +112,10 @@ class FakeUpstream:
         """Listen; after `down` at the same address."""
         assert self._server is None
         if self.socket_path:
-            self._server = await asyncio.start_unix_server(self._serve, self.socket_path)
+            self._server = await asyncio.start_unix_server(self._accept, self.socket_path)
         else:
             self._server = await asyncio.start_server(
-                self._serve, "127.0.0.1", self.port, backlog=4096
+                self._accept, "127.0.0.1", self.port, backlog=4096
             )
             self.port = self._server.sockets[0].getsockname()[1]
 
@@ -126,6 +127,11 @@ class FakeUpstream:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:  # also of tasks that were cancelled before they began
+            writer.transport.abort()
+        self._tasks.clear()
+        self._writers.clear()
+        await asyncio.sleep(0)  # the loop closes what was aborted
 
     async def idle(self, num_open: int = 0, timeout_s: float = 2.0) -> None:
         """Return when at most so many connections are open.
@@ -137,11 +143,14 @@ class FakeUpstream:
             while self.num_open > num_open:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_connections += 1
+        self._writers.add(writer)
+        self._tasks.add(asyncio.create_task(self._serve(reader, writer)))
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
-        self.num_connections += 1
         try:
             while await self._exchange(reader, writer):
                 pass
@@ -149,6 +158,7 @@ class FakeUpstream:
             pass
         finally:
             self._tasks.discard(task)
+            self._writers.discard(writer)
             writer.transport.abort()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

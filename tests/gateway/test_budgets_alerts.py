@@ -147,7 +147,8 @@ async def test_failures_are_tried_again_where_that_may_help(
 async def test_a_webhook_that_hangs_delays_nobody_and_its_url_stays_secret(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    server = await asyncio.start_server(lambda r, w: asyncio.sleep(60), "127.0.0.1", 0)
+    accepted: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     book = book_of(f"http://127.0.0.1:{port}/services/T0KEN", timeout_s=0.05, max_tries=2)
     async with asyncio.timeout(2):
@@ -157,6 +158,10 @@ async def test_a_webhook_that_hangs_delays_nobody_and_its_url_stays_secret(
     await until(lambda: book.alerts.num_undelivered)
     await book.close()
     server.close()
+    for writer in accepted:
+        writer.transport.abort()
+    await asyncio.sleep(0.01)
+    assert accepted
     assert "webhook ops did not take the alert" in caplog.text
     assert "T0KEN" not in caplog.text
 

@@ -105,6 +105,8 @@ def test_gemma3_batched(gemma_path: Path) -> None:
     # texts become tokens once.
     batched = run(gemma_path, SLOWEST_STEP)
     check(compare(reference, batched), SLOWEST_STEP)
+    if not IS_FULL:  # chunks are compared with SmolLM2
+        return
     llm = load(gemma_path, max_num_batched_tokens=16, skip_tokenizer_init=True)
     chunked = llm.generate(
         [{"prompt_token_ids": output.prompt_token_ids} for output in batched],
