@@ -8,6 +8,7 @@ it takes; here both have an end.
 from __future__ import annotations
 
 import functools
+import re
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -37,6 +38,13 @@ MAX_HEADERS = 256
 """Most headers of a request."""
 
 
+_UPGRADE = re.compile(rb"(\A|\r\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
+_NO_UPGRADE = b"xpgrade"
+"""What we make of the field `Upgrade`, which we never follow. The parser would take what comes
+after such a head for another protocol, and the body would be lost: Java's own client offers h2c with
+every request on plain HTTP. An offer may be ignored (RFC 9110, section 7.8)."""
+
+
 class HeadTooLargeError(RequestError):
     """The request's URL and headers are more than the server accepts."""
 
@@ -51,6 +59,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._is_in_head = False
+        self._is_between = True  # no request has begun
         self._num_head_bytes = 0  # of the URL and of whole headers
         self._num_unfinished_bytes = 0  # read while the head was not complete
         self._num_headers = 0
@@ -75,6 +84,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         was_in_head = self._is_in_head
+        if was_in_head or self._is_between:
+            data = _without_upgrade(data)
         super().data_received(data)
         if was_in_head and self._is_in_head:
             # The parser tells of whole headers only; the rest of these bytes waits in it.
@@ -86,6 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         self._is_in_head = True
+        self._is_between = False
         self._num_head_bytes = self._num_unfinished_bytes = self._num_headers = 0
         if self._head_timer is None:
             self._await_head()
@@ -101,7 +113,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """
         self._num_headers += 1
         self._count(len(name) + len(value) + 4)
-        if self._is_in_head:
+        if self._is_in_head and name.lower() != _NO_UPGRADE:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -112,6 +124,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         write = functools.partial(_write, self.cycle)
         self.scope["extensions"] = {WRITE: write, LEAVES: self._leaves}  # type: ignore[dict-item]
+
+    def on_message_complete(self) -> None:
+        """The request is here, body included."""
+        self._is_between = True
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request of HTTP, or too large a head, and close."""
@@ -190,6 +207,16 @@ def _write(cycle: RequestResponseCycle, piece: bytes) -> bool:
         return False
     cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
     return True
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Bytes that have a head, or its beginning, with another name for `Upgrade`."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        end = len(data)
+    if _UPGRADE.search(data, 0, end) is None:
+        return data
+    return _UPGRADE.sub(rb"\1" + _NO_UPGRADE, data[:end]) + data[end:]
 
 
 def bounded(max_header_bytes: int) -> type[BoundedProtocol]:

@@ -243,8 +243,19 @@ def test_no_other_protocol_is_gone_over_to(served: ServedGateway, protocol: str)
         sock.settimeout(0.3)
         sock.sendall(head.encode() + SECOND)
         answers = read_all(sock)
-    assert (num_answers(answers), parse(answers).status) == (1, 401)
-    assert not served.fake.seen
+    # The offer is ignored, and what comes next is the next request.
+    assert (num_answers(answers), parse(answers).status) == (2, 401)
+    assert b" 101 " not in answers
+
+
+@pytest.mark.parametrize("name", ["Upgrade", "UPGRADE", "upgrade"])
+def test_a_body_after_an_offer_of_another_protocol(served: ServedGateway, name: str) -> None:
+    """Java's client offers h2c with every request on plain HTTP."""
+    lines = ("Connection: Upgrade, HTTP2-Settings", f"{name}: h2c", "HTTP2-Settings: AAEAAEAAAA")
+    answer = served.ask(CHAT, BODY, AUTH, *lines)
+    assert answer.status == 200
+    [seen] = served.fake.seen
+    assert not [header for header in seen.headers if "pgrade" in header]
 
 
 def test_heads_without_end(served: ServedGateway) -> None:
