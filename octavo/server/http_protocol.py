@@ -41,8 +41,8 @@ MAX_HEADERS = 256
 _UPGRADE = re.compile(rb"(\A|\r\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
 _NO_UPGRADE = b"xpgrade"
 """What we make of the field `Upgrade`, which we never follow. The parser would take what comes
-after such a head for another protocol, and the body would be lost: Java's own client offers h2c with
-every request on plain HTTP. An offer may be ignored (RFC 9110, section 7.8)."""
+after such a head for another protocol, and the body would be lost: Java's own client offers h2c
+with every request on plain HTTP. An offer may be ignored (RFC 9110, section 7.8)."""
 
 
 class HeadTooLargeError(RequestError):
