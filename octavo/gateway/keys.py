@@ -27,7 +27,7 @@ from octavo.gateway.config_keys import MAX_KEY_LEN
 from octavo.gateway.model import KeyInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from octavo.gateway.config_keys import InlineKey, KeysSection
 
@@ -134,6 +134,7 @@ class KeyBook:
         source: the ledger's keys; None: those of the configuration are all.
         wall_ns: nanoseconds since 1970, for when keys end.
         clock: seconds, for how old the book is.
+        sleep: by that clock.
     """
 
     def __init__(
@@ -143,16 +144,19 @@ class KeyBook:
         *,
         wall_ns: Callable[[], int] = time.time_ns,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._section = section
         self._source = source
         self._wall_ns = wall_ns
         self._clock = clock
+        self._sleep = sleep
         self._inline = [inline_key(key) for key in section.inline]
         self._stored: dict[str, StoredKey] = {}
         self._used: dict[str, int] = {}
         # Readings of the clock, and the time by the source's clock.
         self._read_at = self._tried_at = self._reloaded_at = self._marked_at = -1e12
+        self._num_begun = self._last_ended = 0  # readings, by their number
         self._since_ns: int | None = None
         self._reading: asyncio.Task[None] | None = None
         self._refresher: asyncio.Task[None] | None = None
@@ -188,16 +192,17 @@ class KeyBook:
         if len(presented) > MAX_KEY_LEN:
             raise AuthenticationError("The API key is not valid", code="invalid_api_key")
         digest, key_id = digest_of(presented), id_in(presented)
-        found = self._match(digest, key_id)
-        if found is None and key_id and key_id not in self._stored and self._source is not None:
-            if self._clock() - self._tried_at >= MISS_S:
-                await self.refresh()
-                found = self._match(digest, key_id)
-            if found is None and self.is_stale:
-                raise KeysUnavailableError
-        if found is None:
-            raise AuthenticationError("The API key is not valid", code="invalid_api_key")
+        inline = self._match_inline(digest)
+        is_miss = inline is None and key_id and key_id not in self._stored
+        if is_miss and self._source is not None:
+            await self._read_for_miss()
+        stored = self._match_stored(digest, key_id)
+        found = (inline, False) if stored is None else (stored, True)
+        if is_miss and stored is None and self.is_stale:
+            raise KeysUnavailableError
         info, is_stored = found
+        if info is None:
+            raise AuthenticationError("The API key is not valid", code="invalid_api_key")
         if is_stored:
             if self._clock() - self._read_at > self._section.stale_s + self._section.refresh_s:
                 raise KeysUnavailableError
@@ -212,6 +217,15 @@ class KeyBook:
             self._reading = asyncio.create_task(self._read())
         await asyncio.shield(self._reading)
 
+    async def _read_for_miss(self) -> None:
+        """Return when the ledger has been read since now: it may have a key that is new. However
+        many ask, it is read once in `MISS_S`.
+        """
+        num_begun = self._num_begun
+        await self._sleep(max(0.0, self._tried_at + MISS_S - self._clock()))
+        while self._last_ended <= num_begun:  # one that had begun before does not count
+            await self.refresh()
+
     async def close(self) -> None:
         """Stop, and keep when keys were used last."""
         if self._refresher is not None:
@@ -222,14 +236,16 @@ class KeyBook:
             await self._reading
         await self._mark_used()
 
-    def _match(self, digest: bytes, key_id: str) -> tuple[KeyInfo, bool] | None:
-        """The key with this digest, and whether it is the ledger's. Compares with all candidates,
-        whichever it is.
-        """
-        found: tuple[KeyInfo, bool] | None = None
+    def _match_inline(self, digest: bytes) -> KeyInfo | None:
+        """The key of the configuration with this digest. Compares with all of them."""
+        found: KeyInfo | None = None
         for known, info in self._inline:
             if hmac.compare_digest(digest, known):
-                found = info, False
+                found = info
+        return found
+
+    def _match_stored(self, digest: bytes, key_id: str) -> KeyInfo | None:
+        """The ledger's key with this digest. Compares twice, whether there is one or not."""
         stored = self._stored.get(key_id)
         current = old = _NOBODY
         if stored is not None:
@@ -238,9 +254,7 @@ class KeyBook:
                 old = stored.old_digest
         is_current = hmac.compare_digest(digest, current)
         is_old = hmac.compare_digest(digest, old)
-        if stored is not None and (is_current or is_old):
-            found = stored.info, True
-        return found
+        return stored.info if stored is not None and (is_current or is_old) else None
 
     # Reading.
 
@@ -255,6 +269,7 @@ class KeyBook:
         """Never fails."""
         assert self._source is not None
         started = self._clock()
+        self._num_begun += 1
         is_whole = self._since_ns is None or started - self._reloaded_at >= RELOAD_S
         try:
             now_ns, keys = await asyncio.to_thread(self._ask, None if is_whole else self._since_ns)
@@ -277,6 +292,7 @@ class KeyBook:
             self._tried_at = self._read_at = started
         finally:
             self._reading = None
+            self._last_ended = self._num_begun
 
     def _ask(self, since_ns: int | None) -> tuple[int, Sequence[StoredKey]]:
         assert self._source is not None
