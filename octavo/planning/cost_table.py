@@ -48,31 +48,50 @@ def _print_table(report: CostReport, columns: Sequence[Column], console: Console
     """Names to the left, numbers to the right. Rich's own tables take 2 ms for each row of such
     a report, and a month by hours has thousands.
     """
-    from rich.cells import cell_len
-    from rich.text import Text
-
     numbers = [show_column(column, report) for column in columns]
     if report.by:
-        groups = [[_printable(value) or NO_NAME for value in row.group] for row in report.rows]
+        groups = [[printable(value) or NO_NAME for value in row.group] for row in report.rows]
         groups.append(["total", *[""] * (len(report.by) - 1)])
     else:
         groups, numbers = [[]], [texts[-1:] for texts in numbers]
-    names = [list(map(_printable, texts)) for texts in zip(*groups, strict=True)]
-    heads = [*map(_printable, report.by), *(_printable(column.heading) for column in columns)]
-    widths = [
-        max(map(cell_len, (head, *texts)))
-        for head, texts in zip(heads, [*names, *numbers], strict=True)
-    ]
+    names = [list(map(printable, texts)) for texts in zip(*groups, strict=True)]
+    heads = [*map(printable, report.by), *(printable(column.heading) for column in columns)]
+    rows = list(zip(*names, *numbers, strict=True))
+    print_columns(heads, rows, len(names), console, has_total=bool(report.by))
+
+
+def print_columns(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    num_left: int,
+    console: Console,
+    *,
+    has_total: bool = False,
+) -> None:
+    """Columns of texts, as wide as they need to be: a terminal wraps lines, and files have them
+    whole.
+
+    Args:
+        heads: of the columns.
+        rows: a text for each column; printable.
+        num_left: so many columns stand at the left of their places, the others at the right.
+        console: to print on.
+        has_total: the last row is a sum.
+    """
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    widths = [max(map(cell_len, texts)) for texts in zip(heads, *rows, strict=True)]
 
     def line(texts: Sequence[str]) -> str:
         padded = []
         for index, (text, width) in enumerate(zip(texts, widths, strict=True)):
             blanks = " " * (width - cell_len(text))
-            padded.append(text + blanks if index < len(names) else blanks + text)
+            padded.append(text + blanks if index < num_left else blanks + text)
         return "  ".join(padded).rstrip()
 
-    lines = [line(texts) for texts in zip(*names, *numbers, strict=True)]
-    last = lines.pop() if report.by else None
+    lines = [line(texts) for texts in rows]
+    last = lines.pop() if has_total else None
     console.print(Text(line(heads), style="bold"), soft_wrap=True)
     if lines:
         console.out("\n".join(lines), highlight=False)
@@ -80,6 +99,6 @@ def _print_table(report: CostReport, columns: Sequence[Column], console: Console
         console.print(Text(last, style="bold"), soft_wrap=True)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Callers choose names: none of them moves the cursor."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
