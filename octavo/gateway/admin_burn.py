@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from octavo.errors import ConfigError, InvalidRequestError, NotFoundError
 from octavo.gateway.admin_ledger import amount
 from octavo.gateway.budgets_scope import period_of
+from octavo.gateway.patterns import matches_any
 from octavo.planning.cost_query import from_ns, to_ns
 
 if TYPE_CHECKING:
@@ -129,9 +130,9 @@ class BurnDown:
             return (
                 (not is_named or (key is not None and name in key.budgets))
                 and (team is None or of_team == team)
-                and _matches(of_team, budget.teams)
-                and _matches(request["feature"], budget.features)
-                and _matches(request["tenant"], budget.tenants)
+                and matches_any(of_team, budget.teams)
+                and matches_any(request["feature"], budget.features)
+                and matches_any(request["tenant"], budget.tenants)
                 and all(
                     fnmatchcase(request.get(f"tag:{tag}", subject.get(f"tag:{tag}", "")), pattern)
                     for tag, pattern in budget.tags.items()
@@ -139,10 +140,6 @@ class BurnDown:
             )
 
         return holds
-
-
-def _matches(value: str, patterns: tuple[str, ...]) -> bool:
-    return not patterns or any(fnmatchcase(value, pattern) for pattern in patterns)
 
 
 def _used(total: Totals) -> tuple[int, int, int]:

@@ -8,6 +8,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
+from octavo.gateway.model import value_of
+from octavo.gateway.patterns import matches_any
 from octavo.ledger.record import NANO
 
 if TYPE_CHECKING:
@@ -74,18 +76,14 @@ def holds(name: str, budget: Budget, call: Call) -> bool:
     if budget.holds_for == "named" and name not in call.key.budgets:
         return False
     return (
-        _matches(call.feature, budget.features)
-        and _matches(call.tenant, budget.tenants)
-        and _matches(call.key.team, budget.teams)
-        and _matches(call.model, budget.models)
+        matches_any(call.feature, budget.features)
+        and matches_any(call.tenant, budget.tenants)
+        and matches_any(call.key.team, budget.teams)
+        and matches_any(call.model, budget.models)
         and all(
             fnmatchcase(call.tags.get(tag, ""), pattern) for tag, pattern in budget.tags.items()
         )
     )
-
-
-def _matches(value: str, patterns: tuple[str, ...]) -> bool:
-    return not patterns or any(fnmatchcase(value, pattern) for pattern in patterns)
 
 
 def scope_of(budget: Budget, call: Call) -> str:
@@ -94,7 +92,7 @@ def scope_of(budget: Budget, call: Call) -> str:
     Values are percent-encoded, so that none can pass for another's; of a long one there is the
     beginning and a digest.
     """
-    return "&".join(f"{name}={_quoted(_value(call, name))}" for name in budget.per)
+    return "&".join(f"{name}={_quoted(value_of(call, name))}" for name in budget.per)
 
 
 def _quoted(value: str) -> str:
@@ -102,22 +100,6 @@ def _quoted(value: str) -> str:
     if len(data) > MAX_VALUE_BYTES:
         data = data[:MAX_VALUE_BYTES] + b"~" + blake2b(data, digest_size=16).hexdigest().encode()
     return quote(data, safe="")
-
-
-def _value(call: Call, dimension: str) -> str:
-    match dimension:
-        case "key":
-            return call.key.key_id
-        case "team":
-            return call.key.team
-        case "tenant":
-            return call.tenant
-        case "feature":
-            return call.feature
-        case "model":
-            return call.model
-        case _:
-            return call.tags.get(dimension.removeprefix("tag:"), "")
 
 
 def period_of(period: Period, time_ns: int) -> tuple[int, int | None]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from octavo.errors import NotAllowedError
+from octavo.gateway.patterns import matches_any
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -22,20 +22,16 @@ def check_scopes(call: Call) -> None:
     key = call.key
     if key.routes and call.route not in key.routes:
         raise _refusal(f"use {call.path}", key.routes, "route", None)
-    if not _takes(key.models, call.model):
+    if not matches_any(call.model, key.models):
         raise _refusal(f"ask for the model {call.model!r}", key.models, "model", "model")
-    if not _takes(key.features, call.feature):
+    if not matches_any(call.feature, key.features):
         what = f"set the feature {call.feature!r}" if call.feature else "leave out the feature"
         raise _refusal(what, key.features, "feature", None)
 
 
 def visible_models(key: KeyInfo, names: Collection[str]) -> list[str]:
     """Those of the models and aliases that a key may ask for."""
-    return [name for name in names if _takes(key.models, name)]
-
-
-def _takes(patterns: Sequence[str], value: str) -> bool:
-    return not patterns or any(fnmatchcase(value, pattern) for pattern in patterns)
+    return [name for name in names if matches_any(name, key.models)]
 
 
 def _refusal(what: str, allowed: Sequence[str], kind: str, param: str | None) -> NotAllowedError:

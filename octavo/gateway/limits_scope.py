@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from octavo.gateway.model import value_of
+from octavo.gateway.patterns import matches_any
 
-    from octavo.gateway.config_limits import Dimension, Limit
+if TYPE_CHECKING:
+    from octavo.gateway.config_limits import Limit
     from octavo.gateway.model import Call
 
 _NO_OUTPUT = ("embeddings", "score", "rerank")
@@ -19,35 +19,15 @@ def holds(name: str, limit: Limit, call: Call) -> bool:
     if limit.holds_for == "named" and name not in call.key.limits:
         return False
     return (
-        _matches(call.feature, limit.features)
-        and _matches(call.tenant, limit.tenants)
-        and _matches(call.model, limit.models)
+        matches_any(call.feature, limit.features)
+        and matches_any(call.tenant, limit.tenants)
+        and matches_any(call.model, limit.models)
     )
-
-
-def _matches(value: str, patterns: Sequence[str]) -> bool:
-    return not patterns or any(fnmatchcase(value, pattern) for pattern in patterns)
 
 
 def subject_of(limit: Limit, call: Call) -> tuple[str, ...]:
     """What a limit counts a call by."""
-    return tuple(_value(call, dimension) for dimension in limit.per)
-
-
-def _value(call: Call, dimension: Dimension) -> str:
-    match dimension:
-        case "key":
-            return call.key.key_id
-        case "team":
-            return call.key.team
-        case "tenant":
-            return call.tenant
-        case "feature":
-            return call.feature
-        case "model":
-            return call.model
-        case "route":
-            return call.route
+    return tuple(value_of(call, dimension) for dimension in limit.per)
 
 
 def reserve_of(call: Call, limit: Limit) -> int:

@@ -135,6 +135,30 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         return self.parent_id or self.request_id
 
 
+def value_of(call: Call, dimension: str) -> str:
+    """What a call has of what limits and budgets count by.
+
+    Args:
+        call: any.
+        dimension: `key`, `team`, `tenant`, `feature`, `model`, `route` or `tag:NAME`.
+    """
+    match dimension:
+        case "key":
+            return call.key.key_id
+        case "team":
+            return call.key.team
+        case "tenant":
+            return call.tenant
+        case "feature":
+            return call.feature
+        case "model":
+            return call.model
+        case "route":
+            return call.route
+        case _:
+            return call.tags.get(dimension.removeprefix("tag:"), "")
+
+
 class Target(msgspec.Struct, frozen=True):
     """One model at one backend.
 

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from octavo.gateway.config_routes import When
 
@@ -19,6 +19,11 @@ _SPECIAL = frozenset("*?[")
 def matcher(patterns: Iterable[str]) -> re.Pattern[str]:
     """What matches the names that one of some shell patterns does; capitals count."""
     return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns))
+
+
+def matches_any(value: str, patterns: Sequence[str]) -> bool:
+    """Whether one of some shell patterns matches a value, capitals told apart; none restrict it."""
+    return not patterns or any(fnmatch.fnmatchcase(value, pattern) for pattern in patterns)
 
 
 def is_literal(pattern: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from octavo.gateway.model import DevicePrice, actual
+from octavo.gateway.model import SHADOW_TIER, DevicePrice, actual
 from octavo.ledger.record import AttemptRecord, EscalationRecord, UsageRecord
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from octavo.gateway.config_backends import Backend
     from octavo.gateway.model import Attempt, Call, Plan, Status
     from octavo.ledger.record import Entry
-
-SHADOW = "shadow"
-"""The tier of attempts whose answers nobody sees."""
 
 _FINISH: dict[Status, str] = {
     "ok": "stop",
@@ -113,7 +110,7 @@ class GatewayRecords:
         price = None if backend is None else backend.price(attempt.model)
         rate = price.hourly_nano if isinstance(price, DevicePrice) else 0
         tags = dict(call.tags)
-        if attempt.tier == SHADOW:
+        if attempt.tier == SHADOW_TIER:
             tags["octavo.shadow"] = "1"
         is_own = attempt.upstream_id == call.request_id
         return UsageRecord(
@@ -179,7 +176,7 @@ def _escalation(
 def _successor(plan: Plan, cheap: Attempt, attempts: Sequence[Attempt]) -> Attempt | None:
     """The last attempt at the nearest tier after the cheap one's that was asked at all.
 
-    The last, for those before it failed, or were a judge's question to the same tier.
+    The last, for those before it failed.
     """
     names = [tier.name for tier in plan.tiers]
     after = names[names.index(cheap.tier) + 1 :] if cheap.tier in names else []
