@@ -3,28 +3,10 @@ from __future__ import annotations
 import io
 import logging
 import re
-from typing import TYPE_CHECKING
-
-import pytest
 
 from octavo.observability.logs import configure_logs
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ([A-Z]+) ([\w.]+): (.*)")
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    names = [None, "uvicorn", "uvicorn.error", "uvicorn.access", "httpx", "httpcore"]
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(lg, lg.handlers[:], lg.level, lg.propagate) for lg in loggers]
-    yield
-    for logger, handlers, level, propagate in before:
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
-        logger.propagate = propagate
 
 
 class Terminal(io.StringIO):
