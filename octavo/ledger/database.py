@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -159,13 +160,32 @@ PG_OPTIONS: dict[str, Any] = {
 
 def prepare_sqlite(raw: Any) -> None:
     """Set what every SQLite connection of a ledger needs. Takes a sqlite3 connection."""
+    raw.execute(f"PRAGMA busy_timeout={int(BUSY_S * 1000)}").fetchall()
+    _use_wal(raw)
     for pragma in (
-        f"busy_timeout={int(BUSY_S * 1000)}",  # first: the next one may find the file busy
-        "journal_mode=WAL",
         "synchronous=FULL",
         "journal_size_limit=67108864",  # a write-ahead log that a burst blew up shrinks again
     ):
         raw.execute(f"PRAGMA {pragma}").fetchall()
+
+
+def _use_wal(raw: Any) -> None:
+    """Switch to write-ahead logging, which waits for other writers as statements do.
+
+    SQLite itself does not wait here: the switch turns a read lock into an exclusive one, and where
+    another process is about to write, waiting with a read lock in hand could be a deadlock, so it
+    fails at once. Nothing is held after that, and asking again is safe.
+    """
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            raw.execute("PRAGMA journal_mode=WAL").fetchall()
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc) or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        time.sleep(0.01)
 
 
 class Connection:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +87,33 @@ def test_a_report_makes_no_ledger(tmp_path: Path) -> None:
     other.touch()
     with pytest.raises(ConfigError, match="there is no ledger in"):
         open_ledger(str(other), create=False)
+
+
+def test_opening_waits_for_who_writes_before_the_file_has_its_log(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE t (x)")
+    other.execute("BEGIN IMMEDIATE")  # SQLite refuses to wait for this one by itself
+    timer = threading.Timer(0.3, other.execute, ["COMMIT"])
+    timer.start()
+    connection = Database(str(path)).connect()
+    timer.join()
+    assert connection.rows("PRAGMA journal_mode") == [("wal",)]
+    connection.close()
+    other.close()
+
+
+def test_opening_gives_up_after_the_time_of_a_statement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.ledger.database.BUSY_S", 0.2)
+    path = tmp_path / "new.db"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("CREATE TABLE t (x)")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseUnavailableError, match="locked"):
+        Database(str(path)).connect()
+    other.close()
 
 
 def test_what_is_no_database_is_told(tmp_path: Path) -> None:
