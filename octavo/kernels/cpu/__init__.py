@@ -58,9 +58,7 @@ def available_isas() -> list[str]:
 
 
 def isa() -> str:
-    """The instruction set whose kernels run: OCTAVO_CPU_ISA's, or the best that is not taken by
-    name only (`avx512vnni`, which no processor has run yet).
-    """
+    """The instruction set whose kernels run: OCTAVO_CPU_ISA's, or the best."""
     name: str = library().octavo_isa().decode()
     return name
 

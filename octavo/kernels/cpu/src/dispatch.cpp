@@ -29,7 +29,6 @@ struct Isa {
   const char *name;
   const KernelTable *table;
   bool (*is_there)();
-  bool by_name_only;
 };
 
 #if defined(OCTAVO_HAS_avx2) || defined(OCTAVO_HAS_avx512vnni)
@@ -50,18 +49,17 @@ bool has_avx512vnni() {
 
 const Isa kIsas[] = {
 #ifdef OCTAVO_HAS_avx512vnni
-    // Tested with the instruction emulated, and not yet on a processor that has it.
-    {"avx512vnni", &avx512vnni::table, has_avx512vnni, true},
+    {"avx512vnni", &avx512vnni::table, has_avx512vnni},
 #endif
 #ifdef OCTAVO_HAS_avx2
-    {"avx2", &avx2::table, has_avx2, false},
+    {"avx2", &avx2::table, has_avx2},
 #endif
-    {"portable", &portable::table, [] { return true; }, false},
+    {"portable", &portable::table, [] { return true; }},
 };
 
 const Isa *best() {
   for (const Isa &isa : kIsas)
-    if (!isa.by_name_only && isa.is_there()) return &isa;
+    if (isa.is_there()) return &isa;
   return nullptr;  // unreachable: the portable one is always there
 }
 
