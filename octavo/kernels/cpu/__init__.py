@@ -90,9 +90,10 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     if wanted == OFF:
         return None, f"OCTAVO_CPU_ISA={OFF}"
     folders = [Path(folder) for folder in __path__]
-    path = next((f / LIBRARY_NAME for f in folders if (f / LIBRARY_NAME).is_file()), None)
-    if path is None:
+    paths = [f / LIBRARY_NAME for f in folders if (f / LIBRARY_NAME).is_file()]
+    if not paths:
         return None, _why_missing(folders)
+    path = max(paths, key=lambda path: path.stat().st_mtime)  # an installed one, or one built since
     try:
         loaded = ctypes.CDLL(str(path))
         abi = loaded.octavo_abi

@@ -150,3 +150,14 @@ def test_a_forked_child_computes_with_threads_of_its_own(native: None) -> None:
         env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_the_newest_library_is_taken(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that was built in the source tree after an installation, and the other way round."""
+    (tmp_path / cpu.LIBRARY_NAME).write_bytes(b"no library")
+    os.utime(tmp_path / cpu.LIBRARY_NAME, (0, 0))
+    fresh.setattr(cpu, "__path__", [str(tmp_path), *cpu.__path__])
+    assert cpu.why_not() is None
+    cpu.forget()
+    os.utime(tmp_path / cpu.LIBRARY_NAME)
+    assert "cannot be loaded" in str(cpu.why_not())
