@@ -3,14 +3,14 @@
     python -m octavo.kernels.cpu.build
 
 An installation does the same by CMake (CMakeLists.txt, which holds the list of files for both).
-`$CXX` and `$CXXFLAGS` are heeded: `CXXFLAGS="-fsanitize=address,undefined -g"` makes a checked one.
+`$CXX` and `$CXXFLAGS` are heeded: `CXXFLAGS="-fsanitize=address,undefined -g"` makes a checked one,
+`CXX=aarch64-linux-gnu-g++` one for 64-bit Arm (with a target file of its own).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -28,7 +28,14 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
-X86_ISAS = {"avx2": [*AVX2, "-mtune=haswell"], "avx512vnni": [*AVX2, *AVX512]}
+X86 = {"avx2": [*AVX2, "-mtune=haswell"], "avx512vnni": [*AVX2, *AVX512]}
+ARM = {
+    "neon": ["-DOCTAVO_NEON", "-march=armv8-a"],
+    "neondot": ["-DOCTAVO_NEON", "-march=armv8.2-a+dotprod"],
+}
+ISAS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+"""Flags of each instruction set, by the compiler's name of its target."""
+
 FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 
@@ -59,8 +66,8 @@ def build(
     if compiler is None or shutil.which(compiler) is None:
         raise BuildError("no C++ compiler: install g++ or clang++, or name one in $CXX")
     extra = os.environ.get("CXXFLAGS", "").split()
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    isas: dict[str, list[str]] = {"portable": []} | (X86_ISAS if is_x86 else {})
+    processor = _run([compiler, *extra, "-dumpmachine"]).split("-")[0]
+    isas: dict[str, list[str]] = {"portable": []} | ISAS.get(processor, {})
     if only is not None:
         isas = {name: flags for name, flags in isas.items() if name == "portable" or name in only}
     kernels, common = (_files(kind) for kind in ("KERNELS", "COMMON"))
@@ -95,10 +102,11 @@ def _files(kind: str) -> list[str]:
     return match[1].split()
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise BuildError(f"{' '.join(command)}\n{result.stderr}")
+    return result.stdout
 
 
 def main() -> int:

@@ -19,6 +19,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(OCTAVO_NEON)
+#include "acts_neon.h"
 #endif
 
 namespace octavo {
@@ -91,6 +93,15 @@ static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint
   const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(words0, words1), order);
   void *codes = block + 32 * r;
   _mm256_storeu_si256(static_cast<__m256i *>(codes), bytes);
+#elif defined(OCTAVO_NEON)
+
+static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block, int rows,
+                                  int r) {
+  float32x4_t v[kBlock / 4];
+  const float largest = load_block(x, at, dtype, v), d = largest / 127.0f;
+  const bool is_usual = d > 1e-36f && d < 1e36f;
+  int32_t sums[2];
+  round_block(v, is_usual ? 127.0f / largest : 0.0f, block + 32 * r, sums);
 #else
 
 static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block, int rows,
@@ -137,9 +148,53 @@ static inline void quantize_rest(const void *x, int64_t at, int32_t dtype, const
   }
 #else
   for (int i = 0; i < kBlock; ++i)
-    rest[i] = load_element(x, at + i, dtype) - scale * static_cast<float>(static_cast<int8_t>(codes[i]));
+    rest[i] = scale * static_cast<float>(static_cast<int8_t>(codes[i]));
+  asm volatile("" : : "r"(rest) : "memory");  // as above, for processors that fuse by themselves
+  for (int i = 0; i < kBlock; ++i) rest[i] = load_element(x, at + i, dtype) - rest[i];
 #endif
   quantize_block(rest, 0, 0, second, 1, 0);
+}
+
+// Which blocks of a row have a second code: those whose scale is above `scale`, and the first
+// `num_equal` of those that have just this one.
+struct LeastSecond {
+  float scale;
+  int64_t num_equal;
+};
+
+// The `count` largest scales that are above zero and numbers, the first ones among equals; `scales`
+// are `stride` bytes apart. Zero or more scales of a float order as their bits do.
+static inline LeastSecond least_second(const uint8_t *scales, int64_t stride, int64_t num_blocks,
+                                       int64_t count) {
+  constexpr int64_t kMost = 1024;
+  constexpr int32_t kInfinite = 0x7f800000;
+  int32_t own[kMost];  // side by side, for most rows
+  if (num_blocks <= kMost) {
+    for (int64_t b = 0; b < num_blocks; ++b) memcpy(own + b, scales + b * stride, 4);
+    scales = reinterpret_cast<const uint8_t *>(own);
+    stride = 4;
+  }
+  int32_t bound = kInfinite;
+  while (true) {
+    int32_t most = 0, num_equal = 0;
+    if (stride == 4) {
+      for (int64_t b = 0; b < num_blocks; ++b) most = own[b] > most && own[b] < bound ? own[b] : most;
+      for (int64_t b = 0; b < num_blocks; ++b) num_equal += own[b] == most;
+    } else {
+      for (int64_t b = 0; b < num_blocks; ++b) {
+        int32_t bits;
+        memcpy(&bits, scales + b * stride, 4);
+        if (bits < bound && bits > most) most = bits, num_equal = 0;
+        num_equal += bits == most;
+      }
+    }
+    float scale;
+    memcpy(&scale, &most, 4);
+    if (most == 0) return {0, 0};
+    if (num_equal >= count) return {scale, count};
+    count -= num_equal;
+    bound = most;
+  }
 }
 
 // One row of a tile of `rows`: `num_blocks` blocks from element `at` of x on.
@@ -148,30 +203,21 @@ static inline void quantize_row(const void *x, int64_t at, int32_t dtype, int64_
   const int64_t stride = static_cast<int64_t>(rows) * kActBytes;
   for (int64_t b = 0; b < num_blocks; ++b)
     quantize_block(x, at + b * kBlock, dtype, tile + b * stride, rows, r);
-  // The largest scales in falling order, the first one among equals; "not a number" is none of them.
   const uint8_t *scales = tile + 32 * rows + 4 * r;
   const int64_t count = num_second(num_blocks);
+  const LeastSecond least = least_second(scales, stride, num_blocks, count);
   uint8_t *second = tile + num_blocks * stride + r * count * kSecondBytes;
-  float bound = INFINITY;
-  int64_t last = -1;
-  for (int64_t i = 0; i < count; ++i, second += kSecondBytes) {
-    float most = 0;
-    int64_t found = -1;
-    for (int64_t b = 0; b < num_blocks; ++b) {
-      const float scale = load_float(scales + b * stride);
-      if (scale > most && (scale < bound || (scale == bound && b > last))) {
-        most = scale;
-        found = b;
-      }
-    }
-    memset(second, 0, kSecondBytes);
-    if (found < 0) continue;  // nothing is left over where all is zero
-    const uint8_t *codes = tile + found * stride + 32 * r;
-    quantize_rest(x, at + found * kBlock, dtype, codes, most, second);
-    const auto number = static_cast<int32_t>(found);
+  memset(second, 0, static_cast<size_t>(count * kSecondBytes));  // as nothing, where all is zero
+  int64_t num_equal = least.num_equal;
+  for (int64_t b = 0, found = 0; b < num_blocks && found < count; ++b) {
+    const float scale = load_float(scales + b * stride);
+    if (!(scale > least.scale) && !(scale == least.scale && num_equal-- > 0)) continue;
+    const uint8_t *codes = tile + b * stride + 32 * r;
+    quantize_rest(x, at + b * kBlock, dtype, codes, scale, second);
+    const auto number = static_cast<int32_t>(b);
     memcpy(second + kActBytes, &number, sizeof(number));
-    bound = most;
-    last = found;
+    second += kSecondBytes;
+    ++found;
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string>
 
+#include "neondot.h"
 #include "table.h"
 
 namespace octavo {
@@ -16,6 +17,16 @@ extern const KernelTable table;
 #endif
 #ifdef OCTAVO_HAS_avx2
 namespace avx2 {
+extern const KernelTable table;
+}
+#endif
+#ifdef OCTAVO_HAS_neondot
+namespace neondot {
+extern const KernelTable table;
+}
+#endif
+#ifdef OCTAVO_HAS_neon
+namespace neon {
 extern const KernelTable table;
 }
 #endif
@@ -53,6 +64,12 @@ const Isa kIsas[] = {
 #endif
 #ifdef OCTAVO_HAS_avx2
     {"avx2", &avx2::table, has_avx2},
+#endif
+#ifdef OCTAVO_HAS_neondot
+    {"neondot", &neondot::table, has_neondot},
+#endif
+#ifdef OCTAVO_HAS_neon
+    {"neon", &neon::table, [] { return true; }},
 #endif
     {"portable", &portable::table, [] { return true; }},
 };

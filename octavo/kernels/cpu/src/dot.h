@@ -228,7 +228,7 @@ static void dot_tile(const uint8_t *codes, const uint8_t *scales, int64_t num_bl
 
 constexpr int kMaxTile = 6;
 
-#else  // every other processor
+#elif !defined(OCTAVO_NEON)  // every other processor; dot_neon.h has 64-bit Arm's
 
 template <int32_t kType, int R>
 static void add_block(const uint8_t *own, const uint8_t *scales, int64_t b, const uint8_t *block,
@@ -279,3 +279,7 @@ constexpr int kMaxTile = 4;
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo
+
+#if defined(OCTAVO_NEON)
+#include "dot_neon.h"
+#endif
