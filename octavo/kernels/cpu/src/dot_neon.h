@@ -10,6 +10,9 @@
 namespace octavo {
 namespace OCTAVO_ISA {
 
+// Left to itself GCC makes functions of their own of some loops, with the sums in memory.
+#define OCTAVO_INLINE __attribute__((always_inline)) static inline
+
 template <int kShift>
 static inline uint8x16_t shift8(uint8x16_t v) {  // left where positive
   if constexpr (kShift > 0) return vshlq_n_u8(v, kShift);
@@ -41,7 +44,7 @@ static inline int8x16_t code(const uint8_t *codes, int half) {
 #if defined(__ARM_FEATURE_DOTPROD)
 
 template <int kBits, int R, int G, int kLast>
-static inline void add_groups(const uint8_t *codes, const uint8_t *acts, int32x4_t (*sums)[2]) {
+OCTAVO_INLINE void add_groups(const uint8_t *codes, const uint8_t *acts, int32x4_t (*sums)[2]) {
   for (int half = 0; half < 2; ++half) {
     const int8x16_t w = code<kBits, G>(codes, half);
     for (int r = 0; r < R; ++r) {
@@ -54,7 +57,7 @@ static inline void add_groups(const uint8_t *codes, const uint8_t *acts, int32x4
 
 // sums[r] = products of 8 rows with row r of a tile's block, in groups [kFirst, kLast).
 template <int kBits, int R, int kFirst, int kLast>
-static inline void multiply_groups(const uint8_t *codes, const uint8_t *acts,
+OCTAVO_INLINE void multiply_groups(const uint8_t *codes, const uint8_t *acts,
                                    int32x4_t (*sums)[2]) {
   for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = vdupq_n_s32(0);
   add_groups<kBits, R, kFirst, kLast>(codes, acts, sums);
@@ -70,59 +73,55 @@ static inline int8x16_t repeat4(const uint8_t *acts) {
   return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
 
-static inline int16x8_t add_product(int16x8_t word, int8x16_t w, int8x16_t a, int quarter) {
-  return quarter % 2 == 0 ? vmlal_s8(word, vget_low_s8(w), vget_low_s8(a))
-                          : vmlal_high_s8(word, w, a);
+// Adds products with 2 of w's 4 rows to each of two words.
+OCTAVO_INLINE void add_products(int8x16_t w, int8x16_t a, int16x8_t *words) {
+  words[0] = vmlal_s8(words[0], vget_low_s8(w), vget_low_s8(a));
+  words[1] = vmlal_high_s8(words[1], w, a);
 }
 
-// words[r][i] holds the products of two rows' 4 columns. All of a block's groups fit into 16 bits:
-// 8 of 5-bit codes (8 x 31 x 127 < 2^15), 4 of 6-bit ones (4 x 63 x 127).
+// All of a block's groups fit into 16 bits: 8 of 5-bit codes (8 x 31 x 127 < 2^15), 4 of 6-bit ones
+// (4 x 63 x 127).
 template <int kBits, int R, int G, int kLast>
-static inline void add_small(const uint8_t *codes, const uint8_t *acts, int16x8_t (*words)[4]) {
-  const int8x16_t w[2] = {code<kBits, G>(codes, 0), code<kBits, G>(codes, 1)};
-  for (int r = 0; r < R; ++r) {
-    const int8x16_t a = repeat4<G>(acts + 32 * r);
-    for (int i = 0; i < 4; ++i) words[r][i] = add_product(words[r][i], w[i / 2], a, i);
-  }
-  if constexpr (G + 1 < kLast) add_small<kBits, R, G + 1, kLast>(codes, acts, words);
+OCTAVO_INLINE void add_small(const uint8_t *codes, const uint8_t *acts, int half,
+                             int16x8_t (*words)[2]) {
+  const int8x16_t w = code<kBits, G>(codes, half);
+  for (int r = 0; r < R; ++r) add_products(w, repeat4<G>(acts + 32 * r), words[r]);
+  if constexpr (G + 1 < kLast) add_small<kBits, R, G + 1, kLast>(codes, acts, half, words);
 }
 
 // 8-bit codes: two groups fit into 16 bits (2 x 128 x 127 < 2^15).
 template <int R, int G>
-static inline void add_large(const uint8_t *codes, const uint8_t *acts, int32x4_t (*pairs)[4]) {
-  for (int half = 0; half < 2; ++half) {
-    const int8x16_t w0 = code<8, G>(codes, half), w1 = code<8, G + 1>(codes, half);
-    for (int r = 0; r < R; ++r) {
-      const int8x16_t a0 = repeat4<G>(acts + 32 * r), a1 = repeat4<G + 1>(acts + 32 * r);
-      for (int i = 2 * half; i < 2 * half + 2; ++i) {
-        const int16x8_t word = add_product(vdupq_n_s16(0), w0, a0, i);
-        pairs[r][i] = vpadalq_s16(pairs[r][i], add_product(word, w1, a1, i));
-      }
-    }
+OCTAVO_INLINE void add_large(const uint8_t *codes, const uint8_t *acts, int half,
+                             int32x4_t (*pairs)[2]) {
+  const int8x16_t w0 = code<8, G>(codes, half), w1 = code<8, G + 1>(codes, half);
+  for (int r = 0; r < R; ++r) {
+    int16x8_t words[2] = {vdupq_n_s16(0), vdupq_n_s16(0)};
+    add_products(w0, repeat4<G>(acts + 32 * r), words);
+    add_products(w1, repeat4<G + 1>(acts + 32 * r), words);
+    for (int i = 0; i < 2; ++i) pairs[r][i] = vpadalq_s16(pairs[r][i], words[i]);
   }
-  if constexpr (G + 2 < 8) add_large<R, G + 2>(codes, acts, pairs);
+  if constexpr (G + 2 < 8) add_large<R, G + 2>(codes, acts, half, pairs);
 }
 
+// One half of the panel after the other, whose sums fit into registers.
 template <int kBits, int R, int kFirst, int kLast>
-static inline void multiply_groups(const uint8_t *codes, const uint8_t *acts,
+OCTAVO_INLINE void multiply_groups(const uint8_t *codes, const uint8_t *acts,
                                    int32x4_t (*sums)[2]) {
-  int32x4_t pairs[R][4];
-  if constexpr (kBits == 8) {
-    static_assert(kFirst == 0 && kLast == 8, "8-bit codes have one scale per block");
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < 4; ++i) pairs[r][i] = vdupq_n_s32(0);
-    add_large<R, 0>(codes, acts, pairs);
-  } else {
-    int16x8_t words[R][4];
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < 4; ++i) words[r][i] = vdupq_n_s16(0);
-    add_small<kBits, R, kFirst, kLast>(codes, acts, words);
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < 4; ++i) pairs[r][i] = vpaddlq_s16(words[r][i]);
+  for (int half = 0; half < 2; ++half) {
+    int32x4_t pairs[R][2];
+    if constexpr (kBits == 8) {
+      static_assert(kFirst == 0 && kLast == 8, "8-bit codes have one scale per block");
+      for (int r = 0; r < R; ++r) pairs[r][0] = pairs[r][1] = vdupq_n_s32(0);
+      add_large<R, 0>(codes, acts, half, pairs);
+    } else {
+      int16x8_t words[R][2];
+      for (int r = 0; r < R; ++r) words[r][0] = words[r][1] = vdupq_n_s16(0);
+      add_small<kBits, R, kFirst, kLast>(codes, acts, half, words);
+      for (int r = 0; r < R; ++r)
+        for (int i = 0; i < 2; ++i) pairs[r][i] = vpaddlq_s16(words[r][i]);
+    }
+    for (int r = 0; r < R; ++r) sums[r][half] = vpaddq_s32(pairs[r][0], pairs[r][1]);
   }
-  for (int r = 0; r < R; ++r)
-    for (int half = 0; half < 2; ++half)
-      sums[r][half] = vpaddq_s32(pairs[r][2 * half], pairs[r][2 * half + 1]);
 }
 
 #endif
@@ -180,7 +179,7 @@ static inline void scales_at(const uint8_t *scales, int64_t b, int h, float32x4_
 // b among its scales, with row r of a tile's block. Every sum is written out as a fused one, so that
 // it is the same for every R.
 template <int32_t kType, int R>
-static inline void add_block(const uint8_t *own, const uint8_t *scales, int64_t b,
+OCTAVO_INLINE void add_block(const uint8_t *own, const uint8_t *scales, int64_t b,
                              const uint8_t *block, float32x4_t (*totals)[2]) {
   constexpr int kBits = bits_of(kType), kSubs = subs_of(kType), kGroups = 8 / kSubs;
   const float *act_scales = reinterpret_cast<const float *>(block + 32 * R);

@@ -9,6 +9,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(OCTAVO_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace octavo {
@@ -34,12 +36,16 @@ static inline Vec load(const float *at) {
 }
 
 static inline Vec load(const uint16_t *at) {  // bfloat16
+#if defined(OCTAVO_NEON)  // of conversions from vectors of 64 bits GCC makes one for each number
+  return reinterpret_cast<Vec>(vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(at), 16)));
+#else
   HalfVec halves;
   memcpy(&halves, at, sizeof halves);
   const IntVec bits = __builtin_convertvector(halves, IntVec) << 16;
   Vec v;
   memcpy(&v, &bits, sizeof v);
   return v;
+#endif
 }
 
 static inline Vec load(const int8_t *at) {
@@ -48,6 +54,11 @@ static inline Vec load(const int8_t *at) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(bytes))));
 #elif defined(__AVX2__)
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(bytes))));
+#elif defined(OCTAVO_NEON)
+  int32_t four;
+  memcpy(&four, bytes, sizeof four);
+  const int16x8_t words = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+  return reinterpret_cast<Vec>(vcvtq_f32_s32(vmovl_s16(vget_low_s16(words))));
 #else
   ByteVec own;
   memcpy(&own, bytes, sizeof own);
