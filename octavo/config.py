@@ -210,10 +210,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             (1_Pooling/config.json), else `cls` for encoders and `last` for decoders.
         load_format: `decoded` reads the model's weights into the computing precision; `blocks`
             keeps a GGUF file's blocks as they are, for native kernels of a CPU (faster, with
-            activations rounded to 8 bits); `auto` is `blocks` where that can be, else `decoded`;
-            `dummy` makes random weights, so that speed and memory of a model can be measured with
-            its config.json alone.
-        dtype: `auto` takes the checkpoint's precision where the device computes it well.
+            activations rounded to 8 bits; without the kernels torch computes the same, slowly);
+            `auto` is `blocks` for a GGUF file on a CPU, else `decoded`; `dummy` makes random
+            weights, so that speed and memory of a model can be measured with its config.json alone.
+        dtype: `auto` takes the checkpoint's precision where the device computes it well, and
+            float32 where weights are kept in blocks.
         device: `auto` takes CUDA where there is a card.
         max_model_len: most tokens of prompt and output together; None: what the model allows.
         max_num_seqs: most requests in a batch; None: 256 on a CPU, 1024 on a GPU.
@@ -230,9 +231,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_memory: bytes for the KV cache; None: measured, see `gpu_memory_utilization`
             (on a CPU at most 4 GiB).
         kv_cache_dtype: `auto` keeps keys and values in the computing precision; `fp8` (e4m3,
-            without scales) in half the memory of 16-bit ones, on a GPU; `bfloat16` and `int8` (one
-            scale for each vector) with the native attention of a CPU, where `auto` is `bfloat16` if
-            weights are kept in blocks.
+            without scales) in half the memory of 16-bit ones, on a GPU; `bfloat16` is what `auto`
+            takes on a CPU if weights are kept in blocks; `int8` (one scale for each vector) with
+            the native attention of a CPU.
         attention_backend: `auto` or a backend's name.
         num_threads: threads for computing on a CPU; None: one per physical core at hand.
         seed: base of the seeds drawn for requests that bring none.

@@ -21,7 +21,8 @@ def select_backend(
 ) -> AttentionBackend:
     """The backend called `name`, or for `auto` the first that can serve `spec`.
 
-    Where the rest of the model is native too (`prefers_native`), `native` comes before all others.
+    Where the rest of the model is native too (`prefers_native`), or keys and values are kept in
+    another type than they are computed in, `native` comes before all others.
 
     Raises:
         ConfigError: none can; the message has every backend's reason.
@@ -30,6 +31,7 @@ def select_backend(
     if name != "auto" and name not in known:
         raise ConfigError(f"--attention-backend {name}: unknown, choose from {', '.join(known)}")
     reasons = []
+    prefers_native |= spec.stored_dtype != spec.dtype
     usual = sorted(BACKENDS, key=lambda b: prefers_native and b is not NativeAttention)
     for backend in usual if name == "auto" else [known[name]]:
         instance = backend()

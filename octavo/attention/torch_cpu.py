@@ -79,9 +79,9 @@ class TorchAttention:
         self._scratch: list[torch.Tensor] = []
 
     def why_not(self, spec: AttentionSpec) -> str | None:
-        """Serves everything but a soft cap, and caches of another type."""
-        if spec.stored_dtype != spec.dtype:
-            return f"keys and values are kept in {spec.dtype} alone: --kv-cache-dtype auto"
+        """Serves everything but a soft cap, and caches in 8 bits."""
+        if spec.stored_dtype not in (spec.dtype, torch.bfloat16):
+            return f"it keeps no keys and values in {spec.stored_dtype}: --kv-cache-dtype auto"
         return "no logit soft cap" if spec.soft_cap is not None else None
 
     def allocate(self, spec: AttentionSpec, num_blocks: int) -> torch.Tensor:
@@ -90,13 +90,14 @@ class TorchAttention:
         if spec.device.type == "cpu":
             # torch.zeros writes every page: seconds for a cache of some GiB. Anonymous memory
             # is zero without that; the tensor keeps it mapped.
-            memory = mmap.mmap(-1, math.prod(shape) * spec.dtype.itemsize)
-            return torch.frombuffer(memory, dtype=spec.dtype).view(shape)
-        return torch.zeros(shape, dtype=spec.dtype, device=spec.device)
+            memory = mmap.mmap(-1, math.prod(shape) * spec.stored_dtype.itemsize)
+            return torch.frombuffer(memory, dtype=spec.stored_dtype).view(shape)
+        return torch.zeros(shape, dtype=spec.stored_dtype, device=spec.device)
 
     def bytes_per_block(self, spec: AttentionSpec) -> int:
         """Keys and values of one block in one layer."""
-        return 2 * spec.block_size * spec.num_kv_heads * spec.head_dim * spec.dtype.itemsize
+        size = spec.block_size * spec.num_kv_heads * spec.head_dim
+        return 2 * size * spec.stored_dtype.itemsize
 
     def plan(self, spec: AttentionSpec, layout: BatchLayout) -> TorchMetadata:
         """Slot of each token; groups follow lazily, one set per window."""
@@ -133,8 +134,8 @@ class TorchAttention:
     ) -> None:
         """See `AttentionBackend.write`."""
         flat = cache.view(2, -1, meta.spec.num_kv_heads, meta.spec.head_dim)
-        flat[0].index_copy_(0, meta.slots, k_tkd)
-        flat[1].index_copy_(0, meta.slots, v_tkd)
+        flat[0].index_copy_(0, meta.slots, k_tkd.to(cache.dtype))
+        flat[1].index_copy_(0, meta.slots, v_tkd.to(cache.dtype))
 
     def attend(
         self,
@@ -178,7 +179,7 @@ class TorchAttention:
         num_seqs, query_len = group.num_seqs, group.query_len
         k_heads, dim = spec.num_kv_heads, spec.head_dim
         per_kv = spec.num_heads // k_heads
-        keys, values = self._gather(cache, group.block_ids)
+        keys, values = self._gather(cache, group.block_ids, spec.dtype)
         keys = keys.view(num_seqs, -1, k_heads, dim).transpose(1, 2)
         values = values.view(num_seqs, -1, k_heads, dim).transpose(1, 2)
         # Row r * query_len + i of the packed queries is query token i of the r-th head in the group
@@ -208,7 +209,7 @@ class TorchAttention:
         """All n queries against the same blocks: out [n, h, d], logarithms of weights [n, h]."""
         num, k_heads, dim = q_nhd.shape[0], spec.num_kv_heads, spec.head_dim
         per_kv = spec.num_heads // k_heads
-        keys, values = self._gather(cache, block_ids)
+        keys, values = self._gather(cache, block_ids, spec.dtype)
         keys = keys.view(1, -1, k_heads, dim).transpose(1, 2)
         values = values.view(1, -1, k_heads, dim).transpose(1, 2)
         q = q_nhd.view(num, k_heads, per_kv, dim).transpose(0, 1)
@@ -219,21 +220,25 @@ class TorchAttention:
         return out.reshape(num, -1, dim), lse.reshape(num, -1)
 
     def _gather(
-        self, cache: torch.Tensor, block_ids: torch.Tensor
+        self, cache: torch.Tensor, block_ids: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the blocks, valid until the next call.
+        """Keys and values of the blocks in `dtype`, valid until the next call.
 
         Into memory that stays: fresh memory for each layer costs more in page faults than the copy.
         """
         shape = (len(block_ids), *cache.shape[2:])
         size = math.prod(shape)
-        if size * cache.element_size() > MAX_SCRATCH_BYTES:
-            return cache[0].index_select(0, block_ids), cache[1].index_select(0, block_ids)
+        if size * dtype.itemsize > MAX_SCRATCH_BYTES:
+            keys, values = (part.index_select(0, block_ids) for part in cache)
+            return keys.to(dtype), values.to(dtype)
         if not self._scratch or self._scratch[0].numel() < size:
-            self._scratch = [cache.new_empty(size) for _ in range(2)]
+            self._scratch = [cache.new_empty(size, dtype=dtype) for _ in range(2)]
         keys, values = (memory[:size].view(shape) for memory in self._scratch)
-        torch.index_select(cache[0], 0, block_ids, out=keys)
-        torch.index_select(cache[1], 0, block_ids, out=values)
+        for part, target in zip(cache, (keys, values), strict=True):
+            if cache.dtype == dtype:
+                torch.index_select(part, 0, block_ids, out=target)
+            else:
+                target.copy_(part.index_select(0, block_ids))
         return keys, values
 
 

@@ -60,12 +60,14 @@ class StoredBlocks:
         block_format: such as `Q4_K`.
         shape: (outputs, inputs).
         stored: reads the blocks, (outputs, bytes per row), not copied.
+        decoded: the same as float32, (outputs, inputs), the caller's own.
         order: int64 [outputs], the stored row that becomes each row; None: as they are.
     """
 
     block_format: str
     shape: tuple[int, int]
     stored: Callable[[], NDArray[np.uint8]]
+    decoded: Callable[[], torch.Tensor]
     order: torch.Tensor | None
 
 

@@ -109,8 +109,15 @@ def _keep(model: LoadableModel, kept: KeptLayer) -> None:
         rows = torch.arange(num_rows, device="cpu")
         order = model.from_gguf(name, rows)
         is_plain = torch.equal(order, rows)
-        shape = (num_rows, num_cols)
-        parts.append(StoredBlocks(tensor.dtype, shape, tensor.packed, None if is_plain else order))
+        parts.append(
+            StoredBlocks(
+                block_format=tensor.dtype,
+                shape=(num_rows, num_cols),
+                stored=tensor.packed,
+                decoded=partial(tensor.load, torch.float32),
+                order=None if is_plain else order,
+            )
+        )
     method = kept.layer.method
     assert isinstance(method, BlockMethod)
     kept.layer.keep_blocks(method.keep(parts))

@@ -10,7 +10,9 @@ import torch
 
 from octavo.errors import ConfigError
 from octavo.kernels import cpu as native
+from octavo.kernels.cpu import matmul
 from octavo.quant.gguf_native import GGUFNative
+from octavo.quant.gguf_torch import GGUFTorch
 from octavo.quant.unquantized import Unquantized, has_fast_16_bit
 
 if TYPE_CHECKING:
@@ -45,7 +47,8 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(config: EngineConfig, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     """The flag's, or the checkpoint's where the device computes it well (else float32).
 
-    A GGUF file has no precision of its own and counts as bfloat16.
+    A GGUF file has no precision of its own and counts as bfloat16; but where its weights stay in
+    blocks, products are computed in float32 and so is everything else.
 
     Raises:
         ConfigError: the checkpoint names a type that nothing is computed in.
@@ -53,6 +56,10 @@ def pick_dtype(config: EngineConfig, checkpoint: Checkpoint, device: torch.devic
     if config.dtype != "auto":
         chosen: torch.dtype = getattr(torch, config.dtype)
         return chosen
+    if _may_keep_blocks(config, checkpoint, device) and any(
+        tensor.dtype in matmul.TYPES for tensor in checkpoint.tensors()
+    ):
+        return torch.float32
     stored = "bfloat16"
     if checkpoint.format == "safetensors":
         stored = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
@@ -70,28 +77,38 @@ def pick_method(
 ) -> LinearMethod:
     """How linear layers keep their weights.
 
-    Those of a GGUF file stay in the file's blocks on a CPU, unless the library of kernels is
-    missing (the log says which) or `--load-format` says otherwise.
+    On a CPU those of a GGUF file stay in the file's blocks, and integers in groups become such
+    blocks, unless `--load-format` says otherwise;
+    if the library of kernels is missing, torch computes the same on decoded ones (the log says
+    which).
 
     Raises:
         ConfigError: blocks were asked for, and there are none to keep or no CPU that computes.
     """
     dense = Unquantized(dtype, has_fast_16_bit=has_fast_16_bit(device, dtype))
-    if config.load_format not in ("auto", "blocks"):
-        return dense
-    if device.type != "cpu" or checkpoint.format != "gguf":
-        if config.load_format == "auto":
+    if not _may_keep_blocks(config, checkpoint, device):
+        if config.load_format != "blocks":
             return dense
         raise ConfigError(
-            "--load-format blocks is for GGUF files on a CPU: leave it out, or give --device cpu"
+            "--load-format blocks is for GGUF files and int4 or int8 weights on a CPU: leave it "
+            "out, or give --device cpu"
         )
     why_not = native.why_not()
     if why_not is not None:
-        logger.warning("weights are decoded, torch computes: no native kernels (%s)", why_not)
-        return dense
+        logger.warning(
+            "weights are decoded, torch computes what kernels would: no native kernels (%s)",
+            why_not,
+        )
+        return GGUFTorch(dense)
     native.set_num_threads(torch.get_num_threads())
     logger.info("weights stay as they are stored, native kernels compute (%s)", native.isa())
     return GGUFNative(dense)
+
+
+def _may_keep_blocks(config: EngineConfig, checkpoint: Checkpoint, device: torch.device) -> bool:
+    return (
+        config.load_format in ("auto", "blocks") and device.type == "cpu" and checkpoint.has_blocks
+    )
 
 
 def context_length(config: EngineConfig, max_position: int) -> int:

@@ -21,6 +21,7 @@ from octavo.layers.symbol import CannotRecordError
 from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
 from octavo.quant.gguf_native import GGUFNative
+from octavo.quant.method import BlockMethod
 from octavo.runner.forward import LayerByLayer
 from octavo.runner.loader import load_weights, model_bytes, read_config
 from octavo.runner.memory import (
@@ -104,7 +105,8 @@ class ModelRunner:
         method = pick_method(config, checkpoint, self.device, dtype)
         context = BuildContext(dtype, method, model_len)
         is_native = isinstance(method, GGUFNative)
-        self.spec = _attention_spec(shape, dtype, self.device, config, is_native=is_native)
+        keeps_blocks = isinstance(method, BlockMethod)
+        self.spec = _attention_spec(shape, dtype, self.device, config, keeps_blocks=keeps_blocks)
         self.backend = select_backend(config.attention_backend, self.spec, prefers_native=is_native)
         self._set_sizes(config)
 
@@ -316,10 +318,10 @@ def _attention_spec(
     device: torch.device,
     config: EngineConfig,
     *,
-    is_native: bool,
+    keeps_blocks: bool,
 ) -> AttentionSpec:
     cache_dtype = _CACHE_DTYPES[config.kv_cache_dtype]
-    if is_native and config.kv_cache_dtype == "auto" and config.attention_backend != "torch":
+    if keeps_blocks and config.kv_cache_dtype == "auto":
         cache_dtype = torch.bfloat16
     return AttentionSpec(
         num_heads=shape.num_heads,

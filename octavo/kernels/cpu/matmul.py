@@ -27,6 +27,9 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 ALIGNMENT = 64
 """Bytes; of a packed matrix's address."""
 
+_MOST = 2**31
+"""Rows or columns of a packed matrix."""
+
 _CHUNK_BYTES = 32 * 1024**2
 
 MAX_PARTS = 8
@@ -43,6 +46,20 @@ TYPES = {
     "Q6_K": 14,
 }
 """Block formats that are multiplied as stored, by ggml's number."""
+
+_WIDE = ("Q4_K", "Q5_K", "Q6_K")
+"""Formats with blocks of 256 columns; the others' have 32."""
+
+
+def can_pack(block_format: str, num_rows: int, num_cols: int) -> bool:
+    """Whether `packed_bytes` is more than 0; needs no library."""
+    block_cols = 256 if block_format in _WIDE else 32
+    return (
+        block_format in TYPES
+        and 0 < num_rows <= _MOST
+        and 0 < num_cols <= _MOST
+        and num_cols % block_cols == 0
+    )
 
 
 def packed_bytes(block_format: str, num_rows: int, num_cols: int) -> int:
