@@ -1,11 +1,13 @@
-"""Which layers keep a GGUF file's blocks, and which have their weights decoded.
+"""Which layers keep a checkpoint's blocks, and which have their weights decoded.
 
-Settled by names and formats before anything is read, once the whole file's table is known: a layer
-of several projections keeps blocks only if its method can keep all of them.
+Settled by names and formats before any weight is read, once the whole table is known: a layer of
+several projections keeps blocks only if its method can keep all of them.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,13 +17,17 @@ import torch
 from octavo.layers.embedding import Embedding
 from octavo.layers.linear import Linear
 from octavo.quant.method import BlockMethod, StoredBlocks
-from octavo.weights.gguf import GGUFTensor
+from octavo.weights.checkpoint import BlockTensor
+from octavo.weights.gguf_blocks import dequantize
+from octavo.weights.group_tensor import GroupTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from octavo.models.base import LoadableModel
     from octavo.weights.checkpoint import Checkpoint
+
+logger = logging.getLogger("octavo")
 
 Layer = Linear | Embedding
 
@@ -39,7 +45,7 @@ class KeptLayer:
 
     layer: Layer
     names: tuple[str, ...]
-    tensors: tuple[GGUFTensor, ...]
+    tensors: tuple[BlockTensor, ...]
     num_bytes: int
 
 
@@ -50,11 +56,12 @@ def settle_layers(model: LoadableModel, checkpoint: Checkpoint) -> list[KeptLaye
         for path, module in model.named_modules()
         if isinstance(module, Layer) and isinstance(module.method, BlockMethod)
     }
-    found: dict[str, dict[int, tuple[str, GGUFTensor]]] = {path: {} for path in waiting}
-    if waiting and checkpoint.has_weights and checkpoint.format == "gguf":
+    found: dict[str, dict[int, tuple[str, BlockTensor]]] = {path: {} for path in waiting}
+    if waiting and checkpoint.has_weights and checkpoint.has_blocks:
+        is_gguf = checkpoint.format == "gguf"
         for stored in checkpoint.tensors():
-            place = _place(model, stored.name)
-            if place is not None and place[0] in found and isinstance(stored, GGUFTensor):
+            place = _place(model, stored.name, is_gguf=is_gguf)
+            if place is not None and place[0] in found and isinstance(stored, BlockTensor):
                 path, index, name = place
                 found[path][index] = (name, stored)
     kept = []
@@ -67,14 +74,33 @@ def settle_layers(model: LoadableModel, checkpoint: Checkpoint) -> list[KeptLaye
     return kept
 
 
-def keep_job(model: LoadableModel, kept: KeptLayer) -> Callable[[], None]:
+def log_decoded(model: LoadableModel, checkpoint: Checkpoint, kept: list[KeptLayer]) -> None:
+    """One line on weights that the checkpoint has as integers in groups and no layer keeps so."""
+    methods = [getattr(module, "method", None) for module in model.modules()]
+    if not any(isinstance(method, BlockMethod) for method in methods):
+        return
+    kept_ids = {id(tensor) for layer in kept for tensor in layer.tensors}
+    stored: Iterator[object] = checkpoint.tensors()
+    groups = [tensor for tensor in stored if isinstance(tensor, GroupTensor)]
+    beside = "multiplied together with such a layer"
+    reasons = Counter(
+        tensor.why_not_blocks or beside for tensor in groups if id(tensor) not in kept_ids
+    )
+    if reasons:
+        listed = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        logger.warning(
+            "%d of %d quantized weights are decoded: %s", reasons.total(), len(groups), listed
+        )
+
+
+def keep_job(model: LoadableModel, kept: KeptLayer, *, is_gguf: bool) -> Callable[[], None]:
     """What reads one layer's blocks into it; may run in any thread."""
-    return partial(_keep, model, kept)
+    return partial(_keep, model, kept, is_gguf=is_gguf)
 
 
-def _place(model: LoadableModel, stored_name: str) -> tuple[str, int, str] | None:
+def _place(model: LoadableModel, stored_name: str, *, is_gguf: bool) -> tuple[str, int, str] | None:
     """(module, part, Hugging Face name) of a weight, as `loader` finds it; None for others."""
-    translated = model.gguf.translate(stored_name)
+    translated = model.gguf.translate(stored_name) if is_gguf else stored_name
     if translated is None or (model.is_tied and translated == "lm_head.weight"):
         return None
     name = model.rename(translated)
@@ -85,7 +111,7 @@ def _place(model: LoadableModel, stored_name: str) -> tuple[str, int, str] | Non
     return f"{parent}.{packed}" if parent else packed, part, name
 
 
-def _kept(layer: Layer, found: dict[int, tuple[str, GGUFTensor]]) -> KeptLayer | None:
+def _kept(layer: Layer, found: dict[int, tuple[str, BlockTensor]]) -> KeptLayer | None:
     """The layer with its tensors, if all are there, of the right shape, and can be kept."""
     method = layer.method
     assert isinstance(method, BlockMethod)
@@ -102,19 +128,24 @@ def _kept(layer: Layer, found: dict[int, tuple[str, GGUFTensor]]) -> KeptLayer |
     return KeptLayer(layer, names, tensors, num_bytes) if num_bytes else None
 
 
-def _keep(model: LoadableModel, kept: KeptLayer) -> None:
+def _decode(tensor: BlockTensor) -> torch.Tensor:
+    """What the blocks say, float32: scales are rounded as in the blocks that kernels would keep."""
+    return torch.from_numpy(dequantize(tensor.packed(), tensor.dtype)).view(tensor.shape)
+
+
+def _keep(model: LoadableModel, kept: KeptLayer, *, is_gguf: bool) -> None:
     parts = []
     for name, tensor in zip(kept.names, kept.tensors, strict=True):
         num_rows, num_cols = tensor.shape
         rows = torch.arange(num_rows, device="cpu")
-        order = model.from_gguf(name, rows)
+        order = model.from_gguf(name, rows) if is_gguf else rows
         is_plain = torch.equal(order, rows)
         parts.append(
             StoredBlocks(
                 block_format=tensor.dtype,
                 shape=(num_rows, num_cols),
                 stored=tensor.packed,
-                decoded=partial(tensor.load, torch.float32),
+                decoded=partial(_decode, tensor),
                 order=None if is_plain else order,
             )
         )

@@ -21,7 +21,7 @@ from octavo.errors import CheckpointError
 from octavo.layers.embedding import Embedding
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm, RMSNorm
-from octavo.runner.blocks import KeptLayer, keep_job, settle_layers
+from octavo.runner.blocks import KeptLayer, keep_job, log_decoded, settle_layers
 from octavo.weights.checkpoint import PlainTensor
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def load_weights(model: LoadableModel, checkpoint: Checkpoint, dtype: torch.dtyp
         )
         draw_weights(model, device)
     else:
+        log_decoded(model, checkpoint, kept)
         jobs = _jobs(model, checkpoint, dtype, device, kept)
         num_threads = (
             8 if device.type == "cuda" else 2
@@ -120,9 +121,10 @@ def _jobs(
     """What there is to read, in the order of the files; each job may run in any thread."""
     is_gguf = checkpoint.format == "gguf"
     kept_names = {name for layer in kept for name in layer.names}
-    missing = _expected(model) - kept_names
+    expected = _expected(model)
+    missing = expected - kept_names
     copier = _Copier(device)
-    jobs = [keep_job(model, layer) for layer in kept]
+    jobs = [keep_job(model, layer, is_gguf=is_gguf) for layer in kept]
     for stored in checkpoint.tensors():
         where = f"{checkpoint.path}: {stored.name}"
         translated = model.gguf.translate(stored.name) if is_gguf else stored.name
@@ -134,6 +136,8 @@ def _jobs(
         if name is None:
             continue
         if name in kept_names:
+            continue
+        if checkpoint.has_blocks and name not in expected and _is_idle_bias(name, stored):
             continue
         if is_gguf and name in model.gguf.extra:
             model.load_extra(name, stored.load(torch.float32))
@@ -156,6 +160,11 @@ def _jobs(
             f"{checkpoint.path}: {len(missing)} tensors are missing, such as {some}"
         )
     return jobs
+
+
+def _is_idle_bias(name: str, stored: StoredTensor) -> bool:
+    """Whether it is a bias of zeros: AutoGPTQ gave one to layers that have none."""
+    return name.endswith(".bias") and not stored.load(torch.float32).any()
 
 
 def _copy_whole(

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 
 class StoredTensor(Protocol):
@@ -27,8 +29,12 @@ class StoredTensor(Protocol):
 
     name: str
     shape: tuple[int, ...]
-    dtype: str
     num_bytes: int
+
+    @property
+    def dtype(self) -> str:
+        """See the class."""
+        ...
 
     def load(self, dtype: torch.dtype) -> torch.Tensor:
         """The tensor on the CPU, dequantized where it is packed, in `dtype`.
@@ -51,6 +57,19 @@ class PlainTensor(StoredTensor, Protocol):
         ...
 
 
+@runtime_checkable
+class BlockTensor(StoredTensor, Protocol):
+    """A matrix that is stored as integers, or may be: `dtype` says whether as ggml's blocks."""
+
+    def packed(self) -> NDArray[np.uint8]:
+        """Its blocks, (rows, bytes per row), C-contiguous; to be left unchanged.
+
+        Raises:
+            CheckpointError: the file has become shorter since it was opened.
+        """
+        ...
+
+
 class Checkpoint(Protocol):
     """A readable checkpoint: a Hugging Face folder or one GGUF file.
 
@@ -63,6 +82,7 @@ class Checkpoint(Protocol):
             are in it too (`tokenizer.ggml.tokens`), as lists.
         generation_config: `generation_config.json` of the folder, or beside the GGUF file; or {}.
         num_bytes: size of all tensors in the file.
+        has_blocks: whether tensors may be `BlockTensor`s.
         has_weights: False where it was opened for its configuration alone.
     """
 
@@ -72,6 +92,7 @@ class Checkpoint(Protocol):
     config: Mapping[str, Any]
     generation_config: Mapping[str, Any]
     num_bytes: int
+    has_blocks: bool
     has_weights: bool
 
     def tensors(self) -> Iterator[StoredTensor]:

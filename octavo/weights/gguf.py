@@ -143,6 +143,7 @@ class GGUFCheckpoint:
     """
 
     format: Literal["safetensors", "gguf"] = "gguf"
+    has_blocks = True
 
     def __init__(self, path: Path, *, has_weights: bool = True) -> None:
         self.path = path

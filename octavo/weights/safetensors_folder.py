@@ -1,7 +1,8 @@
 """Hugging Face folders: config.json, and safetensors in one file or in shards with an index.
 
-Knows the container, not models. Reads no pickle and runs no code from the folder. Opening imports
-no torch. The file format is specified in safetensors' README ("Format").
+Knows the container, not models; a layer of integers comes out as one tensor (`group_tensor`). Reads
+no pickle and runs no code from the folder. Opening imports no torch. The file format is specified
+in safetensors' README ("Format").
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from octavo.errors import CheckpointError, UnsupportedModelError
+from octavo.weights.group_config import read_group_config
+from octavo.weights.group_tensor import GroupTensor, join_groups
 from octavo.weights.sidecar import parse_object, read_generation_config, read_json
 
 if TYPE_CHECKING:
@@ -108,7 +111,7 @@ class FolderCheckpoint:
 
     Raises:
         CheckpointError: a file is missing, truncated, corrupt or contradicts another.
-        UnsupportedModelError: the weights are pickles only.
+        UnsupportedModelError: the weights are pickles only, or quantized in a way that is not read.
     """
 
     format: Literal["safetensors", "gguf"] = "safetensors"
@@ -125,16 +128,27 @@ class FolderCheckpoint:
         self.generation_config: Mapping[str, Any] = read_generation_config(path)
         self.architecture = _architecture(path, self.config)
         self._shards: list[_Shard] = []
-        self._tensors: list[FolderTensor] = []
+        self._tensors: list[FolderTensor | GroupTensor] = []
         try:
-            for file, expected in _weight_files(path).items() if has_weights else ():
-                self._add_shard(path / file, expected)
+            self._tensors += self._read_tensors() if has_weights else []
         except BaseException:
             self.close()
             raise
         self.num_bytes = sum(tensor.num_bytes for tensor in self._tensors)
+        self.has_blocks = any(isinstance(tensor, GroupTensor) for tensor in self._tensors)
 
-    def _add_shard(self, path: Path, expected: set[str] | None) -> None:
+    def _read_tensors(self) -> list[FolderTensor | GroupTensor]:
+        """Out of every shard's header."""
+        try:
+            groups = read_group_config(self.config)
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(f"{self.path / 'config.json'}: {error}") from None
+        tensors: list[FolderTensor] = []
+        for file, expected in _weight_files(self.path).items():
+            tensors += self._read_shard(self.path / file, expected)
+        return list(tensors) if groups is None else join_groups(self.path, groups, tensors)
+
+    def _read_shard(self, path: Path, expected: set[str] | None) -> list[FolderTensor]:
         shard = _Shard(path)
         self._shards.append(shard)
         tensors = shard.tensors()
@@ -145,9 +159,9 @@ class FolderCheckpoint:
                     f"{path}: has no tensor {min(missing)!r}, which {INDEX_FILE} places in it"
                 )
             tensors = [tensor for tensor in tensors if tensor.name in expected]
-        self._tensors += tensors
+        return tensors
 
-    def tensors(self) -> Iterator[FolderTensor]:
+    def tensors(self) -> Iterator[FolderTensor | GroupTensor]:
         """Every tensor once, shard by shard, in the order of their data."""
         return iter(self._tensors)
 
