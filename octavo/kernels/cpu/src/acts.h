@@ -27,7 +27,7 @@ namespace octavo {
 namespace OCTAVO_ISA {
 
 constexpr int kActBytes = 48;     // of one row and block
-constexpr int kSecondBytes = 64;  // of a second code: kActBytes, i32 number of the block
+constexpr int kSecondBytes = 64;  // of a second code: kActBytes, i32 number of its block, SecondPlace
 
 // Second codes of each row. They are as many whatever the numbers are: so a row costs the same
 // everywhere, and its result does not depend on where in a tile it is.
@@ -218,6 +218,41 @@ static inline void quantize_row(const void *x, int64_t at, int32_t dtype, int64_
     memcpy(second + kActBytes, &number, sizeof(number));
     second += kSecondBytes;
     ++found;
+  }
+}
+
+// Which second code of a tile comes next where they are taken by blocks: kept behind the codes.
+struct SecondPlace {
+  int32_t block, entry;
+  int32_t row;
+};
+
+static inline SecondPlace second_at(const uint8_t *second, int64_t i) {
+  SecondPlace place;
+  memcpy(&place, second + i * kSecondBytes + kActBytes + 4, sizeof(place));
+  return place;
+}
+
+// Writes the places of a tile's second codes: by blocks, and by rows within a block, where each row's
+// own order is by blocks already.
+static inline void sort_second(uint8_t *tile, int64_t num_blocks, int rows) {
+  constexpr int kMostRows = 64;
+  const int64_t count = num_second(num_blocks), num_entries = rows * count;
+  uint8_t *second = tile + num_blocks * rows * kActBytes;
+  int64_t taken[kMostRows] = {};
+  for (int64_t i = 0; i < num_entries;) {
+    int32_t least = INT32_MAX, numbers[kMostRows];
+    for (int r = 0; r < rows; ++r) {
+      numbers[r] = INT32_MAX;
+      if (taken[r] < count)
+        memcpy(numbers + r, second + (r * count + taken[r]) * kSecondBytes + kActBytes, 4);
+      if (numbers[r] < least) least = numbers[r];
+    }
+    for (int r = 0; r < rows; ++r) {
+      if (numbers[r] != least) continue;
+      const SecondPlace place = {least, static_cast<int32_t>(r * count + taken[r]++), r};
+      memcpy(second + i++ * kSecondBytes + kActBytes + 4, &place, sizeof(place));
+    }
   }
 }
 

@@ -1,8 +1,10 @@
 // `linear`: activations times packed weights. See blocks.h and acts.h for the two layouts.
 //
-// Panels are shared out among the threads; a thread takes each of its panels through all tiles of
+// Panels are shared out among the threads; a thread takes each of its panels (or pairs of them, where
+// vectors are wide enough) through all tiles of
 // activations, so that weights come from memory once and tiles from the cache.
 #include "dot.h"
+#include "dot_wide.h"
 #include "pool.h"
 
 namespace octavo {
@@ -14,6 +16,7 @@ using DotTile = void (*)(const uint8_t *codes, const uint8_t *scales, int64_t nu
 
 constexpr int kMaxParts = 8;
 constexpr int64_t kCachedActs = 256 << 10;  // bytes of activations that stay in a core's cache
+constexpr int64_t kLeastCachedRows = 48;
 constexpr int64_t kLeastWork = 1 << 16;     // products per piece: some 2 us
 
 template <int32_t kType>
@@ -45,15 +48,37 @@ DotTile dot_for(int32_t type, int rows) {
   }
 }
 
+#if defined(OCTAVO_HAS_PAIRS)
+using DotPair = void (*)(const uint8_t *a, const uint8_t *b, int64_t scales, int64_t num_blocks,
+                         const uint8_t *acts, int rows, float *totals);
+
+DotPair pair_for(int32_t type) {
+  switch (type) {
+    case kQ4_0: return dot_pair<kQ4_0>;
+    case kQ4_1: return dot_pair<kQ4_1>;
+    case kQ5_0: return dot_pair<kQ5_0>;
+    case kQ5_1: return dot_pair<kQ5_1>;
+    case kQ8_0: return dot_pair<kQ8_0>;
+    case kQ4_K: return dot_pair<kQ4_K>;
+    case kQ5_K: return dot_pair<kQ5_K>;
+    case kQ6_K: return dot_pair<kQ6_K>;
+    default: return nullptr;
+  }
+}
+#endif
+
 struct Part {
   Header header;
   const uint8_t *panels;
-  int64_t first_panel;  // among all parts'
+  int64_t first_unit;  // among all parts'
   int64_t first_row;
   DotTile wide, narrow;  // for tiles of `tile_rows` and of one fewer
+#if defined(OCTAVO_HAS_PAIRS)
+  DotPair pair;
+#endif
 };
 
-// Rows are cut into `num_wide` tiles of `tile_rows` and then tiles of one row fewer.
+// Threads share out the matrix's rows by units: panels, or pairs of them. Activations' rows are cut into `num_wide` tiles of `tile_rows` and then tiles of one row fewer.
 struct Job {
   const void *x;
   const void *bias;
@@ -71,18 +96,27 @@ struct Job {
   uint8_t *acts_of(int64_t tile) const { return acts + row_of(tile) * row_bytes; }
 };
 
-void quantize_tiles(void *context, int64_t begin, int64_t end, int32_t) {
+void quantize_rows(void *context, int64_t begin, int64_t end, int32_t) {
   const Job &job = *static_cast<const Job *>(context);
-  for (int64_t tile = begin; tile < end; ++tile) {
-    const int rows = job.rows_of(tile);
-    for (int r = 0; r < rows; ++r) {
-      const int64_t row = job.begin_row + job.row_of(tile) + r;
-      quantize_row(job.x, row * job.x_stride, job.dtype, job.num_blocks, job.acts_of(tile), rows, r);
-    }
+  for (int64_t row = begin; row < end; ++row) {
+    int64_t tile = row / job.tile_rows;
+    if (tile >= job.num_wide)
+      tile = job.num_wide + (row - job.num_wide * job.tile_rows) / (job.tile_rows - 1);
+    const int r = static_cast<int>(row - job.row_of(tile));
+    quantize_row(job.x, (job.begin_row + row) * job.x_stride, job.dtype, job.num_blocks,
+                 job.acts_of(tile), job.rows_of(tile), r);
   }
 }
 
-// One row's 8 results, or fewer at the matrix's end, to where they belong.
+#if defined(OCTAVO_HAS_PAIRS)
+void sort_tiles(void *context, int64_t begin, int64_t end, int32_t) {
+  const Job &job = *static_cast<const Job *>(context);
+  for (int64_t tile = begin; tile < end; ++tile)
+    sort_second(job.acts_of(tile), job.num_blocks, job.rows_of(tile));
+}
+#endif
+
+// One row's results of a unit, `count` of them, to where they belong.
 void store(const Job &job, int64_t row, int64_t column, int64_t count, float *values) {
   if (job.bias != nullptr)
     for (int64_t i = 0; i < count; ++i) values[i] += load_element(job.bias, column + i, job.dtype);
@@ -104,9 +138,9 @@ void multiply_panels(void *context, int64_t begin, int64_t end, int32_t) {
   const Job &job = *static_cast<const Job *>(context);
   int at = 0;
   for (int64_t i = begin; i < end; ++i) {
-    while (at + 1 < job.num_parts && i >= job.parts[at + 1].first_panel) ++at;
+    while (at + 1 < job.num_parts && i >= job.parts[at + 1].first_unit) ++at;
     const Part &part = job.parts[at];
-    const int64_t panel = i - part.first_panel;
+    const int64_t panel = i - part.first_unit;
     const uint8_t *codes = part.panels + panel * part.header.panel_bytes;
     const uint8_t *scales = codes + part.header.code_bytes;
     const int64_t left = part.header.rows - panel * kPanel;
@@ -123,6 +157,35 @@ void multiply_panels(void *context, int64_t begin, int64_t end, int32_t) {
   }
 }
 
+#if defined(OCTAVO_HAS_PAIRS)
+void multiply_pairs(void *context, int64_t begin, int64_t end, int32_t) {
+  const Job &job = *static_cast<const Job *>(context);
+  const bool is_plain = job.dtype == 0 && job.bias == nullptr;
+  int at = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    while (at + 1 < job.num_parts && i >= job.parts[at + 1].first_unit) ++at;
+    const Part &part = job.parts[at];
+    const int64_t panel = 2 * (i - part.first_unit), left = part.header.rows - panel * kPanel;
+    const uint8_t *a = part.panels + panel * part.header.panel_bytes;
+    const uint8_t *b = left > kPanel ? a + part.header.panel_bytes : a;  // a last one is its own pair
+    const int64_t column = part.first_row + panel * kPanel;
+    for (int64_t tile = 0; tile < job.num_tiles; ++tile) {
+      const int rows = job.rows_of(tile);
+      alignas(64) float out[kPair * kPairTile];
+      part.pair(a, b, part.header.code_bytes, job.num_blocks, job.acts_of(tile), rows, out);
+      const int64_t row = job.begin_row + job.row_of(tile);
+      if (is_plain && left >= kPair) {
+        float *y = static_cast<float *>(job.y) + row * job.y_stride + column;
+        for (int r = 0; r < rows; ++r, y += job.y_stride) memcpy(y, out + kPair * r, sizeof(float) * kPair);
+      } else {
+        for (int r = 0; r < rows; ++r)
+          store(job, row + r, column, left < kPair ? left : kPair, out + kPair * r);
+      }
+    }
+  }
+}
+#endif
+
 }  // namespace
 
 // y[i] = x[i] W^T + bias for `num_rows` rows, where W's rows are those of all packed parts (at most
@@ -138,41 +201,56 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
   job.y_stride = y_stride;
   job.dtype = dtype;
   job.num_parts = 0;
-  int64_t num_all_panels = 0, num_all_rows = 0, next = 0;
+  int64_t num_units = 0, num_all_rows = 0, next = 0;
+  int unit_rows = kPanel, max_tile = kMaxTile;
+  Piece multiply = multiply_panels;
+#if defined(OCTAVO_HAS_PAIRS)
+  if (num_rows > 1) {  // one row waits for memory, and half as many pieces wait longer
+    unit_rows = kPair;
+    max_tile = kPairTile;
+    multiply = multiply_pairs;
+  }
+#endif
   do {
     Part &part = job.parts[job.num_parts++];
     packed += next;
     memcpy(&part.header, packed, sizeof(Header));
     part.panels = packed + sizeof(Header);
-    part.first_panel = num_all_panels;
+    part.first_unit = num_units;
     part.first_row = num_all_rows;
-    num_all_panels += num_panels(part.header.rows);
+    num_units += (part.header.rows + unit_rows - 1) / unit_rows;
     num_all_rows += part.header.rows;
     next = part.header.next;
   } while (next != 0 && job.num_parts < kMaxParts);
   const int64_t cols = job.parts[0].header.cols;
   job.num_blocks = cols / kBlock;
   const int64_t row_bytes = job.row_bytes = act_row_bytes(job.num_blocks);
-  int64_t most_rows = kCachedActs / row_bytes / kMaxTile * kMaxTile;
-  if (most_rows < 8 * kMaxTile) most_rows = 8 * kMaxTile;
+  int64_t most_rows = kCachedActs / row_bytes / max_tile * max_tile;
+  if (most_rows < kLeastCachedRows) most_rows = kLeastCachedRows;
   if (most_rows > num_rows) most_rows = num_rows;
   job.acts = static_cast<uint8_t *>(scratch(0, most_rows * row_bytes));
   if (job.acts == nullptr) return;
   for (job.begin_row = 0; job.begin_row < num_rows; job.begin_row += most_rows) {
     const int64_t left = num_rows - job.begin_row;
     const int64_t rows = left < most_rows ? left : most_rows;
-    job.num_tiles = (rows + kMaxTile - 1) / kMaxTile;
+    job.num_tiles = (rows + max_tile - 1) / max_tile;
     job.tile_rows = static_cast<int32_t>((rows + job.num_tiles - 1) / job.num_tiles);
     job.num_wide = job.num_tiles - (job.num_tiles * job.tile_rows - rows);
     for (int i = 0; i < job.num_parts; ++i) {
-      job.parts[i].wide = dot_for(job.parts[i].header.type, job.tile_rows);
-      job.parts[i].narrow = dot_for(job.parts[i].header.type, job.tile_rows - 1);
+      Part &part = job.parts[i];
+#if defined(OCTAVO_HAS_PAIRS)
+      part.pair = pair_for(part.header.type);
+#endif
+      part.wide = dot_for(part.header.type, job.tile_rows);
+      part.narrow = dot_for(part.header.type, job.tile_rows - 1);
     }
-    const int64_t least_tiles = kLeastWork / 16 / (cols * job.tile_rows) + 1;
-    parallel_for(job.num_tiles, least_tiles, quantize_tiles, &job);
-    const int64_t least_panels = kLeastWork / (cols * kPanel * rows) + 1;
-    const int64_t share = num_all_panels / (4 * num_threads()) + 1;
-    parallel_for(num_all_panels, share > least_panels ? share : least_panels, multiply_panels, &job);
+    parallel_for(rows, kLeastWork / 16 / cols + 1, quantize_rows, &job);
+#if defined(OCTAVO_HAS_PAIRS)
+    if (unit_rows == kPair) parallel_for(job.num_tiles, 4, sort_tiles, &job);
+#endif
+    const int64_t least_units = kLeastWork / (cols * unit_rows * rows) + 1;
+    const int64_t share = num_units / (4 * num_threads()) + 1;
+    parallel_for(num_units, share > least_units ? share : least_units, multiply, &job);
   }
 }
 
