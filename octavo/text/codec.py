@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     import tokenizers
 
+    from octavo.text.pieces import PieceTokenizer
+
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 PER_BYTE = "octavo.replace_each_byte"
@@ -88,7 +90,7 @@ class TokenCodec:
         return text[min(self.num_stripped_spaces, num_spaces) :]
 
 
-def read_codec(backend: tokenizers.Tokenizer) -> TokenCodec | None:
+def read_codec(backend: tokenizers.Tokenizer | PieceTokenizer) -> TokenCodec | None:
     """The codec that does what the tokenizer's decoder does, or None for a decoder of another kind
     (WordPiece, Metaspace, CTC), whose tokens have no bytes of their own.
     """

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer
 
 from octavo.errors import CheckpointError
-from octavo.text.gguf import bos_eos_processor
+from octavo.text.gguf_common import bos_eos_processor
 from octavo.text.parts import TokenizerParts
 
 if TYPE_CHECKING:

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
     import tokenizers
 
+    from octavo.text.pieces import PieceTokenizer
+
 
 @dataclass(frozen=True)
 class TokenizerParts:
     """Everything that `Tokenizer` is made of.
 
     Attributes:
-        backend: the fast tokenizer, complete; nobody changes it after this.
+        backend: the fast tokenizer, or its native stand-in, complete; nobody changes it after this.
         vocab_size: every id of a token is below it.
         special_tokens: `bos_token`, `eos_token`, ... and their texts, where the file names them.
         eos_token_ids: every id that ends generation.
@@ -27,7 +29,7 @@ class TokenizerParts:
         tool_template: Jinja source for requests that bring tools, where the file has one apart.
     """
 
-    backend: tokenizers.Tokenizer
+    backend: tokenizers.Tokenizer | PieceTokenizer
     vocab_size: int
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     eos_token_ids: frozenset[int] = frozenset()

@@ -15,10 +15,13 @@ from octavo.text.chat import ChatTemplate
 from octavo.text.codec import read_codec
 from octavo.text.folder import parts_from_folder
 from octavo.text.gguf import parts_from_gguf
+from octavo.text.pieces import PieceTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    import tokenizers
 
     from octavo.text.parts import TokenizerParts
 
@@ -103,7 +106,9 @@ class Tokenizer:
         Raises:
             InvalidRequestError: a text is not Unicode, or `max_len` leaves no room for a text.
         """
-        backend = self._backend
+        if second is None and max_len is None:
+            return self.encode(first, add_special_tokens=add_special_tokens), None
+        backend = self._full()
         try:
             if max_len is None:
                 encoding = backend.encode(first, second, add_special_tokens=add_special_tokens)
@@ -142,7 +147,7 @@ class Tokenizer:
         replaces a whole run of byte tokens when one of them is broken.
         """
         if self.codec is None:
-            return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+            return self._full().decode(list(ids), skip_special_tokens=skip_special_tokens)
         hidden = self.special_token_ids if skip_special_tokens else frozenset()
         data = b"".join([self.token_bytes(i) for i in ids if i not in hidden])
         return self.codec.strip_start(data.decode("utf-8", self.codec.errors))
@@ -161,7 +166,7 @@ class Tokenizer:
         elif self.codec is not None:
             data = self.codec.encode_piece(piece)
         else:
-            data = self._backend.decode([token_id], skip_special_tokens=False).encode()
+            data = self._full().decode([token_id], skip_special_tokens=False).encode()
         self._bytes[token_id] = data
         return data
 
@@ -187,7 +192,12 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The vocabulary and its rules as the library `tokenizers` writes them."""
-        return self._backend.to_str()
+        return self._full().to_str()
+
+    def _full(self) -> tokenizers.Tokenizer:
+        """The library's tokenizer, also where a part of it does for most."""
+        backend = self._backend
+        return backend.full if isinstance(backend, PieceTokenizer) else backend
 
     def require_chat_template(self) -> ChatTemplate:
         """The chat template.

@@ -15,7 +15,7 @@ from typing import Any
 from octavo.config import default_cpu_isa
 
 LIBRARY_NAME = "liboctavo_cpu.so"
-ABI = 2
+ABI = 3
 """`OCTAVO_ABI` of src/abi.h."""
 
 OFF = "off"
@@ -35,6 +35,11 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "decode_rows": (_INT, [_POINTER, _POINTER, _LONG, _POINTER, _INT]),
     "linear": (None, [_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _LONG, _INT]),
     "run": (None, [_POINTER, _LONG, _POINTER]),
+    "sample": (None, [_POINTER]),
+    "pieces_new": (_POINTER, [ctypes.c_char_p, _LONG, _LONG, _POINTER, ctypes.c_char_p]),
+    "pieces_free": (None, [_POINTER]),
+    "pieces_find": (_INT, [_POINTER, ctypes.c_char_p, _LONG]),
+    "pieces_encode": (_LONG, [_POINTER, ctypes.c_char_p, _LONG, _INT, _POINTER]),
 }
 """Result and parameters of each exported `octavo_...`, as in src/abi.h and src/kernels.def."""
 
@@ -99,7 +104,8 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         abi = loaded.octavo_abi
     except (OSError, AttributeError) as error:
         return None, f"{path} cannot be loaded: {error}"
-    if abi() != ABI:
+    has_all = all(hasattr(loaded, f"octavo_{name}") for name in _PROTOTYPES)
+    if abi() != ABI or not has_all:
         return None, f"{path} is of another version of Octavo; install it again"
     for name, (result, parameters) in _PROTOTYPES.items():
         function = getattr(loaded, f"octavo_{name}")

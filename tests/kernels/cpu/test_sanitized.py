@@ -14,7 +14,9 @@ from octavo.kernels import cpu
 from octavo.kernels.cpu.build import build
 from tests.full import FULL
 
-DRIVERS = [Path(__file__).parent / name for name in ("driver.cpp", "plan_driver.cpp")]
+DRIVERS = [
+    Path(__file__).parent / name for name in ("driver.cpp", "plan_driver.cpp", "pieces_driver.cpp")
+]
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 
 

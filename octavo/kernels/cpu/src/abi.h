@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#define OCTAVO_ABI 2
+#define OCTAVO_ABI 3
 #define OCTAVO_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Element types of activations.
@@ -41,3 +41,22 @@ OCTAVO_EXPORT int32_t octavo_pack(int32_t type, const uint8_t *stored, const int
 // about `out`, where an id leaves [0, rows).
 OCTAVO_EXPORT int32_t octavo_decode_rows(const uint8_t *packed, const int64_t *ids, int64_t count,
                                          void *out, int32_t dtype);
+
+// --- Texts to ids by a SentencePiece vocabulary that has no merges (pieces.cpp).
+
+// The pieces, UTF-8, with a 0 between each two; ids are their places. `ranks`, if not null, says of
+// each piece how early it is made, the lowest first; else its id does. Those with `whole` stay one
+// token wherever a text has them. Null where a piece is empty, two are equal, or one is missing of
+// those for single bytes (<0x0A>) and the space (U+2581).
+OCTAVO_EXPORT void *octavo_pieces_new(const char *text, int64_t num_bytes, int64_t count,
+                                      const int32_t *ranks, const uint8_t *whole);
+OCTAVO_EXPORT void octavo_pieces_free(void *pieces);
+
+// The id of a piece, or -1.
+OCTAVO_EXPORT int32_t octavo_pieces_find(const void *pieces, const char *text, int64_t len);
+
+// Ids of a text in UTF-8 into `ids`, room for 2 * len + 1; how many, or -1 without memory. `prefix`
+// puts a space before: nothing (0), a text that does not begin with one (1), each stretch between
+// pieces that stay whole (2). Any number of threads may call it at once.
+OCTAVO_EXPORT int64_t octavo_pieces_encode(const void *pieces, const char *text, int64_t len,
+                                           int32_t prefix, int32_t *ids);
