@@ -15,7 +15,8 @@ from octavo.kernels.cpu.build import build
 from tests.full import FULL
 
 DRIVERS = [
-    Path(__file__).parent / name for name in ("driver.cpp", "plan_driver.cpp", "pieces_driver.cpp")
+    Path(__file__).parent / name
+    for name in ("driver.cpp", "plan_driver.cpp", "pieces_driver.cpp", "sample_driver.cpp")
 ]
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 
