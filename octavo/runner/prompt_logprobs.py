@@ -136,7 +136,7 @@ def report_prompt(
         token_ids, nums = on_device[part], tokens.num_logprobs[part]
         places = np.arange(len(nums))
         if staging is None:
-            parts.append(report(logits.float(), token_ids, nums, places))
+            parts.append(report(logits, token_ids, nums, places))
             continue
         from octavo.kernels.logprobs import report_logprobs
 

@@ -1,7 +1,9 @@
 """Log-probabilities and ranks of sampled tokens and of the most probable ones, under raw logits.
 
-Made in torch for any device, or by `kernels/logprobs.py`, and read on the host once the device has
-come so far. Shapes: m rows of a batch, v vocabulary.
+Made in torch for any device, by native code on a CPU (`kernels/cpu/sampling.py`), or by
+`kernels/logprobs.py`, and read on the host once the device has come so far.
+
+Shapes: m rows of a batch, v vocabulary.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from octavo.kernels import cpu
+from octavo.kernels.cpu import sampling as native
 from octavo.runner.order import below_max, order_keys, smallest, token_ids_of
 from octavo.types import PositionLogprobs, TokenLogprob
 
@@ -63,10 +67,25 @@ class TorchReports:
         return entries
 
 
+def can_be_native(logits: torch.Tensor) -> bool:
+    """Whether native code may sample from these logits and report them."""
+    return (
+        logits.device.type == "cpu"
+        and logits.dtype in native.DTYPES
+        and logits.stride(1) == 1
+        and cpu.why_not() is None
+    )
+
+
 def report(
     raw: torch.Tensor, token_ids: torch.Tensor, num_logprobs: NDArray[np.int32], places: Rows
-) -> TorchReports:
+) -> Reports:
     """Log-probabilities under the raw logits [m, v], for tokens [m]."""
+    if can_be_native(raw):
+        most = min(int(num_logprobs.max()), raw.shape[1])
+        packed = native.report(raw, token_ids, most)
+        return PackedReports(packed, places, num_logprobs, raw.shape[1])
+    raw = raw.float()
     logprobs = torch.log_softmax(-below_max(raw), dim=-1)
     picked = token_ids[:, None]
     ranks = (raw > raw.gather(1, picked)).sum(dim=-1) + 1
@@ -89,7 +108,7 @@ class PackedReports:
     """Log-probabilities of m rows, on the host or on their way there.
 
     Attributes:
-        packed: [m, 3 + 3 * `NUM_TOP`], see `report_logprobs`.
+        packed: [m, 3 + 3 * most] int32, see `report_logprobs` and `native.sample`.
         places: [m] which rows of the batch.
         num_logprobs: [m] how many of the most probable tokens each row asked for.
         vocab_size: the most there are.

@@ -98,6 +98,8 @@ class ModelRunner:
         self.device = pick_device(config.device)
         if self.device.type == "cpu":
             torch.set_num_threads(config.num_threads or num_cores())
+            if native.why_not() is None:
+                native.set_num_threads(torch.get_num_threads())
         else:
             torch.cuda.set_device(self.device)  # where Triton launches
         dtype = pick_dtype(config, checkpoint, self.device)

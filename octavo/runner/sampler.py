@@ -10,22 +10,27 @@ need no order among tokens, so their distribution is accumulated in token order;
 accumulated from the most probable token down, ties by lower token id. (Steps that are queued on a
 GPU sample by `special.py`'s kernels: the same distributions, accumulated in another order.)
 
+On a CPU all this is one call of native code where the library is (`kernels/cpu/sampling.py`); torch
+does it elsewhere. Both choose the same token, but for the rounding of float32.
+
 Shapes: n rows, v vocabulary, c candidates (the c most probable tokens), m rows of a subset.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo.kernels.cpu import sampling as native
 from octavo.runner.changes import RowChanges, change_logits, changes_of
 from octavo.runner.order import INT32_MAX, below_max, order_keys, smallest, token_ids_of
 from octavo.runner.philox import uniform
-from octavo.runner.reports import report
+from octavo.runner.reports import PackedReports, can_be_native, report
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +57,7 @@ class SamplerRows:
         temperature: float32, 0 is greedy.
         top_k: int32, 0 keeps all.
         top_p, min_p: float32.
+        farthest: float32, min-p's largest distance to the largest logit, over temperature.
         seed: uint64.
         num_logprobs, num_prompt_logprobs: int32, -1 for none.
         num_prompt_tokens: int64.
@@ -66,6 +72,7 @@ class SamplerRows:
         self.top_k = np.zeros(max_num_seqs, np.int32)
         self.top_p = np.ones(max_num_seqs, np.float32)
         self.min_p = np.zeros(max_num_seqs, np.float32)
+        self.farthest = np.full(max_num_seqs, np.inf, np.float32)
         self.seed = np.zeros(max_num_seqs, np.uint64)
         self.num_logprobs = np.full(max_num_seqs, -1, np.int32)
         self.num_prompt_logprobs = np.full(max_num_seqs, -1, np.int32)
@@ -78,6 +85,11 @@ class SamplerRows:
     def are_greedy(self, rows: Rows) -> bool:
         """Whether all of `rows` take the token of the largest logit, and report nothing."""
         return bool((self.is_plain[rows] & (self.temperature[rows] == 0)).all())
+
+    @cached_property
+    def parameters(self) -> native.Parameters:
+        """For native sampling."""
+        return native.Parameters(self.temperature, self.top_k, self.top_p, self.farthest, self.seed)
 
     @property
     def seed_words(self) -> NDArray[np.int32]:
@@ -94,6 +106,8 @@ class SamplerRows:
         self.top_k[row] = min(max(params.top_k, 0), INT32_MAX)
         self.top_p[row] = max(params.top_p, float(_FLOAT32.tiny))
         self.min_p[row] = params.min_p
+        with np.errstate(divide="ignore"):
+            self.farthest[row] = -np.log(self.min_p[row])
         self.seed[row] = init.seed % 2**64  # two's complement of a signed seed
         self.num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
         asked = params.prompt_logprobs
@@ -151,11 +165,18 @@ def sample(
         tokens: [R, t] tokens of every row; may be None if no row has bad words or penalties.
         masks: by place among the n rows, see `masks.py`.
     """
-    logits = logits.float()
+    changes = bool(state.changes or masks)
+    is_native = can_be_native(logits)
+    if changes or not is_native:
+        logits = logits.float()
     asking = np.flatnonzero(state.num_logprobs[rows] >= 0)
-    raw = logits[_index(asking, logits)] if asking.size else None  # a copy: changes come later
+    raw: torch.Tensor | None = None
+    if asking.size and (changes or not is_native):
+        raw = logits[_index(asking, logits)]  # a copy: changes come later
 
     change_logits(logits, rows, positions, state.changes, tokens, masks or {})
+    if is_native:
+        return _sample_natively(logits, rows, positions, state, asking, raw)
     random = state.temperature[rows] > 0
     if random.all():
         token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
@@ -176,6 +197,23 @@ def sample(
         return Sampled(token_ids, None)
     picked = token_ids[_index(asking, logits)]
     return Sampled(token_ids, report(raw, picked, state.num_logprobs[rows[asking]], asking))
+
+
+def _sample_natively(
+    logits: torch.Tensor,
+    rows: Rows,
+    positions: Rows,
+    state: SamplerRows,
+    asking: Rows,
+    raw: torch.Tensor | None,
+) -> Sampled:
+    """Choose and report in one call; `raw` are the logits of the rows that ask, if not the same."""
+    nums = state.num_logprobs[rows[asking]]
+    most = min(int(nums.max(initial=0)), logits.shape[1])
+    token_ids, packed = native.sample(logits, rows, positions, state.parameters, asking, most, raw)
+    if packed is None:
+        return Sampled(token_ids, None)
+    return Sampled(token_ids, PackedReports(packed, asking, nums, logits.shape[1]))
 
 
 def _index(indices: Rows, like: torch.Tensor) -> torch.Tensor:
@@ -205,10 +243,8 @@ def _scale(
     than -log(min_p).
     """
     distance = below_max(logits).div_(_column(state.temperature[rows], logits))
-    with np.errstate(divide="ignore"):
-        farthest = -np.log(state.min_p[rows])
     # softmax, and not a sum: its reductions never depend on the number of rows.
-    return torch.softmax(-distance, dim=-1), distance, _column(farthest, logits)
+    return torch.softmax(-distance, dim=-1), distance, _column(state.farthest[rows], logits)
 
 
 def _draw(

@@ -15,10 +15,21 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from octavo.kernels import cpu
 from octavo.runner import sampler
 from octavo.runner.philox import uniform
 from octavo.runner.sampler import SamplerRows, sample
 from octavo.types import PositionLogprobs, RowInit, SamplingParams
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Native code, where the library is there, and torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(cpu, "why_not", lambda: "torch's turn")
+    elif (why_not := cpu.why_not()) is not None:
+        pytest.skip(why_not)
+    return str(request.param)
 
 
 def rows_of(

@@ -9,7 +9,7 @@ Shapes: n rows, v vocabulary, R rows of the request table, m rows that are repor
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -73,14 +73,20 @@ class Parameters:
         farthest: NDArray[np.float32],
         seed: NDArray[np.uint64],
     ) -> None:
-        self._arrays = (temperature, top_k, top_p, farthest, seed)
-        names = ("temperature", "top_k", "top_p", "farthest", "seed")
-        types = ("float32", "int32", "float32", "float32", "uint64")
+        arrays: dict[str, NDArray[Any]] = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "farthest": farthest,
+            "seed": seed,
+        }
+        dtypes = ("float32", "int32", "float32", "float32", "uint64")
         self._asked = Sampling()
-        for name, dtype, array in zip(names, types, self._arrays, strict=True):
+        for (name, array), dtype in zip(arrays.items(), dtypes, strict=True):
             assert array.dtype == dtype
             assert array.flags.c_contiguous
             setattr(self._asked, name, array.ctypes.data)
+        self._keep = arrays
 
     def asked(self) -> Sampling:
         """A new one that points to them."""
