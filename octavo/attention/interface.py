@@ -123,7 +123,8 @@ class RotaryArgs:
     """What becomes of one layer's queries and keys before they meet: the same in every step.
 
     Attributes:
-        table: [longest sequence, d] float32, cosines of each position, then sines.
+        table: [longest sequence, d] float32, cosines of each position, then sines; complete unless
+            the backend `extends_tables`.
         q_norm, k_norm: [d] weights of an RMS norm over each head before the rotation, or None.
         eps, offset: of these norms: x / sqrt(mean(x^2) + eps) * (offset + weight).
     """
@@ -191,7 +192,13 @@ class AttentionBackend(Protocol):
 
 
 class RotatingBackend(AttentionBackend, Protocol):
-    """A backend that turns queries and keys itself, in one pass with the writing of the cache."""
+    """A backend that turns queries and keys itself, in one pass with the writing of the cache.
+
+    Attributes:
+        extends_tables: it has `Rotary.extend` fill in a table's rows before a step needs them.
+    """
+
+    extends_tables: bool
 
     def rotate_and_write(
         self, qkv: torch.Tensor, args: RotaryArgs, cache: torch.Tensor, meta: Any

@@ -140,6 +140,7 @@ class TritonAttention:
 
     name = "triton"
     fuses_rotary = True
+    extends_tables = False
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ published with Llama 3.1).
 from __future__ import annotations
 
 import math
+import mmap
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from octavo.layers.batch import ForwardBatch
+
+CHUNK_ROWS = 512
+"""Rows that are computed at a time: what lies between stays in a processor's cache."""
 
 Rope = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines of a batch's positions, [t, 1, head_dim / 2] each."""
@@ -43,6 +47,7 @@ class Rotary(nn.Module):
         self.head_dim, self.max_len = head_dim, max_len
         self.inv_freq = inverse_frequencies(head_dim, theta, scaling)
         self._table: torch.Tensor | None = None
+        self._num_rows = 0
 
     def divide_frequencies(self, factors: torch.Tensor) -> None:
         """Apply per-frequency factors that a checkpoint brings (GGUF's `rope_freqs`).
@@ -57,17 +62,54 @@ class Rotary(nn.Module):
 
         Made by the first call, which must not be captured in a CUDA graph, and kept.
         """
+        table = self.open_table(device)
+        self.extend(self.max_len)
+        return table
+
+    def open_table(self, device: torch.device) -> torch.Tensor:
+        """The same table, of which only the rows that `extend` was asked for are filled in.
+
+        On a CPU the others take no memory yet: a long context's whole table is tens of megabytes
+        and as many milliseconds.
+        """
         if self._table is None or self._table.device != device:
-            steps = torch.arange(self.max_len, dtype=torch.float32, device=device)
-            angles = torch.outer(steps, self.inv_freq.to(device))
-            self._table = torch.cat((angles.cos(), angles.sin()), dim=-1)
+            shape = (self.max_len, self.head_dim)
+            if device.type == "cpu":
+                memory = mmap.mmap(-1, max(4 * self.max_len * self.head_dim, 1))
+                flat = torch.frombuffer(memory, dtype=torch.float32, count=math.prod(shape))
+                self._table = flat.view(shape)
+            else:
+                self._table = torch.empty(shape, dtype=torch.float32, device=device)
+            self._num_rows = 0
         return self._table
+
+    def extend(self, num_positions: int) -> None:
+        """Fill in the rows of the first `num_positions` positions, and more at once, if there is a
+        table.
+        """
+        table = self._table
+        if table is None or num_positions <= self._num_rows:
+            return
+        inv_freq, half = self.inv_freq.to(table.device), self.head_dim // 2
+        end = min(max(num_positions, 2 * self._num_rows, CHUNK_ROWS), self.max_len)
+        for start in range(self._num_rows, end, CHUNK_ROWS):
+            stop = min(start + CHUNK_ROWS, end)
+            steps = torch.arange(start, stop, dtype=torch.float32, device=table.device)
+            angles = torch.outer(steps, inv_freq)
+            table[start:stop, :half] = angles.cos()
+            table[start:stop, half:] = angles.sin()
+        self._num_rows = end
 
     def forward(self, batch: ForwardBatch) -> Rope | None:
         """What layers of this batch rotate by; None if its attention rotates by the table."""
         if batch.backend.fuses_rotary:
             return None
-        rows = self.table(batch.positions.device).index_select(0, batch.positions).unsqueeze(1)
+        table = self.open_table(batch.positions.device)
+        if table.device.type == "cpu":
+            self.extend(int(batch.positions.max()) + 1)
+        else:
+            self.extend(self.max_len)  # where to look at a position would wait for the device
+        rows = table.index_select(0, batch.positions).unsqueeze(1)
         cos, sin = rows.chunk(2, dim=-1)
         return cos, sin
 

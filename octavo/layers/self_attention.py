@@ -81,7 +81,9 @@ class SelfAttention(nn.Module):
         cache, backend, meta = batch.kv_caches[self.index], batch.backend, batch.meta
         if rope is None:
             rotating = cast("RotatingBackend", backend)
-            args = self._rotary_args or self._make_rotary_args(qkv.device)
+            args = self._rotary_args or self._make_rotary_args(
+                qkv.device, is_open=rotating.extends_tables
+            )
             q_thd = rotating.rotate_and_write(qkv, args, cache, meta)
             out_thd = rotating.attend(self.layer, q_thd, cache, meta)
         else:
@@ -104,8 +106,9 @@ class SelfAttention(nn.Module):
         k_tkd = rotate(self.k_norm(qkv_tjd[:, heads : heads + kv_heads]), *rope)
         return q_thd, k_tkd, v_tkd
 
-    def _make_rotary_args(self, device: torch.device) -> RotaryArgs:
-        table = self.rotary.table(device)
+    def _make_rotary_args(self, device: torch.device, *, is_open: bool) -> RotaryArgs:
+        rotary = self.rotary
+        table = rotary.open_table(device) if is_open else rotary.table(device)
         if self.q_norm is None or self.k_norm is None:
             args = RotaryArgs(table)
         else:

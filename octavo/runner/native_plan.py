@@ -26,6 +26,7 @@ from octavo.kernels.cpu.plan import (
 )
 from octavo.layers.batch import ForwardBatch
 from octavo.layers.embedding import Embedding
+from octavo.layers.rotary import Rotary
 from octavo.layers.symbol import CannotRecordError, Symbol
 from octavo.quant.gguf_native import BLOCKS
 
@@ -61,6 +62,7 @@ class PlanRecorder:
 
     name = "recorder"
     fuses_rotary = True
+    extends_tables = True
 
     def __init__(self, spec: AttentionSpec) -> None:
         self._spec = spec
@@ -208,6 +210,7 @@ class NativePlan:
         self._num_hidden_ops = len(recorder.recorded)
         recorder.logits(model, hidden)
         self._recorded, self._keep = recorder.recorded, recorder.keep
+        self._rotaries = [module for module in model.modules() if isinstance(module, Rotary)]
         self._hidden = hidden
         self._vocab_size, self._dtype = model.shape.vocab_size, spec.dtype
         self._max_rows = 0
@@ -257,6 +260,9 @@ class NativePlan:
         for tensor in (batch.token_ids, batch.positions, indices):
             assert tensor.dtype == torch.int64
             assert tensor.is_contiguous()
+        num_positions = int(batch.positions.max()) + 1
+        for rotary in self._rotaries:
+            rotary.extend(num_positions)
         num_tokens, num_logits = len(batch.token_ids), len(indices)
         if max(num_tokens, num_logits) > self._max_rows:
             self._bind(max(num_tokens, num_logits))

@@ -16,6 +16,7 @@ from octavo.kernels import cpu
 from octavo.kernels.cpu.plan import Kind
 from octavo.layers.batch import ForwardBatch
 from octavo.layers.mlp import MLP
+from octavo.layers.rotary import Rotary
 from octavo.runner.forward import LayerByLayer
 from octavo.runner.native_plan import LEAST_ROWS, NativePlan
 from octavo.runner.runner import ModelRunner
@@ -114,6 +115,25 @@ def test_a_recorded_step_computes_what_the_layers_do(name: str, folders: dict[st
     plan.times = torch.zeros(len(plan.kinds), dtype=torch.int64)
     assert torch.equal(plan.logits(make_batch(runner, steps[-1])), got)
     assert all(plan.times[place] > 0 for place, kind in enumerate(plan.kinds) if kind == Kind.DENSE)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma 3"])
+@torch.inference_mode()
+def test_angles_are_there_when_their_positions_come(
+    name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = make_runner(folders[name])
+    for module in complete.model.modules():
+        if isinstance(module, Rotary):
+            module.table(complete.device)
+    monkeypatch.setattr("octavo.layers.rotary.CHUNK_ROWS", 4)
+    growing = make_runner(folders[name])
+    for seqs in ([(3, 0)], [(1, 3), (5, 0)], [(1, 4), (1, 5), (60, 0)], [(1, 60), (1, 125)]):
+        got, want = (
+            runner._steps._forward.logits(make_batch(runner, seqs)).clone()  # type: ignore[union-attr]
+            for runner in (growing, complete)
+        )
+        assert torch.equal(got, want)
 
 
 @torch.inference_mode()

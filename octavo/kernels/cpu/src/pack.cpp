@@ -9,19 +9,9 @@
 namespace octavo {
 namespace {
 
-// Codes of one stored block of 5 or 6 bits or of 256 columns, in the order of its columns.
+// Codes of one stored block of 256 columns, in their order.
 void read_codes(int32_t type, const uint8_t *block, uint8_t *codes) {
   switch (type) {
-    case kQ5_0:
-    case kQ5_1: {
-      const uint8_t *top = block + (type == kQ5_1 ? 4 : 2), *qs = top + 4;
-      for (int i = 0; i < 16; ++i) {
-        codes[i] = qs[i] & 15;
-        codes[16 + i] = qs[i] >> 4;
-      }
-      for (int i = 0; i < 32; ++i) codes[i] |= (top[i / 8] >> i % 8 & 1) << 4;
-      return;
-    }
     case kQ4_K:
     case kQ5_K: {
       const uint8_t *top = block + 16, *qs = block + (type == kQ5_K ? 48 : 16);
@@ -53,12 +43,28 @@ void copy_words(const uint8_t *words, int count, int r, uint8_t *block) {
 }
 
 void write_codes(int bits, const uint8_t *codes, int r, uint8_t *block) {
-  for (int c = 0; c < kBlock; ++c) {
-    const int g = c / 4, lane = 4 * r + c % 4, code = codes[c];
-    block[32 * (g % 4) + lane] |= (code & 15) << (g < 4 ? 0 : 4);
-    if (bits == 5) block[128 + lane] |= (code >> 4) << g;
-    if (bits == 6) block[128 + 32 * (g / 4) + lane] |= (code >> 4) << 2 * (g % 4);
+  uint8_t pairs[16];
+  for (int i = 0; i < 16; ++i)
+    pairs[i] = static_cast<uint8_t>((codes[i] & 15) | (codes[16 + i] & 15) << 4);
+  copy_words(pairs, 4, r, block);
+  uint32_t top[2] = {};  // a byte for each of 4 columns; 5 bits: all in the first
+  for (int g = 0; g < 8; ++g) {
+    uint32_t word;
+    std::memcpy(&word, codes + 4 * g, 4);
+    if (bits == 5) top[0] |= (word >> 4 & 0x01010101) << g;
+    if (bits == 6) top[g / 4] |= (word >> 4 & 0x03030303) << 2 * (g % 4);
   }
+  if (bits >= 5) std::memcpy(block + 128 + 4 * r, &top[0], 4);
+  if (bits == 6) std::memcpy(block + 160 + 4 * r, &top[1], 4);
+}
+
+// The fifth bits of a stored block of 32 columns, whose other bits `copy_words` takes as they are.
+void write_fifth_bits(const uint8_t *stored, int r, uint8_t *block) {
+  uint32_t bits, top = 0;
+  std::memcpy(&bits, stored, 4);
+  for (int g = 0; g < 8; ++g)  // bit e of 4 becomes bit g of byte e
+    top |= ((bits >> 4 * g & 15) * 0x00204081 & 0x01010101) << g;
+  std::memcpy(block + 128 + 4 * r, &top, 4);
 }
 
 // Scales of one stored block, for row r, into the `scales` of its 8 rows and stored_cols columns.
@@ -119,6 +125,10 @@ void pack_panels(void *context, int64_t begin, int64_t end, int32_t) {
           copy_words(block + 2, 8, r, to);
         } else if (job.type == kQ4_0 || job.type == kQ4_1) {
           copy_words(block + (job.type == kQ4_1 ? 4 : 2), 4, r, to);
+        } else if (job.type == kQ5_0 || job.type == kQ5_1) {
+          const uint8_t *top = block + (job.type == kQ5_1 ? 4 : 2);
+          copy_words(top + 4, 4, r, to);
+          write_fifth_bits(top, r, to);
         } else {
           read_codes(job.type, block, codes);
           for (int b = 0; b < blocks_in_stored; ++b)
