@@ -1,47 +1,43 @@
-// Products of two panels (16 packed rows) with a tile of activations, in vectors of 512 bits.
+// Products of four panels (32 packed rows) with a tile of activations, in vectors of 512 bits.
 //
-// The codes of one block of both panels are taken apart once and stay in 8 registers while all rows
-// of the tile pass by, four at a time. Every result is the same, bit for bit, as `dot_tile`'s: the
-// same whole-number sum of each block, multiplied and added in the same order.
+// The codes of one block of all four are taken apart once and stay in 16 registers while all rows of
+// the tile pass by, two at a time: an activation that is loaded is multiplied twice. Every result is
+// the same, bit for bit, as `dot_tile`'s: the same whole-number sum of each block, multiplied and
+// added in the same order.
 #pragma once
 
 #include "dot.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512BW__)
-#define OCTAVO_HAS_PAIRS
+#define OCTAVO_HAS_WIDE
+
+#define OCTAVO_INLINE inline __attribute__((always_inline))
 
 namespace octavo {
 namespace OCTAVO_ISA {
 
-constexpr int kPair = 2 * kPanel;
-constexpr int kPairTile = 32;  // rows of a tile
+constexpr int kPairs = 2;                    // vectors of 16 rows
+constexpr int kWide = 2 * kPanel * kPairs;   // rows
+constexpr int kWideTile = 32;                // rows of a tile of activations
 
-static inline __m512i load_pair(const uint8_t *a, const uint8_t *b) {
+static OCTAVO_INLINE __m512i load_pair(const uint8_t *a, const uint8_t *b) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(load256(a)), load256(b), 1);
 }
 
-static inline __m512 join(__m256 a, __m256 b) {
+static OCTAVO_INLINE __m512 join(__m256 a, __m256 b) {
   return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1);
 }
 
 template <int kShift>
-static inline __m512i shift16(__m512i v) {  // left where positive, of 16-bit lanes
+static OCTAVO_INLINE __m512i shift16(__m512i v) {  // left where positive, of 16-bit lanes
   if constexpr (kShift > 0) return _mm512_slli_epi16(v, kShift);
   if constexpr (kShift < 0) return _mm512_srli_epi16(v, -kShift);
   return v;
 }
 
-// As `dot4`, for 16 rows.
-static inline __m512i dot4(__m512i sum, __m512i w, const uint8_t *a) {
-  asm("vpdpbusd %2%{1to16%}, %1, %0"
-      : "+v"(sum)
-      : "v"(w), "m"(*reinterpret_cast<const uint8_t(*)[4]>(a)));
-  return sum;
-}
-
 // The codes of one block of 16 rows: w[g] has columns 4 g to 4 g + 3, as unsigned bytes.
 template <int kBits, int G = 0>
-static inline void take_codes(const uint8_t *a, const uint8_t *b, __m512i *w) {
+static OCTAVO_INLINE void take_codes(const uint8_t *a, const uint8_t *b, __m512i *w) {
   if constexpr (kBits == 8) {
     w[G] = _mm512_xor_si512(load_pair(a + 32 * G, b + 32 * G), _mm512_set1_epi8(-128));
   } else {
@@ -60,123 +56,140 @@ static inline void take_codes(const uint8_t *a, const uint8_t *b, __m512i *w) {
   if constexpr (G < 7) take_codes<kBits, G + 1>(a, b, w);
 }
 
-// A block of two panels: codes, and the scales and minima of its halves.
-template <int32_t kType>
-struct PairBlock {
-  static constexpr int kSubs = subs_of(kType);
-  __m512i w[8];
-  __m512 d[kSubs], m[kSubs];
+// Four panels, which may be some of them the same one.
+struct Panels {
+  const uint8_t *at[2 * kPairs];
+  int64_t scales;  // bytes from a panel's codes to its scales
+};
 
-  inline __attribute__((always_inline)) PairBlock(const uint8_t *a, const uint8_t *b,
-                                                  int64_t scales, int64_t block) {
+// A block of four panels: codes, and the scales and minima of its halves.
+template <int32_t kType>
+struct WideBlock {
+  static constexpr int kSubs = subs_of(kType);
+  __m512i w[kPairs][8];
+  __m512 d[kPairs][kSubs], m[kPairs][kSubs];
+
+  OCTAVO_INLINE WideBlock(const Panels &panels, int64_t block) {
     const int64_t at = block * code_bytes_of(kType);
-    take_codes<bits_of(kType)>(a + at, b + at, w);
-    for (int h = 0; h < kSubs; ++h) {
-      __m256 d2[2], m2[2];
-      scales_at<kType>(a + scales, block, h, d2, m2);
-      scales_at<kType>(b + scales, block, h, d2 + 1, m2 + 1);
-      d[h] = join(d2[0], d2[1]);
-      m[h] = join(m2[0], m2[1]);
+    for (int p = 0; p < kPairs; ++p) {
+      const uint8_t *a = panels.at[2 * p], *b = panels.at[2 * p + 1];
+      take_codes<bits_of(kType)>(a + at, b + at, w[p]);
+      for (int h = 0; h < kSubs; ++h) {
+        __m256 own_d[2], own_m[2];
+        scales_at<kType>(a + panels.scales, block, h, own_d, own_m);
+        scales_at<kType>(b + panels.scales, block, h, own_d + 1, own_m + 1);
+        d[p][h] = join(own_d[0], own_d[1]);
+        m[p][h] = join(own_m[0], own_m[1]);
+      }
     }
   }
 };
 
-// A row's activations of one block, and where its 16 results are added up.
-struct PairRow {
+// A row's activations of one block, and where its 32 results are added up.
+struct WideRow {
   const uint8_t *codes;
   const float *scale, *sums;  // one sum, or one for each half
   float *total;
 };
 
 template <int32_t kType, int N>
-static inline __attribute__((always_inline)) void add_rows(const PairBlock<kType> &block,
-                                                           const PairRow *rows) {
+static OCTAVO_INLINE void add_rows(const WideBlock<kType> &block, const WideRow *rows) {
   constexpr int kSubs = subs_of(kType), kGroups = 8 / kSubs;
   for (int h = 0; h < kSubs; ++h) {
-    __m512i sums[N];
-    for (int r = 0; r < N; ++r) sums[r] = _mm512_setzero_si512();
-    for (int g = 0; g < kGroups; ++g)
-      for (int r = 0; r < N; ++r)
-        sums[r] = dot4(sums[r], block.w[h * kGroups + g], rows[r].codes + 4 * (h * kGroups + g));
+    __m512i sums[N][kPairs];
+    for (int r = 0; r < N; ++r)
+      for (int p = 0; p < kPairs; ++p) sums[r][p] = _mm512_setzero_si512();
+    for (int g = h * kGroups; g < (h + 1) * kGroups; ++g)
+      for (int r = 0; r < N; ++r) {
+        int32_t four;
+        memcpy(&four, rows[r].codes + 4 * g, 4);
+        const __m512i acts = _mm512_set1_epi32(four);
+        for (int p = 0; p < kPairs; ++p)
+          sums[r][p] = _mm512_dpbusd_epi32(sums[r][p], block.w[p][g], acts);
+      }
     for (int r = 0; r < N; ++r) {
-      const __m512 both = _mm512_mul_ps(block.d[h], _mm512_set1_ps(*rows[r].scale));
-      __m512 total = _mm512_load_ps(rows[r].total);
-      total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r]), both, total);
-      total = _mm512_fmadd_ps(block.m[h], _mm512_set1_ps(rows[r].sums[h]), total);
-      _mm512_store_ps(rows[r].total, total);
+      const __m512 scale = _mm512_set1_ps(*rows[r].scale), sum = _mm512_set1_ps(rows[r].sums[h]);
+      for (int p = 0; p < kPairs; ++p) {
+        float *at = rows[r].total + 2 * kPanel * p;
+        __m512 total = _mm512_load_ps(at);
+        total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][p]), _mm512_mul_ps(block.d[p][h], scale),
+                                total);
+        _mm512_store_ps(at, _mm512_fmadd_ps(block.m[p][h], sum, total));
+      }
     }
   }
-}
-
-template <int32_t kType>
-static inline __attribute__((always_inline)) void add_last_rows(const PairBlock<kType> &block, const PairRow *rows, int count) {
-  if (count == 3) add_rows<kType, 3>(block, rows);
-  if (count == 2) add_rows<kType, 2>(block, rows);
-  if (count == 1) add_rows<kType, 1>(block, rows);
 }
 
 // Second codes, by the order of their blocks that `sort_second` left, so that a block's weights are
 // taken apart once for all rows that have a second code of it. `totals` as below.
 template <int32_t kType>
-static void add_second(const uint8_t *a, const uint8_t *b, int64_t scales, int64_t num_blocks,
-                       const uint8_t *acts, int rows, float *totals) {
-  const int64_t count = num_second(num_blocks), num_entries = rows * count;
+static void add_second(const Panels &panels, int64_t num_blocks, const uint8_t *acts, int rows,
+                       float *totals) {
+  constexpr int kSum = subs_of(kType) == 1 ? 1 : 2;
+  const int64_t num_entries = rows * num_second(num_blocks);
   const uint8_t *second = acts + num_blocks * rows * kActBytes;
+  const auto row_at = [=](const SecondPlace &place) {
+    const uint8_t *own = second + place.entry * kSecondBytes;
+    const float *scales = reinterpret_cast<const float *>(own + 32);
+    return WideRow{own, scales, scales + kSum, totals + kWide * place.row};
+  };
   for (int64_t i = 0; i < num_entries;) {
-    const int32_t number = second_at(second, i).block;
-    const PairBlock<kType> block(a, b, scales, number);
-    while (i < num_entries && second_at(second, i).block == number) {
-      PairRow found[4];
-      int num_found = 0;
-      for (; num_found < 4 && i < num_entries; ++i, ++num_found) {
-        const SecondPlace place = second_at(second, i);
-        if (place.block != number) break;
-        const uint8_t *own = second + place.entry * kSecondBytes;
-        const float *act_scales = reinterpret_cast<const float *>(own + 32);
-        found[num_found] = {own, act_scales, act_scales + (subs_of(kType) == 1 ? 1 : 2),
-                            totals + kPair * place.row};
+    SecondPlace place = second_at(second, i);
+    const int32_t number = place.block;
+    const WideBlock<kType> block(panels, number);
+    do {
+      WideRow two[2] = {row_at(place), {}};
+      bool is_two = false;
+      if (++i < num_entries) {
+        place = second_at(second, i);
+        if (place.block == number) {
+          two[1] = row_at(place);
+          is_two = true;
+          if (++i < num_entries) place = second_at(second, i);
+        }
       }
-      if (num_found == 4)
-        add_rows<kType, 4>(block, found);
+      if (is_two)
+        add_rows<kType, 2>(block, two);
       else
-        add_last_rows<kType>(block, found, num_found);
-    }
+        add_rows<kType, 1>(block, two);
+    } while (i < num_entries && place.block == number);
   }
 }
 
-// totals[r][0..15] = the rows of panels `a` and `b` (their scales `scales` bytes behind) times row r
-// of a tile of at most kPairTile rows. `totals` is aligned to 64 bytes.
+// totals[r][0..31] = the panels' rows times row r of a tile of at most kWideTile rows. `totals` is
+// aligned to 64 bytes.
 template <int32_t kType>
-static void dot_pair(const uint8_t *a, const uint8_t *b, int64_t scales, int64_t num_blocks,
-                     const uint8_t *acts, int rows, float *totals) {
-  constexpr int kStride = code_bytes_of(kType) + scale_bytes_of(kType);
-  constexpr int kSums = subs_of(kType);
-  for (int r = 0; r < rows; ++r) _mm512_store_ps(totals + kPair * r, _mm512_setzero_ps());
+static void dot_wide(const Panels &panels, int64_t num_blocks, const uint8_t *acts, int rows,
+                     float *totals) {
+  constexpr int kStride = code_bytes_of(kType) + scale_bytes_of(kType), kSums = subs_of(kType);
+  for (int r = 0; r < rows * kPairs; ++r)
+    _mm512_store_ps(totals + 2 * kPanel * r, _mm512_setzero_ps());
   for (int64_t i = 0; i < num_blocks; ++i) {
-    for (int line = 0; line < kStride; line += 64) {
-      const int64_t ahead = i * kStride + kAhead + line;
-      _mm_prefetch(reinterpret_cast<const char *>(a) + ahead, _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char *>(b) + ahead, _MM_HINT_T0);
-    }
-    const PairBlock<kType> block(a, b, scales, i);
+    for (int p = 0; p < 2 * kPairs; ++p)
+      for (int line = 0; line < kStride; line += 64)
+        _mm_prefetch(reinterpret_cast<const char *>(panels.at[p]) + i * kStride + kAhead + line,
+                     _MM_HINT_T0);
+    const WideBlock<kType> block(panels, i);
     const uint8_t *own = acts + i * rows * kActBytes;
-    const float *act_scales = reinterpret_cast<const float *>(own + 32 * rows);
-    const float *sums = act_scales + (kSums == 1 ? rows : 2 * rows);
+    const float *scales = reinterpret_cast<const float *>(own + 32 * rows);
+    const float *sums = scales + (kSums == 1 ? rows : 2 * rows);
+    float *total = totals;
     int r = 0;
-    for (; r + 4 <= rows; r += 4) {
-      PairRow four[4];
-      for (int k = 0; k < 4; ++k)
-        four[k] = {own + 32 * (r + k), act_scales + r + k, sums + kSums * (r + k),
-                   totals + kPair * (r + k)};
-      add_rows<kType, 4>(block, four);
+    for (; r + 2 <= rows; r += 2) {
+      const WideRow two[2] = {{own, scales, sums, total},
+                              {own + 32, scales + 1, sums + kSums, total + kWide}};
+      add_rows<kType, 2>(block, two);
+      own += 64;
+      scales += 2;
+      sums += 2 * kSums;
+      total += 2 * kWide;
     }
-    PairRow last[3];
-    for (int k = 0; r + k < rows; ++k)
-      last[k] = {own + 32 * (r + k), act_scales + r + k, sums + kSums * (r + k),
-                 totals + kPair * (r + k)};
-    add_last_rows<kType>(block, last, rows - r);
+    if (r < rows) {
+      const WideRow one = {own, scales, sums, total};
+      add_rows<kType, 1>(block, &one);
+    }
   }
-  add_second<kType>(a, b, scales, num_blocks, acts, rows, totals);
+  add_second<kType>(panels, num_blocks, acts, rows, totals);
 }
 
 }  // namespace OCTAVO_ISA

@@ -1,8 +1,8 @@
 // `linear`: activations times packed weights. See blocks.h and acts.h for the two layouts.
 //
-// Panels are shared out among the threads; a thread takes each of its panels (or pairs of them, where
-// vectors are wide enough) through all tiles of
-// activations, so that weights come from memory once and tiles from the cache.
+// Panels (four at a time, where vectors are wide enough) are shared out among the threads; a thread
+// takes each of its panels through all tiles of activations, so that weights come from memory once
+// and tiles from the cache.
 #include "dot.h"
 #include "dot_wide.h"
 #include "pool.h"
@@ -48,20 +48,20 @@ DotTile dot_for(int32_t type, int rows) {
   }
 }
 
-#if defined(OCTAVO_HAS_PAIRS)
-using DotPair = void (*)(const uint8_t *a, const uint8_t *b, int64_t scales, int64_t num_blocks,
-                         const uint8_t *acts, int rows, float *totals);
+#if defined(OCTAVO_HAS_WIDE)
+using DotWide = void (*)(const Panels &panels, int64_t num_blocks, const uint8_t *acts, int rows,
+                         float *totals);
 
-DotPair pair_for(int32_t type) {
+DotWide wide_for(int32_t type) {
   switch (type) {
-    case kQ4_0: return dot_pair<kQ4_0>;
-    case kQ4_1: return dot_pair<kQ4_1>;
-    case kQ5_0: return dot_pair<kQ5_0>;
-    case kQ5_1: return dot_pair<kQ5_1>;
-    case kQ8_0: return dot_pair<kQ8_0>;
-    case kQ4_K: return dot_pair<kQ4_K>;
-    case kQ5_K: return dot_pair<kQ5_K>;
-    case kQ6_K: return dot_pair<kQ6_K>;
+    case kQ4_0: return dot_wide<kQ4_0>;
+    case kQ4_1: return dot_wide<kQ4_1>;
+    case kQ5_0: return dot_wide<kQ5_0>;
+    case kQ5_1: return dot_wide<kQ5_1>;
+    case kQ8_0: return dot_wide<kQ8_0>;
+    case kQ4_K: return dot_wide<kQ4_K>;
+    case kQ5_K: return dot_wide<kQ5_K>;
+    case kQ6_K: return dot_wide<kQ6_K>;
     default: return nullptr;
   }
 }
@@ -72,27 +72,28 @@ struct Part {
   const uint8_t *panels;
   int64_t first_unit;  // among all parts'
   int64_t first_row;
-  DotTile wide, narrow;  // for tiles of `tile_rows` and of one fewer
-#if defined(OCTAVO_HAS_PAIRS)
-  DotPair pair;
+  DotTile full, short_by_one;  // for tiles of `tile_rows` and of one fewer
+#if defined(OCTAVO_HAS_WIDE)
+  DotWide wide;
 #endif
 };
 
-// Threads share out the matrix's rows by units: panels, or pairs of them. Activations' rows are cut into `num_wide` tiles of `tile_rows` and then tiles of one row fewer.
+// Threads share out the matrix's rows by units: panels, or four of them. Activations' rows are cut
+// into `num_full` tiles of `tile_rows` and then tiles of one row fewer.
 struct Job {
   const void *x;
   const void *bias;
   void *y;
   int64_t x_stride, y_stride, num_blocks, row_bytes;  // row_bytes: of quantized activations
-  int64_t begin_row, num_tiles, num_wide;
+  int64_t begin_row, num_tiles, num_full;
   int32_t dtype, tile_rows, num_parts;
   uint8_t *acts;
   Part parts[kMaxParts];
 
   int64_t row_of(int64_t tile) const {
-    return tile * tile_rows - (tile > num_wide ? tile - num_wide : 0);
+    return tile * tile_rows - (tile > num_full ? tile - num_full : 0);
   }
-  int rows_of(int64_t tile) const { return tile < num_wide ? tile_rows : tile_rows - 1; }
+  int rows_of(int64_t tile) const { return tile < num_full ? tile_rows : tile_rows - 1; }
   uint8_t *acts_of(int64_t tile) const { return acts + row_of(tile) * row_bytes; }
 };
 
@@ -100,15 +101,15 @@ void quantize_rows(void *context, int64_t begin, int64_t end, int32_t) {
   const Job &job = *static_cast<const Job *>(context);
   for (int64_t row = begin; row < end; ++row) {
     int64_t tile = row / job.tile_rows;
-    if (tile >= job.num_wide)
-      tile = job.num_wide + (row - job.num_wide * job.tile_rows) / (job.tile_rows - 1);
+    if (tile >= job.num_full)
+      tile = job.num_full + (row - job.num_full * job.tile_rows) / (job.tile_rows - 1);
     const int r = static_cast<int>(row - job.row_of(tile));
     quantize_row(job.x, (job.begin_row + row) * job.x_stride, job.dtype, job.num_blocks,
                  job.acts_of(tile), job.rows_of(tile), r);
   }
 }
 
-#if defined(OCTAVO_HAS_PAIRS)
+#if defined(OCTAVO_HAS_WIDE)
 void sort_tiles(void *context, int64_t begin, int64_t end, int32_t) {
   const Job &job = *static_cast<const Job *>(context);
   for (int64_t tile = begin; tile < end; ++tile)
@@ -148,8 +149,8 @@ void multiply_panels(void *context, int64_t begin, int64_t end, int32_t) {
     for (int64_t tile = 0; tile < job.num_tiles; ++tile) {
       const int rows = job.rows_of(tile);
       alignas(64) float out[kPanel * kMaxTile];
-      (tile < job.num_wide ? part.wide : part.narrow)(codes, scales, job.num_blocks,
-                                                      job.acts_of(tile), out);
+      (tile < job.num_full ? part.full : part.short_by_one)(codes, scales, job.num_blocks,
+                                                            job.acts_of(tile), out);
       for (int r = 0; r < rows; ++r)
         store(job, job.begin_row + job.row_of(tile) + r, column, left < kPanel ? left : kPanel,
               out + kPanel * r);
@@ -157,29 +158,33 @@ void multiply_panels(void *context, int64_t begin, int64_t end, int32_t) {
   }
 }
 
-#if defined(OCTAVO_HAS_PAIRS)
-void multiply_pairs(void *context, int64_t begin, int64_t end, int32_t) {
+#if defined(OCTAVO_HAS_WIDE)
+void multiply_wide(void *context, int64_t begin, int64_t end, int32_t) {
   const Job &job = *static_cast<const Job *>(context);
   const bool is_plain = job.dtype == 0 && job.bias == nullptr;
   int at = 0;
   for (int64_t i = begin; i < end; ++i) {
     while (at + 1 < job.num_parts && i >= job.parts[at + 1].first_unit) ++at;
     const Part &part = job.parts[at];
-    const int64_t panel = 2 * (i - part.first_unit), left = part.header.rows - panel * kPanel;
-    const uint8_t *a = part.panels + panel * part.header.panel_bytes;
-    const uint8_t *b = left > kPanel ? a + part.header.panel_bytes : a;  // a last one is its own pair
-    const int64_t column = part.first_row + panel * kPanel;
+    const int64_t first = kWide * (i - part.first_unit), left = part.header.rows - first;
+    Panels panels;
+    panels.scales = part.header.code_bytes;
+    for (int p = 0; p < 2 * kPairs; ++p)  // a matrix's end is filled up with its unit's first panel
+      panels.at[p] = part.panels + (first + (p * kPanel < left ? p * kPanel : 0)) / kPanel *
+                                       part.header.panel_bytes;
+    const int64_t column = part.first_row + first;
     for (int64_t tile = 0; tile < job.num_tiles; ++tile) {
       const int rows = job.rows_of(tile);
-      alignas(64) float out[kPair * kPairTile];
-      part.pair(a, b, part.header.code_bytes, job.num_blocks, job.acts_of(tile), rows, out);
+      alignas(64) float out[kWide * kWideTile];
+      part.wide(panels, job.num_blocks, job.acts_of(tile), rows, out);
       const int64_t row = job.begin_row + job.row_of(tile);
-      if (is_plain && left >= kPair) {
+      if (is_plain && left >= kWide) {
         float *y = static_cast<float *>(job.y) + row * job.y_stride + column;
-        for (int r = 0; r < rows; ++r, y += job.y_stride) memcpy(y, out + kPair * r, sizeof(float) * kPair);
+        for (int r = 0; r < rows; ++r, y += job.y_stride)
+          memcpy(y, out + kWide * r, sizeof(float) * kWide);
       } else {
         for (int r = 0; r < rows; ++r)
-          store(job, row + r, column, left < kPair ? left : kPair, out + kPair * r);
+          store(job, row + r, column, left < kWide ? left : kWide, out + kWide * r);
       }
     }
   }
@@ -204,11 +209,11 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
   int64_t num_units = 0, num_all_rows = 0, next = 0;
   int unit_rows = kPanel, max_tile = kMaxTile;
   Piece multiply = multiply_panels;
-#if defined(OCTAVO_HAS_PAIRS)
-  if (num_rows > 1) {  // one row waits for memory, and half as many pieces wait longer
-    unit_rows = kPair;
-    max_tile = kPairTile;
-    multiply = multiply_pairs;
+#if defined(OCTAVO_HAS_WIDE)
+  if (num_rows > 1) {  // one row waits for memory, and larger pieces would wait for each other
+    unit_rows = kWide;
+    max_tile = kWideTile;
+    multiply = multiply_wide;
   }
 #endif
   do {
@@ -235,18 +240,18 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
     const int64_t rows = left < most_rows ? left : most_rows;
     job.num_tiles = (rows + max_tile - 1) / max_tile;
     job.tile_rows = static_cast<int32_t>((rows + job.num_tiles - 1) / job.num_tiles);
-    job.num_wide = job.num_tiles - (job.num_tiles * job.tile_rows - rows);
+    job.num_full = job.num_tiles - (job.num_tiles * job.tile_rows - rows);
     for (int i = 0; i < job.num_parts; ++i) {
       Part &part = job.parts[i];
-#if defined(OCTAVO_HAS_PAIRS)
-      part.pair = pair_for(part.header.type);
+#if defined(OCTAVO_HAS_WIDE)
+      part.wide = wide_for(part.header.type);
 #endif
-      part.wide = dot_for(part.header.type, job.tile_rows);
-      part.narrow = dot_for(part.header.type, job.tile_rows - 1);
+      part.full = dot_for(part.header.type, job.tile_rows);
+      part.short_by_one = dot_for(part.header.type, job.tile_rows - 1);
     }
     parallel_for(rows, kLeastWork / 16 / cols + 1, quantize_rows, &job);
-#if defined(OCTAVO_HAS_PAIRS)
-    if (unit_rows == kPair) parallel_for(job.num_tiles, 4, sort_tiles, &job);
+#if defined(OCTAVO_HAS_WIDE)
+    if (unit_rows == kWide) parallel_for(job.num_tiles, 4, sort_tiles, &job);
 #endif
     const int64_t least_units = kLeastWork / (cols * unit_rows * rows) + 1;
     const int64_t share = num_units / (4 * num_threads()) + 1;
