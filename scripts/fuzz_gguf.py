@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from octavo.kernels.cpu import LIBRARY_NAME
-from octavo.kernels.cpu.build import build
+from octavo.kernels.cpu.build import ARM, build
 
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
@@ -37,7 +37,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CXX"], os.environ["CXXFLAGS"] = "g++", f"{SANITIZERS} -O1"
-        build(Path(folder) / LIBRARY_NAME, only=["avx2"])
+        build(Path(folder) / LIBRARY_NAME, only=["avx2", *ARM])
         environment = os.environ | {
             "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
             "ASAN_OPTIONS": "detect_leaks=0",

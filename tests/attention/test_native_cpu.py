@@ -17,6 +17,7 @@ from octavo.errors import ConfigError
 from octavo.kernels import cpu
 from tests.attention.reference import Case, layout_of, relative_error
 from tests.attention.test_backends import FIXED, cases
+from tests.kernels.cpu.helper import ISAS
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -28,7 +29,7 @@ def _library() -> None:
         pytest.skip(str(cpu.why_not()))
 
 
-@pytest.fixture(params=["avx512vnni", "avx2", "portable"])
+@pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> object:
     usual, name = cpu.isa(), request.param
     if name not in cpu.available_isas():

@@ -8,6 +8,7 @@ import pytest
 
 from octavo.kernels import cpu
 from octavo.kernels.cpu.build import BuildError, build
+from tests.kernels.cpu.helper import ISAS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ def native() -> None:
     assert cpu.why_not() is None
 
 
-@pytest.fixture(params=["avx512vnni", "avx2", "portable"])
+@pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, native: None) -> Iterator[str]:
     """Every instruction set in turn that this processor has."""
     usual = cpu.isa()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import platform
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from octavo.kernels.cpu import matmul
+from octavo.kernels.cpu import build, matmul
 from octavo.weights.block_formats import FORMATS_BY_NAME
 from octavo.weights.gguf_blocks import dequantize
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
+
+ISAS = [*build.ISAS.get(platform.machine().lower(), {}), "portable"]
+"""Every instruction set that is compiled for this kind of processor."""
 
 # Where a block's half-precision numbers lie.
 HALVES = {

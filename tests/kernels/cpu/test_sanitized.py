@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from octavo.kernels import cpu
-from octavo.kernels.cpu.build import build
+from octavo.kernels.cpu.build import ARM, build
 from tests.full import FULL
 
 DRIVERS = [
@@ -43,7 +43,7 @@ def test_no_byte_too_far_and_no_undefined_behaviour(
         pytest.skip("VNNI is x86's")
     monkeypatch.setenv("CXX", "g++")
     monkeypatch.setenv("CXXFLAGS", f"{SANITIZERS} -O1 {define}")
-    library = build(tmp_path / cpu.LIBRARY_NAME, only=["avx2"])
+    library = build(tmp_path / cpu.LIBRARY_NAME, only=["avx2", *ARM])
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
     for source in DRIVERS:
         driver = tmp_path / source.stem
