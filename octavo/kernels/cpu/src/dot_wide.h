@@ -60,7 +60,28 @@ static OCTAVO_INLINE void take_codes(const uint8_t *a, const uint8_t *b, __m512i
 struct Panels {
   const uint8_t *at[2 * kPairs];
   int64_t scales;  // bytes from a panel's codes to its scales
+  int64_t bytes;   // of a panel
 };
+
+constexpr int64_t kBlocksAhead = 16;
+
+// Brings block i + kBlocksAhead of each panel into the cache, beyond a panel's end of the next four.
+template <int32_t kType>
+static OCTAVO_INLINE void fetch_ahead(const Panels &panels, int64_t num_blocks, int64_t i) {
+  int64_t block = i + kBlocksAhead, skip = 0;
+  if (block >= num_blocks) {
+    block -= num_blocks;
+    skip = 2 * kPairs * panels.bytes;
+  }
+  const int64_t codes = skip + block * code_bytes_of(kType);
+  const int64_t scales = skip + panels.scales + block * scale_bytes_of(kType);
+  for (int p = 0; p < 2 * kPairs; ++p) {
+    const char *at = reinterpret_cast<const char *>(panels.at[p]);
+    for (int line = 0; line < code_bytes_of(kType); line += 64)
+      _mm_prefetch(at + codes + line, _MM_HINT_T0);
+    _mm_prefetch(at + scales, _MM_HINT_T0);
+  }
+}
 
 // A block of four panels: codes, and the scales and minima of its halves.
 template <int32_t kType>
@@ -161,14 +182,11 @@ static void add_second(const Panels &panels, int64_t num_blocks, const uint8_t *
 template <int32_t kType>
 static void dot_wide(const Panels &panels, int64_t num_blocks, const uint8_t *acts, int rows,
                      float *totals) {
-  constexpr int kStride = code_bytes_of(kType) + scale_bytes_of(kType), kSums = subs_of(kType);
+  constexpr int kSums = subs_of(kType);
   for (int r = 0; r < rows * kPairs; ++r)
     _mm512_store_ps(totals + 2 * kPanel * r, _mm512_setzero_ps());
   for (int64_t i = 0; i < num_blocks; ++i) {
-    for (int p = 0; p < 2 * kPairs; ++p)
-      for (int line = 0; line < kStride; line += 64)
-        _mm_prefetch(reinterpret_cast<const char *>(panels.at[p]) + i * kStride + kAhead + line,
-                     _MM_HINT_T0);
+    fetch_ahead<kType>(panels, num_blocks, i);
     const WideBlock<kType> block(panels, i);
     const uint8_t *own = acts + i * rows * kActBytes;
     const float *scales = reinterpret_cast<const float *>(own + 32 * rows);

@@ -169,6 +169,7 @@ void multiply_wide(void *context, int64_t begin, int64_t end, int32_t) {
     const int64_t first = kWide * (i - part.first_unit), left = part.header.rows - first;
     Panels panels;
     panels.scales = part.header.code_bytes;
+    panels.bytes = part.header.panel_bytes;
     for (int p = 0; p < 2 * kPairs; ++p)  // a matrix's end is filled up with its unit's first panel
       panels.at[p] = part.panels + (first + (p * kPanel < left ? p * kPanel : 0)) / kPanel *
                                        part.header.panel_bytes;
