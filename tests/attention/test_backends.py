@@ -166,6 +166,22 @@ def test_torch_on_random_steps(case: Case) -> None:
         assert relative_error(TorchAttention(), case, torch.float32, CPU, unwritten=1234.0) < 2e-6
 
 
+@pytest.mark.parametrize("name", [name for name, case in FIXED.items() if case.soft_cap is None])
+def test_torch_widens_a_cache_in_bfloat16(name: str) -> None:
+    """Nothing but the keys and values themselves is rounded."""
+    backend, bfloat16 = TorchAttention(), torch.bfloat16
+    error = relative_error(backend, FIXED[name], torch.float32, CPU, 1024.0, cache_dtype=bfloat16)
+    assert error < TOLERANCE[torch.float32]
+
+
+def test_torch_widens_a_cache_beyond_its_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.attention.torch_cpu.MAX_SCRATCH_BYTES", 4096)
+    for cache_dtype in (None, torch.bfloat16):
+        case, backend = FIXED["decodes, chunks and prefills"], TorchAttention()
+        error = relative_error(backend, case, torch.float32, CPU, 1024.0, cache_dtype=cache_dtype)
+        assert error < TOLERANCE[torch.float32]
+
+
 LARGE = {
     "head size 64": Case(seqs=((1, 700), (300, 0), (40, 500)), head_dim=64),
     "head size 80": Case(seqs=((1, 700), (300, 0), (40, 500)), head_dim=80),
