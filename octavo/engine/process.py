@@ -136,6 +136,7 @@ def engine_process(builder: str) -> int:
         builder: `module:function`, from `EngineConfig` to `BuiltEngine`. It is imported only here,
             so that a failure of its imports is told like any other.
     """
+    gc.disable()  # until it is ready: what a start makes lives for good
     start = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineStart)
     began_ns = time.perf_counter_ns() - max(round((time.time() - start.started_at) * 1e9), 0)
     die_with(start.parent_pid)
@@ -164,7 +165,8 @@ def engine_process(builder: str) -> int:
     clients = None
     if start.has_clients:
         clients = Clients(ClientsChannel(clients_address(start.address)), engine.info)
-    gc.freeze()  # what start-up left lives for good: collections need not walk it
+    gc.freeze()  # collections need not walk it later either
+    gc.enable()
     engine.core.ready(began_ns)
     channel.send(EngineReady(engine.info, engine.core.stats))
     try:

@@ -14,8 +14,6 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tokenizers import AddedToken
-
 from octavo.kernels import cpu
 from octavo.kernels.cpu.pieces import PieceTable, Prefix
 
@@ -86,6 +84,7 @@ class PieceTokenizer:
         self._full: tokenizers.Tokenizer | None = None
         self._lock = threading.Lock()
         self.decoder = spec.decoder
+        self.special_ids = spec.special_ids
 
     @property
     def full(self) -> tokenizers.Tokenizer:
@@ -117,14 +116,6 @@ class PieceTokenizer:
         """The piece of an id, or None."""
         pieces = self._spec.pieces
         return pieces[token_id] if 0 <= token_id < len(pieces) else None
-
-    def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Pieces that stay whole, by id."""
-        special, pieces = set(self._spec.special_ids), self._spec.pieces
-        return {
-            i: AddedToken(pieces[i], normalized=False, special=i in special)
-            for i in sorted(self._spec.whole_ids)
-        }
 
 
 def can_use_pieces() -> bool:

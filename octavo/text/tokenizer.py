@@ -8,10 +8,10 @@ differs from llama.cpp's).
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import CheckpointError, InvalidRequestError
-from octavo.text.chat import ChatTemplate
 from octavo.text.codec import read_codec
 from octavo.text.folder import parts_from_folder
 from octavo.text.gguf import parts_from_gguf
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import tokenizers
 
+    from octavo.text.chat import ChatTemplate
     from octavo.text.parts import TokenizerParts
 
 
@@ -35,7 +36,6 @@ class Tokenizer:
         bos_token_id, eos_token_id: the named tokens' ids, or None.
         special_token_ids: what `skip_special_tokens` leaves out.
         eos_token_ids: every id that ends generation.
-        chat_template: None where the model has none.
         codec: how tokens become bytes, or None for a decoder whose tokens have no bytes.
     """
 
@@ -44,8 +44,11 @@ class Tokenizer:
         self._backend = backend
         self._bytes: dict[int, bytes] = {}
         self.codec = read_codec(backend)
-        added = backend.get_added_tokens_decoder()
-        self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
+        self.special_token_ids = (
+            frozenset(backend.special_ids)
+            if isinstance(backend, PieceTokenizer)
+            else frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
+        )
         self.vocab_size = parts.vocab_size
         self._special_tokens = named = parts.special_tokens
         self.bos_token_id = (
@@ -55,14 +58,27 @@ class Tokenizer:
             backend.token_to_id(named["eos_token"]) if "eos_token" in named else None
         )
         self.eos_token_ids = parts.eos_token_ids
-        self.chat_template = (
-            ChatTemplate(
-                parts.chat_template or parts.tool_template or "",
-                tool_source=parts.tool_template,
-                special_tokens=named,
-            )
-            if parts.chat_template or parts.tool_template
-            else None
+        self._templates = parts.chat_template, parts.tool_template
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model has one, also where it does not compile."""
+        return any(self._templates)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """None where the model has none. Compiled when it is first asked for: the template engine
+        takes longer to import than a plain prompt's tokens to compute.
+        """
+        source, tool_source = self._templates
+        if not source and not tool_source:
+            return None
+        from octavo.text.chat import ChatTemplate
+
+        return ChatTemplate(
+            source or tool_source or "",
+            tool_source=tool_source,
+            special_tokens=self._special_tokens,
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -182,6 +198,8 @@ class Tokenizer:
         Raises:
             InvalidRequestError: the source is no template.
         """
+        from octavo.text.chat import ChatTemplate
+
         template = ChatTemplate(source, special_tokens=self._special_tokens)
         if template.error is not None:
             reason = template.error.rpartition("does not compile: ")[2]

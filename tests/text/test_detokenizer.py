@@ -43,7 +43,7 @@ def any_ids(tokenizer: Tokenizer) -> st.SearchStrategy[list[int]]:
 def library_decode(tokenizer: Tokenizer, ids: list[int], skip: bool) -> str | None:
     """What the library decodes; None where we part from it: a run of byte tokens that is broken in
     one place and sound in another."""
-    backend: Backend = tokenizer._backend
+    backend: Backend = tokenizer._full()
     assert tokenizer.codec is not None
     if tokenizer.codec.has_byte_pieces:
         kept = [i for i in ids if not (skip and i in tokenizer.special_token_ids)]
