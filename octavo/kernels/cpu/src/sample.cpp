@@ -91,16 +91,17 @@ template <typename T>
 int64_t draw_ordered(const Row<T> &row, int64_t top_k, double top_p, double u, Item *items) {
   const bool is_finite = row.top - row.top == 0;  // else all are collected
   float bound = is_finite ? bound_at(row.top, row.farthest, row.temperature) : -INFINITY;
-  float own = -INFINITY;
   double total = 0;
   if (top_k > 0) {
-    own = bound_of_first(row, top_k, items);
+    const float own = bound_of_first(row, top_k, items);
+    if (own > bound) bound = own;
   } else {
     total = sum_of(row);
     const double least = 0.999 * (1 - top_p) * total / static_cast<double>(row.vocab);
-    if (is_finite) own = bound_at(row.top, -log(least), row.temperature);
+    const float own = is_finite ? bound_at(row.top, -log(least), row.temperature) : -INFINITY;
+    if (own > bound) bound = own;
+    if (bound > -INFINITY) bound = raise_bound(row, bound, top_p * total, total);
   }
-  if (own > bound) bound = own;
   int64_t count = collect(row, bound, false, items);
   if (top_k > 0) {
     if (count > top_k) {

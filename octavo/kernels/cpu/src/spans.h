@@ -15,6 +15,7 @@ namespace OCTAVO_ISA {
 constexpr int64_t kSpan = 512;           // tokens whose weights are summed together
 constexpr int64_t kPeaks = 16;           // of a span: peak i is the largest of tokens i, 16 + i ...
 constexpr int64_t kPartSpans = 16;       // spans that a thread takes together: a part
+constexpr int kBounds = 7;               // that are tried at a time
 static_assert(kPeaks % kLanes == 0, "peaks are vectors");
 
 static inline int64_t num_spans(int64_t vocab) { return (vocab + kSpan - 1) / kSpan; }
@@ -206,12 +207,57 @@ static inline bool reaches(const Row<T> &row, int64_t span, float bound, bool st
 template <typename T>
 static inline float bound_of_first(const Row<T> &row, int64_t num, Item *items) {
   const int64_t count = num_spans(row.vocab) * kPeaks;
-  if (num > count / 2 || !(row.top - row.top == 0)) return -INFINITY;
+  if (num > count / 8 * 7 || !(row.top - row.top == 0)) return -INFINITY;
   for (int64_t i = 0; i < count; ++i) items[i] = {key_of(row.peaks[i], i), 0};
   select_first(items, count, num);
   int64_t last = items[0].key;
   for (int64_t i = 1; i < num; ++i) last = items[i].key > last ? items[i].key : last;
   return value_of(last);
+}
+
+// How many peaks reach the bound.
+template <typename T>
+static inline int64_t num_peaks(const Row<T> &row, float bound) {
+  int64_t num = 0;
+  const int64_t count = num_spans(row.vocab) * kPeaks;
+  for (int64_t i = 0; i < count; i += kLanes)
+    num += __builtin_popcount(bits_of(load(row.peaks + i) >= all(bound)));
+  return num;
+}
+
+// Adds up the weights of the tokens that reach each of the bounds, to about 1e-4 of them all.
+template <typename T>
+static inline void weigh_above(const Row<T> &row, const float *bounds, double *totals) {
+  alignas(64) T buffer[kSpan];
+  const Vec top = all(row.top), temperature = all(row.temperature), farthest = all(row.farthest);
+  Vec sums[kBounds] = {};
+  for (int j = 0; j < kBounds; ++j) totals[j] = 0;
+  for (int64_t span = 0; span < num_spans(row.vocab); ++span) {
+    const T *at = span_at(row, span, buffer);
+    for (int64_t i = 0; reaches(row, span, bounds[0], false) && i < kSpan; i += kLanes) {
+      const Vec v = load(at + i), weights = weight_of(v, top, temperature, farthest);
+      for (int j = 0; j < kBounds; ++j) sums[j] += v >= all(bounds[j]) ? weights : Vec{};
+    }
+    if ((span + 1) % kPartSpans != 0 && span + 1 < num_spans(row.vocab)) continue;
+    for (int j = 0; j < kBounds; ++j) {
+      totals[j] += sum_of(sums[j]);
+      sums[j] = Vec{};
+    }
+  }
+}
+
+// A higher bound that tokens of at least the weight `share` still reach, of `total` that all have,
+// where so many tokens reach this one that to collect them would take longer than to look again.
+template <typename T>
+static inline float raise_bound(const Row<T> &row, float bound, double share, double total) {
+  if (num_peaks(row, bound) <= num_spans(row.vocab) * kPeaks / 4 * 3) return bound;
+  float bounds[kBounds];
+  double totals[kBounds];
+  for (int j = 0; j < kBounds; ++j)
+    bounds[j] = bound + (row.top - bound) * (static_cast<float>(j + 1) / (kBounds + 1));
+  weigh_above(row, bounds, totals);
+  for (int j = 0; j < kBounds && totals[j] >= share + 1e-3 * total; ++j) bound = bounds[j];
+  return bound;
 }
 
 // Collects items: tokens that reach the bound and have weight; with `even`, all that reach it, and
