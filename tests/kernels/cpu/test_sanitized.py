@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from octavo.kernels import cpu
-from octavo.kernels.cpu.build import ARM, build
+from octavo.kernels.cpu.build import build
 from tests.full import FULL
 
 DRIVERS = [
@@ -29,21 +28,17 @@ def can_sanitize(folder: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "define",
-    ["", pytest.param("-DOCTAVO_EMULATE_VNNI", marks=FULL)],
-    ids=["as it is", "VNNI emulated"],
-)
+@pytest.mark.parametrize("which", ["best", pytest.param("others", marks=FULL)])
 def test_no_byte_too_far_and_no_undefined_behaviour(
-    define: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: None
 ) -> None:
+    best, *others = cpu.available_isas()
+    isas = [best] if which == "best" else others
     if shutil.which("g++") is None or not can_sanitize(tmp_path):
         pytest.skip("needs g++ with sanitizers")
-    if define and platform.machine() != "x86_64":
-        pytest.skip("VNNI is x86's")
     monkeypatch.setenv("CXX", "g++")
-    monkeypatch.setenv("CXXFLAGS", f"{SANITIZERS} -O1 {define}")
-    library = build(tmp_path / cpu.LIBRARY_NAME, only=["avx2", *ARM])
+    monkeypatch.setenv("CXXFLAGS", f"{SANITIZERS} -O1")
+    library = build(tmp_path / cpu.LIBRARY_NAME, only=isas)
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
     for source in DRIVERS:
         driver = tmp_path / source.stem

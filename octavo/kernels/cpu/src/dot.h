@@ -69,7 +69,7 @@ static inline __m256 load_bytes(const uint8_t *at, bool is_signed) {
   return _mm256_cvtepi32_ps(is_signed ? _mm256_cvtepi8_epi32(eight) : _mm256_cvtepu8_epi32(eight));
 }
 
-// Scales and minima of 8 rows, of half h of block b.
+// Scales and minima of 8 rows, of half h of block b; Q8_0's minimum is for codes moved up by 128.
 template <int32_t kType>
 static inline void scales_at(const uint8_t *scales, int64_t b, int h, __m256 *d, __m256 *m) {
   if constexpr (kType == kQ4_K || kType == kQ5_K) {
@@ -90,38 +90,11 @@ static inline void scales_at(const uint8_t *scales, int64_t b, int h, __m256 *d,
   }
 }
 
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-// Adds products of w (unsigned) with the 4 bytes at `a` (signed), which the instruction itself
-// repeats for all 8 rows; from the intrinsic, GCC makes two instructions of it.
-static inline __m256i dot4(__m256i sum, __m256i w, const uint8_t *a) {
-  asm("vpdpbusd %2%{1to8%}, %1, %0"
-      : "+v"(sum)
-      : "v"(w), "m"(*reinterpret_cast<const uint8_t(*)[4]>(a)));
-  return sum;
-}
-#define OCTAVO_HAS_DOT4
-#elif defined(OCTAVO_EMULATE_VNNI)
-// The same without the instruction, for tests of what is built on it.
-static inline __m256i dot4(__m256i sum, __m256i w, const uint8_t *at) {
-  int32_t four;
-  memcpy(&four, at, 4);
-  const __m256i a = _mm256_set1_epi32(four);
-  const __m256i even = _mm256_set1_epi16(0xff), ones = _mm256_set1_epi16(1);
-  const __m256i first = _mm256_maddubs_epi16(_mm256_and_si256(w, even), a);
-  const __m256i second = _mm256_maddubs_epi16(_mm256_andnot_si256(even, w), a);
-  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(first, ones));
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(second, ones));
-}
-#define OCTAVO_HAS_DOT4
-#endif
-
-#if !defined(OCTAVO_HAS_DOT4)
 static inline __m256i broadcast4(const uint8_t *at) {
   int32_t four;
   memcpy(&four, at, 4);
   return _mm256_set1_epi32(four);
 }
-#endif
 
 // Adds the products of group G's codes to the rows' sums. 16-bit lanes hold the products of
 // 4 groups of 5-bit codes (2 x 31 x 127 x 4 < 2^15), 8 of 4-bit and 2 of 6-bit ones; after so many
@@ -130,12 +103,6 @@ template <int kBits, int R, int G, int kLast>
 static inline void add_groups(const uint8_t *codes, const uint8_t *acts, __m256i *words,
                               __m256i *sums) {
   __m256i w = code<kBits, G>(codes);
-#if defined(OCTAVO_HAS_DOT4)
-  (void)words;
-  if constexpr (kBits == 8) w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-  for (int r = 0; r < R; ++r)
-    sums[r] = dot4(sums[r], w, acts + 32 * r + 4 * G);
-#else
   const __m256i ones = _mm256_set1_epi16(1);
   if constexpr (kBits == 8) {
     const __m256i magnitude = _mm256_abs_epi8(w);
@@ -155,7 +122,6 @@ static inline void add_groups(const uint8_t *codes, const uint8_t *acts, __m256i
         sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(words[r], ones));
     }
   }
-#endif
   if constexpr (G + 1 < kLast) add_groups<kBits, R, G + 1, kLast>(codes, acts, words, sums);
 }
 
@@ -165,11 +131,7 @@ template <int32_t kType, int R>
 static inline void add_block(const uint8_t *own, const uint8_t *scales, int64_t b,
                              const uint8_t *block, __m256 *totals) {
   constexpr int kBits = bits_of(kType), kSubs = subs_of(kType), kGroups = 8 / kSubs;
-#if defined(OCTAVO_HAS_DOT4)
-  constexpr bool kHasMin = true;  // codes of 8 bits are moved by 128
-#else
   constexpr bool kHasMin = kType != kQ8_0;
-#endif
   const float *act_scales = reinterpret_cast<const float *>(block + 32 * R);
   for (int h = 0; h < kSubs; ++h) {
     __m256i words[R], sums[R];

@@ -11,13 +11,38 @@ namespace octavo {
 namespace OCTAVO_ISA {
 namespace {
 
-using DotTile = void (*)(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks,
-                         const uint8_t *acts, float *out);
-
 constexpr int kMaxParts = 8;
 constexpr int64_t kCachedActs = 256 << 10;  // bytes of activations that stay in a core's cache
 constexpr int64_t kLeastCachedRows = 48;
 constexpr int64_t kLeastWork = 1 << 16;     // products per piece: some 2 us
+
+#if defined(OCTAVO_HAS_WIDE)
+
+constexpr int kUnitRows = kWide, kTileRows = kWideTile;
+
+using DotWide = void (*)(const Panels &panels, int64_t num_blocks, const uint8_t *acts, int rows,
+                         float *totals);
+
+DotWide wide_for(int32_t type) {
+  switch (type) {
+    case kQ4_0: return dot_wide<kQ4_0>;
+    case kQ4_1: return dot_wide<kQ4_1>;
+    case kQ5_0: return dot_wide<kQ5_0>;
+    case kQ5_1: return dot_wide<kQ5_1>;
+    case kQ8_0: return dot_wide<kQ8_0>;
+    case kQ4_K: return dot_wide<kQ4_K>;
+    case kQ5_K: return dot_wide<kQ5_K>;
+    case kQ6_K: return dot_wide<kQ6_K>;
+    default: return nullptr;
+  }
+}
+
+#else
+
+constexpr int kUnitRows = kPanel, kTileRows = kMaxTile;
+
+using DotTile = void (*)(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks,
+                         const uint8_t *acts, float *out);
 
 template <int32_t kType>
 DotTile dot_for(int rows) {
@@ -48,23 +73,6 @@ DotTile dot_for(int32_t type, int rows) {
   }
 }
 
-#if defined(OCTAVO_HAS_WIDE)
-using DotWide = void (*)(const Panels &panels, int64_t num_blocks, const uint8_t *acts, int rows,
-                         float *totals);
-
-DotWide wide_for(int32_t type) {
-  switch (type) {
-    case kQ4_0: return dot_wide<kQ4_0>;
-    case kQ4_1: return dot_wide<kQ4_1>;
-    case kQ5_0: return dot_wide<kQ5_0>;
-    case kQ5_1: return dot_wide<kQ5_1>;
-    case kQ8_0: return dot_wide<kQ8_0>;
-    case kQ4_K: return dot_wide<kQ4_K>;
-    case kQ5_K: return dot_wide<kQ5_K>;
-    case kQ6_K: return dot_wide<kQ6_K>;
-    default: return nullptr;
-  }
-}
 #endif
 
 struct Part {
@@ -72,9 +80,10 @@ struct Part {
   const uint8_t *panels;
   int64_t first_unit;  // among all parts'
   int64_t first_row;
-  DotTile full, short_by_one;  // for tiles of `tile_rows` and of one fewer
 #if defined(OCTAVO_HAS_WIDE)
   DotWide wide;
+#else
+  DotTile full, short_by_one;  // for tiles of `tile_rows` and of one fewer
 #endif
 };
 
@@ -135,31 +144,8 @@ void store(const Job &job, int64_t row, int64_t column, int64_t count, float *va
   }
 }
 
-void multiply_panels(void *context, int64_t begin, int64_t end, int32_t) {
-  const Job &job = *static_cast<const Job *>(context);
-  int at = 0;
-  for (int64_t i = begin; i < end; ++i) {
-    while (at + 1 < job.num_parts && i >= job.parts[at + 1].first_unit) ++at;
-    const Part &part = job.parts[at];
-    const int64_t panel = i - part.first_unit;
-    const uint8_t *codes = part.panels + panel * part.header.panel_bytes;
-    const uint8_t *scales = codes + part.header.code_bytes;
-    const int64_t left = part.header.rows - panel * kPanel;
-    const int64_t column = part.first_row + panel * kPanel;
-    for (int64_t tile = 0; tile < job.num_tiles; ++tile) {
-      const int rows = job.rows_of(tile);
-      alignas(64) float out[kPanel * kMaxTile];
-      (tile < job.num_full ? part.full : part.short_by_one)(codes, scales, job.num_blocks,
-                                                            job.acts_of(tile), out);
-      for (int r = 0; r < rows; ++r)
-        store(job, job.begin_row + job.row_of(tile) + r, column, left < kPanel ? left : kPanel,
-              out + kPanel * r);
-    }
-  }
-}
-
 #if defined(OCTAVO_HAS_WIDE)
-void multiply_wide(void *context, int64_t begin, int64_t end, int32_t) {
+void multiply_units(void *context, int64_t begin, int64_t end, int32_t) {
   const Job &job = *static_cast<const Job *>(context);
   const bool is_plain = job.dtype == 0 && job.bias == nullptr;
   int at = 0;
@@ -190,6 +176,29 @@ void multiply_wide(void *context, int64_t begin, int64_t end, int32_t) {
     }
   }
 }
+#else
+void multiply_units(void *context, int64_t begin, int64_t end, int32_t) {
+  const Job &job = *static_cast<const Job *>(context);
+  int at = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    while (at + 1 < job.num_parts && i >= job.parts[at + 1].first_unit) ++at;
+    const Part &part = job.parts[at];
+    const int64_t panel = i - part.first_unit;
+    const uint8_t *codes = part.panels + panel * part.header.panel_bytes;
+    const uint8_t *scales = codes + part.header.code_bytes;
+    const int64_t left = part.header.rows - panel * kPanel;
+    const int64_t column = part.first_row + panel * kPanel;
+    for (int64_t tile = 0; tile < job.num_tiles; ++tile) {
+      const int rows = job.rows_of(tile);
+      alignas(64) float out[kPanel * kMaxTile];
+      (tile < job.num_full ? part.full : part.short_by_one)(codes, scales, job.num_blocks,
+                                                            job.acts_of(tile), out);
+      for (int r = 0; r < rows; ++r)
+        store(job, job.begin_row + job.row_of(tile) + r, column, left < kPanel ? left : kPanel,
+              out + kPanel * r);
+    }
+  }
+}
 #endif
 
 }  // namespace
@@ -208,15 +217,6 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
   job.dtype = dtype;
   job.num_parts = 0;
   int64_t num_units = 0, num_all_rows = 0, next = 0;
-  int unit_rows = kPanel, max_tile = kMaxTile;
-  Piece multiply = multiply_panels;
-#if defined(OCTAVO_HAS_WIDE)
-  if (num_rows > 1) {  // one row waits for memory, and larger pieces would wait for each other
-    unit_rows = kWide;
-    max_tile = kWideTile;
-    multiply = multiply_wide;
-  }
-#endif
   do {
     Part &part = job.parts[job.num_parts++];
     packed += next;
@@ -224,14 +224,14 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
     part.panels = packed + sizeof(Header);
     part.first_unit = num_units;
     part.first_row = num_all_rows;
-    num_units += (part.header.rows + unit_rows - 1) / unit_rows;
+    num_units += (part.header.rows + kUnitRows - 1) / kUnitRows;
     num_all_rows += part.header.rows;
     next = part.header.next;
   } while (next != 0 && job.num_parts < kMaxParts);
   const int64_t cols = job.parts[0].header.cols;
   job.num_blocks = cols / kBlock;
   const int64_t row_bytes = job.row_bytes = act_row_bytes(job.num_blocks);
-  int64_t most_rows = kCachedActs / row_bytes / max_tile * max_tile;
+  int64_t most_rows = kCachedActs / row_bytes / kTileRows * kTileRows;
   if (most_rows < kLeastCachedRows) most_rows = kLeastCachedRows;
   if (most_rows > num_rows) most_rows = num_rows;
   job.acts = static_cast<uint8_t *>(scratch(0, most_rows * row_bytes));
@@ -239,24 +239,25 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
   for (job.begin_row = 0; job.begin_row < num_rows; job.begin_row += most_rows) {
     const int64_t left = num_rows - job.begin_row;
     const int64_t rows = left < most_rows ? left : most_rows;
-    job.num_tiles = (rows + max_tile - 1) / max_tile;
+    job.num_tiles = (rows + kTileRows - 1) / kTileRows;
     job.tile_rows = static_cast<int32_t>((rows + job.num_tiles - 1) / job.num_tiles);
     job.num_full = job.num_tiles - (job.num_tiles * job.tile_rows - rows);
     for (int i = 0; i < job.num_parts; ++i) {
       Part &part = job.parts[i];
 #if defined(OCTAVO_HAS_WIDE)
       part.wide = wide_for(part.header.type);
-#endif
+#else
       part.full = dot_for(part.header.type, job.tile_rows);
       part.short_by_one = dot_for(part.header.type, job.tile_rows - 1);
+#endif
     }
     parallel_for(rows, kLeastWork / 16 / cols + 1, quantize_rows, &job);
 #if defined(OCTAVO_HAS_WIDE)
-    if (unit_rows == kWide) parallel_for(job.num_tiles, 4, sort_tiles, &job);
+    parallel_for(job.num_tiles, 4, sort_tiles, &job);
 #endif
-    const int64_t least_units = kLeastWork / (cols * unit_rows * rows) + 1;
+    const int64_t least_units = kLeastWork / (cols * kUnitRows * rows) + 1;
     const int64_t share = num_units / (4 * num_threads()) + 1;
-    parallel_for(num_units, share > least_units ? share : least_units, multiply, &job);
+    parallel_for(num_units, share > least_units ? share : least_units, multiply_units, &job);
   }
 }
 
