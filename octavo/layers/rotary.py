@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
     from octavo.layers.batch import ForwardBatch
 
-CHUNK_ROWS = 512
-"""Rows that are computed at a time: what lies between stays in a processor's cache."""
+FIRST_ROWS = 512
+
+CHUNK_ELEMENTS = 1 << 14
+"""Angles that a CPU computes at a time: in its cache, and by torch's calling thread alone, which
+need not wait for the others of its pool to wake up.
+"""
 
 Rope = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines of a batch's positions, [t, 1, head_dim / 2] each."""
@@ -91,9 +95,10 @@ class Rotary(nn.Module):
         if table is None or num_positions <= self._num_rows:
             return
         inv_freq, half = self.inv_freq.to(table.device), self.head_dim // 2
-        end = min(max(num_positions, 2 * self._num_rows, CHUNK_ROWS), self.max_len)
-        for start in range(self._num_rows, end, CHUNK_ROWS):
-            stop = min(start + CHUNK_ROWS, end)
+        end = min(max(num_positions, 2 * self._num_rows, FIRST_ROWS), self.max_len)
+        step = max(CHUNK_ELEMENTS // half, 1) if table.device.type == "cpu" else self.max_len
+        for start in range(self._num_rows, end, step):
+            stop = min(start + step, end)
             steps = torch.arange(start, stop, dtype=torch.float32, device=table.device)
             angles = torch.outer(steps, inv_freq)
             table[start:stop, :half] = angles.cos()

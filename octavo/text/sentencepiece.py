@@ -6,6 +6,7 @@ with merges, the library `tokenizers` has it all. Both give the same ids.
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SPACE = "\u2581"  # how SentencePiece spells a space
+
+_KEPT_TYPES = re.compile(b"[%c%c]" % (CONTROL, USER_DEFINED))
 
 GEMMA = ("gemma", "gemma2", "gemma3")
 """Architectures whose scores do not follow the order of their merges; that of the file does."""
@@ -88,11 +91,14 @@ def _pieces(
         ranks = _ranks(metadata_list(metadata, "tokenizer.ggml.scores"))
         if ranks is None or len(ranks) != len(tokens):
             return None
-    types = metadata.get("tokenizer.ggml.token_type", ())
-    kinds = {i: kind for i, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)}
-    if any(i >= len(tokens) for i in kinds):
+    try:
+        types = bytes(metadata.get("tokenizer.ggml.token_type", ()))
+    except (TypeError, ValueError):
         return None
-    typed = {i: kind for i, kind in kinds.items() if spelled[i] == tokens[i]}
+    if len(types) > len(tokens):
+        return None
+    kept = [match.start() for match in _KEPT_TYPES.finditer(types)]
+    typed = {i: types[i] for i in kept if spelled[i] == tokens[i]}
     names = {*_defaults(metadata), *named.values()}
     ids = {name: spelled.index(name) for name in names if name in spelled}
     if not ids.keys() >= set(named.values()):

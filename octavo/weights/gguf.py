@@ -38,6 +38,9 @@ SERIAL_ELEMENTS = 1 << 14
 """Elements that torch converts without its thread pool, whose barriers, thousands of them, take
 seconds when another process has one of the cores."""
 
+NATIVE_STRINGS = 1024
+"""Strings of an array from which on native code reads them, where there is any."""
+
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 # Code in the `struct` module of each scalar type, by the number that the file stores.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
@@ -322,6 +325,8 @@ class _Reader:
     def _strings(self, count: int, key: str) -> list[str]:
         """`count` strings. The one hot loop of this module: vocabularies have 10^5 of them."""
         self._need(count * 8, f"{count} strings of {key!r}")
+        if count >= NATIVE_STRINGS and (found := self._native_strings(count)) is not None:
+            return found
         data, pos, size = self._data, self._pos, self._size
         from_bytes = int.from_bytes
         strings: list[str] = []
@@ -345,6 +350,25 @@ class _Reader:
             )
         self._pos = pos
         return strings
+
+    def _native_strings(self, count: int) -> list[str] | None:
+        """The same by native code; None where that is not there, or finds something amiss."""
+        from octavo.kernels import cpu
+        from octavo.kernels.cpu.strings import TooShortError, read_strings
+
+        if cpu.why_not() is not None:
+            return None
+        for bytes_each in (24, 96, 384):
+            try:
+                data = self._data[self._pos : self._pos + count * bytes_each]
+                strings, num_bytes = read_strings(data, count)
+            except TooShortError:
+                continue
+            except ValueError:
+                return None
+            self._pos += num_bytes
+            return strings
+        return None
 
     def _key(self, what: str) -> str:
         start = self._pos

@@ -45,7 +45,8 @@ def test_however_it_grows_the_table_is_the_same(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make().table(CPU)
-    monkeypatch.setattr(rotary, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(rotary, "FIRST_ROWS", chunk)
+    monkeypatch.setattr(rotary, "CHUNK_ELEMENTS", 8 * chunk)
     growing = make()
     table = growing.open_table(CPU)
     assert not table.any()

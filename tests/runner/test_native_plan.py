@@ -126,7 +126,7 @@ def test_angles_are_there_when_their_positions_come(
     for module in complete.model.modules():
         if isinstance(module, Rotary):
             module.table(complete.device)
-    monkeypatch.setattr("octavo.layers.rotary.CHUNK_ROWS", 4)
+    monkeypatch.setattr("octavo.layers.rotary.FIRST_ROWS", 4)
     growing = make_runner(folders[name])
     for seqs in ([(3, 0)], [(1, 3), (5, 0)], [(1, 4), (1, 5), (60, 0)], [(1, 60), (1, 125)]):
         got, want = (

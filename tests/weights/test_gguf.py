@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
+from octavo.kernels import cpu
+from octavo.weights import gguf as gguf_files
 from octavo.weights import store
 from octavo.weights.gguf import GGUFCheckpoint
 from tests.full import FULL
@@ -348,3 +350,69 @@ def test_random_bodies(tmp_path: Path, body: bytes, counts: tuple[int, int]) -> 
     path = tmp_path / "random.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts) + body)
     read_all(path)
+
+
+def read_array(strings: list[bytes], rest: bytes, path: Path, num_cut: int = 0) -> list[str] | str:
+    """What a file's array of these strings is read as, or why it is not; its end may be cut off."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k"
+    array = struct.pack("<IIQ", 9, 8, len(strings))
+    body = b"".join(struct.pack("<Q", len(string)) + string for string in strings)
+    whole = head + array + body + rest
+    path.write_bytes(whole[: len(whole) - num_cut])
+    reader = gguf_files._Reader(path, gguf_files._map_file(path))
+    try:
+        found: list[str] = reader.header()[1]["k"]
+        assert reader._pos == len(head + array + body)
+    except CheckpointError as error:
+        return str(error)
+    return found
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.one_of(st.text(max_size=9).map(str.encode), st.binary(max_size=9)), max_size=12),
+    st.binary(max_size=40),
+    st.integers(0, 30),
+)
+def test_native_strings_are_those_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    strings: list[bytes],
+    rest: bytes,
+    num_cut: int,
+) -> None:
+    if cpu.why_not() is not None:
+        pytest.skip("no native library")
+    found = []
+    for least in (1, 1 << 60):
+        monkeypatch.setattr(gguf_files, "NATIVE_STRINGS", least)
+        found.append(read_array(strings, rest, tmp_path / "strings.gguf", num_cut))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("damage", ["length", "end", "utf8", "nul", "long"])
+def test_damage_to_many_strings_is_told_as_to_few(
+    damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    strings = [b"piece %d" % i for i in range(2000)]
+    strings[700] = {"utf8": b"\xff", "nul": b"a\0b", "long": b"x" * 10**6}.get(damage, b"piece")
+    rest = b"" if damage == "end" else bytes(64)
+    path = tmp_path / "strings.gguf"
+    found = []
+    for least in (1, 1 << 60):
+        monkeypatch.setattr(gguf_files, "NATIVE_STRINGS", least)
+        whole = read_array(strings, rest, path)
+        data = bytearray(path.read_bytes())
+        if damage == "length":
+            at = data.index(b"piece 1000") - 8
+            data[at : at + 8] = struct.pack("<Q", 2**63 + 5)
+        if damage == "end":
+            del data[-30:]
+        path.write_bytes(data)
+        try:
+            reader = gguf_files._Reader(path, gguf_files._map_file(path))
+            found.append(reader.header()[1]["k"])
+        except CheckpointError as error:
+            found.append(str(error))
+        assert (found[-1] == whole) == (damage not in ("length", "end"))
+    assert found[0] == found[1]

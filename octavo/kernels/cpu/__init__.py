@@ -36,6 +36,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "linear": (None, [_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _LONG, _INT]),
     "run": (None, [_POINTER, _LONG, _POINTER]),
     "sample": (None, [_POINTER]),
+    "strings": (_LONG, [ctypes.c_char_p, _LONG, _LONG, ctypes.c_char_p]),
     "pieces_new": (_POINTER, [ctypes.c_char_p, _LONG, _LONG, _POINTER, ctypes.c_char_p]),
     "pieces_free": (None, [_POINTER]),
     "pieces_find": (_INT, [_POINTER, ctypes.c_char_p, _LONG]),

@@ -1,4 +1,4 @@
-// Vocabularies of random pieces and random texts, without Python: for sanitizers. Links with the
+// Vocabularies of random pieces and random texts, and strings: for sanitizers, without Python. Links with the
 // library as driver.cpp does. What comes out must spell the text again.
 #include <cstdint>
 #include <cstdio>
@@ -15,6 +15,7 @@ void octavo_pieces_free(void *pieces);
 int32_t octavo_pieces_find(const void *pieces, const char *text, int64_t len);
 int64_t octavo_pieces_encode(const void *pieces, const char *text, int64_t len, int32_t prefix,
                              int32_t *ids);
+int64_t octavo_strings(const char *data, int64_t size, int64_t count, char *out);
 }
 
 std::mt19937 g_random(1);
@@ -85,7 +86,42 @@ bool check(int round) {
   return good;
 }
 
+// Strings behind their lengths, cut off at every byte, with lengths that lie.
+bool check_strings() {
+  const std::vector<std::string> strings = {"", "a", "", "piece", "\xE2\x96\x81"};
+  const int64_t count = static_cast<int64_t>(strings.size());
+  std::string data, joined;
+  for (const std::string &each : strings) {
+    const uint64_t len = each.size();
+    data.append(reinterpret_cast<const char *>(&len), 8);
+    data += each;
+    if (&each != &strings[0]) joined.push_back('\0');
+    joined += each;
+  }
+  bool good = true;
+  for (size_t size = 0; size <= data.size(); ++size) {
+    const std::vector<char> part(data.begin(), data.begin() + size);
+    const int64_t taken = octavo_strings(part.data(), size, count, nullptr);
+    good &= taken == (size == data.size() ? static_cast<int64_t>(size) : -1);
+  }
+  std::vector<char> out(joined.size());
+  good &= octavo_strings(data.data(), data.size(), count, out.data()) > 0;
+  good &= std::string(out.begin(), out.end()) == joined;
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<char> broken(data.begin(), data.end());
+    broken[g_random() % broken.size()] = static_cast<char>(g_random());
+    const int64_t taken = octavo_strings(broken.data(), broken.size(), count, nullptr);
+    if (taken < 0) continue;
+    std::vector<char> exact(taken - 8 * count + count - 1);
+    good &= octavo_strings(broken.data(), broken.size(), count, exact.data()) == taken;
+  }
+  return good;
+}
+
 int main() {
+  const bool reads = check_strings();
+  std::printf("strings: %s\n", reads ? "good" : "BAD");
+  if (!reads) return 1;
   for (int round = 0; round < 10; ++round) {
     const bool good = check(round);
     std::printf("vocabulary %d: %s\n", round, good ? "good" : "BAD");

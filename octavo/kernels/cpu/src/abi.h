@@ -60,3 +60,9 @@ OCTAVO_EXPORT int32_t octavo_pieces_find(const void *pieces, const char *text, i
 // pieces that stay whole (2). Any number of threads may call it at once.
 OCTAVO_EXPORT int64_t octavo_pieces_encode(const void *pieces, const char *text, int64_t len,
                                            int32_t prefix, int32_t *ids);
+
+// --- Strings of a GGUF file (strings.cpp).
+
+// Bytes that `count` strings take, each behind its length in 8 bytes; -1 where they go beyond
+// `size`, -2 where one holds a 0. `out`, if not null, gets them with a 0 between each two.
+OCTAVO_EXPORT int64_t octavo_strings(const char *data, int64_t size, int64_t count, char *out);
