@@ -2,8 +2,9 @@
 
 Weights that the kernels would keep in blocks are decoded to float32, and activations are rounded as
 the kernels round them (`kernels/cpu/src/acts.h`), bit for bit. So the same model gives the same
-numbers with and without the library, but for the order of float32's sums. Layers that the kernels
-would not keep are computed by another method, unrounded.
+numbers with and without the library, but for the order of float32's sums, of which rounding makes
+more from layer to layer (docs/decisions/0014). Layers that the kernels would not keep are computed
+by another method, unrounded.
 
 Shapes: t rows of activations, k columns, g = k / 32 blocks, c blocks with a second code.
 """
