@@ -6,7 +6,8 @@
 A way is the value of OCTAVO_CPU_ISA (`avx512vnni`, `avx2`, `portable`, `off`), or `decoded`, which
 is `--load-format decoded`: float32 weights, activations that are not rounded. Behind it may stand
 `+1-thread`, so that torch sums in another order, and `+bfloat16`, the KV cache's type (which it is
-anyway where activations are rounded).
+anyway where activations are rounded). `off+reverse` sums from the last column and key to the first,
+`off+float64` and `off+float64+reverse` in float64 (`texts_sums.py`).
 
 Each way, in a process of its own, answers 16 chat prompts, and is then led along the first way's
 answers; prompts run one at a time and token by token, as an engine runs them. Printed for each pair
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from texts_sums import sum_otherwise
 
 from octavo.attention.interface import BatchLayout
 from octavo.attention.native_cpu import NativeAttention
@@ -102,6 +104,9 @@ class Walker:
 
     def __init__(self, path: Path, way: str) -> None:
         base, *options = way.split("+")
+        if base == "off" and {"float64", "reverse"} & set(options):
+            dtype = torch.float64 if "float64" in options else torch.float32
+            sum_otherwise(dtype, in_reverse="reverse" in options)
         config = EngineConfig(
             model=str(path),
             device="cpu",

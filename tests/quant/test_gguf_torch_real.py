@@ -125,7 +125,8 @@ def prompts() -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks" / "cpu"))
         texts = importlib.import_module("texts")
-        patch.delitem(sys.modules, "texts")
+        for name in ("texts", "texts_sums"):
+            patch.delitem(sys.modules, name)
     return list(texts.PROMPTS)
 
 
