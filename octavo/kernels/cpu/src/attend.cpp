@@ -238,18 +238,18 @@ void attend_part(const Job &job, const Tile &tile, int64_t part) {
       scale_by(tile.scales + kPart + (from - begin), to - from, x + (from - begin));
   }
   memset(tile.part, 0, sizeof(float) * static_cast<size_t>(tile.rows * dim));
+  const bool is_widened = sizeof(T) < sizeof(float) && tile.rows >= kManyRows;
+  float *wide = tile.widened + kPart * dim;
   for (int64_t j = from; j < to;) {
     const int64_t block_end = (j / size + 1) * size, end = block_end < to ? block_end : to;
     const T *values = cache.value(j);
-    if (sizeof(T) < sizeof(float) && tile.rows >= kManyRows) {
-      float *wide = tile.widened + kPart * dim;
-      widen(values, (end - j) * dim, wide);
-      add_by_rows(tile, wide, j - begin, end - j, dim);
-    } else {
+    if (is_widened)
+      widen(values, (end - j) * dim, wide + (j - from) * dim);
+    else
       add_by_rows(tile, values, j - begin, end - j, dim);
-    }
     j = end;
   }
+  if (is_widened) add_by_rows(tile, wide, from - begin, to - from, dim);
 }
 
 void join(float *total, float *total_max, float *total_sum, const float *part, float part_max,

@@ -11,6 +11,10 @@ namespace OCTAVO_ISA {
 
 constexpr int64_t kPart = 128;  // positions whose logits are held at a time
 
+// Vectors that R rows are computed with at a time: so many sums that none waits for the one before
+// it, and not more than there are registers.
+static constexpr int vectors_of(int rows) { return rows <= 3 || kLanes == 16 ? 4 : 2; }
+
 // Logits of R rows with V vectors of keys, to `out` [R, kPart].
 template <int R, int V, typename T>
 static inline void multiply_keys(const float *queries, int64_t dim, const T *const *columns, int64_t stride,
@@ -33,7 +37,7 @@ static inline void multiply_keys(const float *queries, int64_t dim, const T *con
 template <int R, typename T>
 static void multiply_all_keys(const float *queries, int64_t dim, const T *const *columns, int64_t count,
                        int64_t stride, float *out) {
-  constexpr int kWide = R <= 3 ? 4 : 2;  // so many sums that none waits for the one before it
+  constexpr int kWide = vectors_of(R);
   int64_t v = 0;
   for (; v + kWide <= count; v += kWide)
     multiply_keys<R, kWide>(queries, dim, columns + v, stride, out + v * kLanes);
@@ -61,7 +65,7 @@ static inline void add_vectors(const float *weights, const T *values, int64_t co
 
 template <int R, typename T>
 static void add_values(const float *weights, const T *values, int64_t count, int64_t dim, float *out) {
-  constexpr int kWide = R <= 3 ? 4 : 2;
+  constexpr int kWide = vectors_of(R);
   int64_t i = 0;
   for (; i + kWide * kLanes <= dim; i += kWide * kLanes)
     add_vectors<R, kWide>(weights, values, count, dim, i, out);

@@ -36,11 +36,20 @@ static inline Vec load(const float *at) {
 }
 
 static inline Vec load(const uint16_t *at) {  // bfloat16
-#if defined(OCTAVO_NEON)  // of conversions from vectors of 64 bits GCC makes one for each number
+  // GCC makes several instructions, or one for each number, of the plain way.
+  const void *halves_at = at;
+#if defined(__AVX512F__)
+  const __m256i halves = _mm256_loadu_si256(static_cast<const __m256i *>(halves_at));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+#elif defined(__AVX2__)
+  const __m128i halves = _mm_loadu_si128(static_cast<const __m128i *>(halves_at));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+#elif defined(OCTAVO_NEON)
+  (void)halves_at;
   return reinterpret_cast<Vec>(vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(at), 16)));
 #else
   HalfVec halves;
-  memcpy(&halves, at, sizeof halves);
+  memcpy(&halves, halves_at, sizeof halves);
   const IntVec bits = __builtin_convertvector(halves, IntVec) << 16;
   Vec v;
   memcpy(&v, &bits, sizeof v);
@@ -72,7 +81,8 @@ static inline float load_one(const int8_t *at) { return *at; }
 
 static inline void store(float *at, Vec v) { memcpy(at, &v, sizeof v); }
 
-static inline Vec all(float value) { return Vec{} + value; }
+// The difference with zero is the value itself, so that only the broadcast is left of it.
+static inline Vec all(float value) { return value - Vec{}; }
 
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
