@@ -1,9 +1,8 @@
 // Products of four panels (32 packed rows) with a tile of activations, in vectors of 512 bits.
 //
 // The codes of one block of all four are taken apart once and stay in 16 registers while all rows of
-// the tile pass by, two at a time: an activation that is loaded is multiplied twice. Every result is
-// the same, bit for bit, as `dot_tile`'s: the same whole-number sum of each block, multiplied and
-// added in the same order.
+// the tile pass by, two at a time: an activation that is loaded is multiplied twice. A row's sums go
+// along its blocks, the second code of a block behind the first, whatever else is in the tile.
 #pragma once
 
 #include "dot.h"
@@ -141,41 +140,27 @@ static OCTAVO_INLINE void add_rows(const WideBlock<kType> &block, const WideRow 
   }
 }
 
-// Second codes, by the order of their blocks that `sort_second` left, so that a block's weights are
-// taken apart once for all rows that have a second code of it. `totals` as below.
-template <int32_t kType>
-static void add_second(const Panels &panels, int64_t num_blocks, const uint8_t *acts, int rows,
-                       float *totals) {
-  constexpr int kSum = subs_of(kType) == 1 ? 1 : 2;
-  const int64_t num_entries = rows * num_second(num_blocks);
-  const uint8_t *second = acts + num_blocks * rows * kActBytes;
-  const auto row_at = [=](const SecondPlace &place) {
-    const uint8_t *own = second + place.entry * kSecondBytes;
+// The second codes of a tile, in the order of their blocks that `sort_second` left.
+struct SecondCodes {
+  const uint8_t *at;
+  int64_t count, taken;
+  SecondPlace next;
+
+  OCTAVO_INLINE SecondCodes(const uint8_t *acts, int64_t num_blocks, int rows)
+      : at(acts + num_blocks * rows * kActBytes), count(rows * num_second(num_blocks)), taken(0),
+        next(second_at(at, 0)) {}
+
+  // Whether there is one more of this block; `row` gets it.
+  template <int32_t kType>
+  OCTAVO_INLINE bool take(int64_t block, float *totals, WideRow *row) {
+    if (taken == count || next.block != block) return false;
+    const uint8_t *own = at + next.entry * kSecondBytes;
     const float *scales = reinterpret_cast<const float *>(own + 32);
-    return WideRow{own, scales, scales + kSum, totals + kWide * place.row};
-  };
-  for (int64_t i = 0; i < num_entries;) {
-    SecondPlace place = second_at(second, i);
-    const int32_t number = place.block;
-    const WideBlock<kType> block(panels, number);
-    do {
-      WideRow two[2] = {row_at(place), {}};
-      bool is_two = false;
-      if (++i < num_entries) {
-        place = second_at(second, i);
-        if (place.block == number) {
-          two[1] = row_at(place);
-          is_two = true;
-          if (++i < num_entries) place = second_at(second, i);
-        }
-      }
-      if (is_two)
-        add_rows<kType, 2>(block, two);
-      else
-        add_rows<kType, 1>(block, two);
-    } while (i < num_entries && place.block == number);
+    *row = {own, scales, scales + (subs_of(kType) == 1 ? 1 : 2), totals + kWide * next.row};
+    if (++taken < count) next = second_at(at, taken);
+    return true;
   }
-}
+};
 
 // totals[r][0..31] = the panels' rows times row r of a tile of at most kWideTile rows. `totals` is
 // aligned to 64 bytes.
@@ -185,6 +170,7 @@ static void dot_wide(const Panels &panels, int64_t num_blocks, const uint8_t *ac
   constexpr int kSums = subs_of(kType);
   for (int r = 0; r < rows * kPairs; ++r)
     _mm512_store_ps(totals + 2 * kPanel * r, _mm512_setzero_ps());
+  SecondCodes second(acts, num_blocks, rows);
   for (int64_t i = 0; i < num_blocks; ++i) {
     fetch_ahead<kType>(panels, num_blocks, i);
     const WideBlock<kType> block(panels, i);
@@ -206,8 +192,14 @@ static void dot_wide(const Panels &panels, int64_t num_blocks, const uint8_t *ac
       const WideRow one = {own, scales, sums, total};
       add_rows<kType, 1>(block, &one);
     }
+    WideRow two[2];
+    while (second.template take<kType>(i, totals, two)) {
+      if (second.template take<kType>(i, totals, two + 1))
+        add_rows<kType, 2>(block, two);
+      else
+        add_rows<kType, 1>(block, two);
+    }
   }
-  add_second<kType>(panels, num_blocks, acts, rows, totals);
 }
 
 }  // namespace OCTAVO_ISA
