@@ -60,7 +60,7 @@ class PieceTokenizer:
     Args:
         spec: the vocabulary.
         bos, eos: ids that are put before and behind each text.
-        make_full: makes the library's tokenizer of the same vocabulary.
+        make_full: makes the library's tokenizer of the same vocabulary and these merges.
 
     Raises:
         ValueError: the native table does not serve this vocabulary (see `PieceTable`).
@@ -71,7 +71,7 @@ class PieceTokenizer:
         spec: PieceSpec,
         bos: int | None,
         eos: int | None,
-        make_full: Callable[[], tokenizers.Tokenizer],
+        make_full: Callable[[list[tuple[str, str]]], tokenizers.Tokenizer],
     ) -> None:
         whole = bytearray(len(spec.pieces))
         for token_id in spec.whole_ids:
@@ -91,7 +91,8 @@ class PieceTokenizer:
         """The library's tokenizer; building it takes seconds for a large vocabulary."""
         with self._lock:
             if self._full is None:
-                self._full = self._make_full()
+                pieces, pairs = self._spec.pieces, self._table.merges().tolist()
+                self._full = self._make_full([(pieces[a], pieces[b]) for a, b in pairs])
             return self._full
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> EncodedText:

@@ -57,7 +57,7 @@ def build_sentencepiece(
         pieces = _pieces(metadata, tokens, named)
         if pieces is not None:
             return pieces
-    return _with_library(metadata, tokens, named)
+    return _with_library(metadata, tokens, named, _merges(metadata, tokens))
 
 
 def _spelled(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Sequence[str]:
@@ -138,20 +138,26 @@ def _ranks(scores: Sequence[float]) -> NDArray[np.int32] | None:
     return np.unique(-values, return_inverse=True)[1].astype(np.int32).reshape(-1)
 
 
-def _with_library(
-    metadata: Mapping[str, Any], tokens: Sequence[str], named: Mapping[str, str]
-) -> Tokenizer:
-    architecture = metadata.get("general.architecture")
-    is_gemma = architecture in GEMMA
-    spelled = _spelled(metadata, tokens)
-    vocab = {token: index for index, token in enumerate(spelled)}
+def _merges(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[tuple[str, str]]:
+    """The file's merges, or those that follow from its tokens."""
     if "tokenizer.ggml.merges" in metadata:
-        merges = file_merges(metadata)
-    elif is_gemma:
-        merges = _derived_merges(vocab)
-    else:
-        scores = metadata_list(metadata, "tokenizer.ggml.scores")
-        merges = _derived_merges(vocab, dict(zip(spelled, scores, strict=True)))
+        return file_merges(metadata)
+    spelled = _spelled(metadata, tokens)
+    if metadata.get("general.architecture") in GEMMA:
+        return _derived_merges({token: index for index, token in enumerate(spelled)})
+    scores = metadata_list(metadata, "tokenizer.ggml.scores")
+    scored = dict(zip(spelled, scores, strict=True))
+    return _derived_merges(scored, scored)
+
+
+def _with_library(
+    metadata: Mapping[str, Any],
+    tokens: Sequence[str],
+    named: Mapping[str, str],
+    merges: list[tuple[str, str]],
+) -> Tokenizer:
+    is_gemma = metadata.get("general.architecture") in GEMMA
+    vocab = {token: index for index, token in enumerate(_spelled(metadata, tokens))}
     unknown = "<unk>" if is_gemma and "<unk>" in vocab else None
     backend = Tokenizer(
         make_bpe(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True, unk_token=unknown)
@@ -177,7 +183,7 @@ def _with_library(
 
 
 def _derived_merges(
-    vocab: Mapping[str, int], scores: Mapping[str, float] | None = None
+    vocab: Mapping[str, float], scores: Mapping[str, float] | None = None
 ) -> list[tuple[str, str]]:
     """Every way to make a token of two others, the best token first, then the longest left part.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -77,6 +78,7 @@ def test_any_vocabulary_gives_the_library_s_ids(metadata: dict[str, Any], some: 
             ids = theirs.encode(text, add_special_tokens=add)
             assert ours.encode(text, add_special_tokens=add) == ids
             assert ours.decode(ids) == theirs.decode(ids)
+    assert ours.to_json() == theirs.to_json()
     assert ours.special_token_ids == theirs.special_token_ids
     assert (ours.bos_token_id, ours.eos_token_id) == (theirs.bos_token_id, theirs.eos_token_id)
     for token_id in range(-1, ours.vocab_size + 1):
@@ -138,6 +140,21 @@ def test_the_rest_of_the_library_is_there_when_it_is_asked_for(
     assert ours.encode_texts("a b") == theirs.encode_texts("a b")
     assert ours.encode_texts("a b c d e", max_len=3) == theirs.encode_texts("a b c d e", max_len=3)
     assert ours.to_json() == theirs.to_json()
+
+
+def test_more_merges_than_there_is_room_for_at_first(
+    sentencepiece_metadata: dict[str, Any],
+) -> None:
+    tokens = ["<unk>", "<s>", "</s>", SPACE, *BYTES, *("a" * n for n in range(1, 60))]
+    metadata = sentencepiece_metadata | {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [float(-i) for i in range(len(tokens))],
+        "tokenizer.ggml.token_type": [NORMAL] * len(tokens),
+    }
+    ours = from_gguf(metadata)
+    assert is_native(ours)
+    assert len(json.loads(ours.to_json())["model"]["merges"]) == 59 * 58 // 2 > 4 * len(tokens)
+    assert ours.to_json() == by_library(metadata).to_json()
 
 
 def test_half_a_surrogate_pair_is_refused(sentencepiece_metadata: dict[str, Any]) -> None:

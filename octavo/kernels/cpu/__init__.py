@@ -40,6 +40,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "pieces_new": (_POINTER, [ctypes.c_char_p, _LONG, _LONG, _POINTER, ctypes.c_char_p]),
     "pieces_free": (None, [_POINTER]),
     "pieces_find": (_INT, [_POINTER, ctypes.c_char_p, _LONG]),
+    "pieces_merges": (_LONG, [_POINTER, _POINTER, _LONG]),
     "pieces_encode": (_LONG, [_POINTER, ctypes.c_char_p, _LONG, _INT, _POINTER]),
 }
 """Result and parameters of each exported `octavo_...`, as in src/abi.h and src/kernels.def."""

@@ -52,6 +52,7 @@ class PieceTable:
             assert ranks.dtype == "int32"
             assert ranks.flags.c_contiguous
         self._library = library()
+        self._num_pieces = len(pieces)
         text = "\0".join(pieces).encode()
         given = None if ranks is None else ranks.ctypes.data
         self._handle = self._library.octavo_pieces_new(text, len(text), len(pieces), given, whole)
@@ -80,3 +81,20 @@ class PieceTable:
         if count < 0:
             raise MemoryError
         return ids[:count]
+
+    def merges(self) -> NDArray[np.int32]:
+        """[n, 2], every two pieces that make a third, the first to be merged first.
+
+        Raises:
+            MemoryError: there is not enough for the list.
+        """
+        import numpy as np
+
+        pairs = np.empty((4 * self._num_pieces, 2), np.int32)  # most have two ways or three
+        count = self._library.octavo_pieces_merges(self._handle, pairs.ctypes.data, len(pairs))
+        if count > len(pairs):
+            pairs = np.empty((count, 2), np.int32)
+            self._library.octavo_pieces_merges(self._handle, pairs.ctypes.data, count)
+        if count < 0:
+            raise MemoryError
+        return pairs[:count]

@@ -15,6 +15,7 @@ void octavo_pieces_free(void *pieces);
 int32_t octavo_pieces_find(const void *pieces, const char *text, int64_t len);
 int64_t octavo_pieces_encode(const void *pieces, const char *text, int64_t len, int32_t prefix,
                              int32_t *ids);
+int64_t octavo_pieces_merges(const void *pieces, int32_t *pairs, int64_t room);
 int64_t octavo_strings(const char *data, int64_t size, int64_t count, char *out);
 }
 
@@ -82,6 +83,11 @@ bool check(int round) {
     for (int32_t prefix = 1; prefix <= 2; ++prefix)
       good &= octavo_pieces_encode(table, text.data(), text.size(), prefix, ids.data()) >= num_ids / 2;
   }
+  const int64_t num_merges = octavo_pieces_merges(table, nullptr, 0);
+  std::vector<int32_t> pairs(2 * num_merges);
+  good &= octavo_pieces_merges(table, pairs.data(), num_merges) == num_merges;
+  for (int64_t i = 0; i < num_merges; ++i)
+    good &= known.count(pieces[pairs[2 * i]] + pieces[pairs[2 * i + 1]]) == 1;
   octavo_pieces_free(table);
   return good;
 }

@@ -61,6 +61,10 @@ OCTAVO_EXPORT int32_t octavo_pieces_find(const void *pieces, const char *text, i
 OCTAVO_EXPORT int64_t octavo_pieces_encode(const void *pieces, const char *text, int64_t len,
                                            int32_t prefix, int32_t *ids);
 
+// Every two pieces that make a third, as pairs of ids in the order of merges, into `pairs` if there
+// is `room` for so many; how many there are, or -1 without memory.
+OCTAVO_EXPORT int64_t octavo_pieces_merges(const void *pieces, int32_t *pairs, int64_t room);
+
 // --- Strings of a GGUF file (strings.cpp).
 
 // Bytes that `count` strings take, each behind its length in 8 bytes; -1 where they go beyond

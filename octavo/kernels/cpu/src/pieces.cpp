@@ -5,6 +5,7 @@
 // all of one kind: any two pieces whose texts together are a third, ranked by that third, then the
 // longest left part. So a hash table of the pieces answers the same question when it comes up. The
 // order of merges, down to entries that have gone stale, is that of the library's `Word::merge_all`.
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <new>
@@ -89,6 +90,31 @@ class Pieces {
     }
   }
 
+  // All merges, the first one first: pairs of ids.
+  std::vector<int32_t> merges() const {
+    std::vector<Listed> found;
+    for (int32_t id = 0; id < static_cast<int32_t>(num_chars_.size()); ++id) {
+      const char *text = text_of(id);
+      const int64_t len = len_of(id);
+      for (int64_t cut = len - 1; cut > 0; --cut) {
+        if ((text[cut] & 0xC0) == 0x80) continue;
+        const int32_t left = find(text, cut), right = left < 0 ? -1 : find(text + cut, len - cut);
+        if (right >= 0) found.push_back({ranked(left, right, id, 0), left, right});
+      }
+    }
+    if (!ranks_.empty())  // else they are in order
+      std::sort(found.begin(), found.end(), [](const Listed &a, const Listed &b) {
+        return b.merge > a.merge;
+      });
+    std::vector<int32_t> pairs;
+    pairs.reserve(2 * found.size());
+    for (const Listed &each : found) {
+      pairs.push_back(each.left);
+      pairs.push_back(each.right);
+    }
+    return pairs;
+  }
+
   // Stretches between pieces that stay whole, which are taken from the left, the longest first.
   int64_t encode(const char *text, int64_t len, int32_t prefix, int32_t *ids) const {
     int64_t num_ids = 0, begin = 0;
@@ -119,6 +145,11 @@ class Pieces {
   struct Slot {
     uint32_t hash;
     int32_t id;
+  };
+
+  struct Listed {
+    Merge merge;
+    int32_t left, right;
   };
 
   const char *text_of(int32_t id) const { return text_.data() + begins_[id]; }
@@ -169,6 +200,10 @@ class Pieces {
     return -1;
   }
 
+  Merge ranked(int32_t left, int32_t right, int32_t id, int64_t at) const {
+    return {ranks_.empty() ? id : ranks_[id], num_chars_[left], num_chars_[right], id, at};
+  }
+
   // What two neighbours make; its id is -1 where they make nothing.
   Merge merge_of(int32_t left, int32_t right, int64_t at, std::string *joined) const {
     if (len_of(left) + len_of(right) > longest_) return {0, 0, 0, -1, at};
@@ -176,7 +211,7 @@ class Pieces {
     joined->append(text_of(right), static_cast<size_t>(len_of(right)));
     const int32_t id = find(joined->data(), static_cast<int64_t>(joined->size()));
     if (id < 0) return {0, 0, 0, -1, at};
-    return {ranks_.empty() ? id : ranks_[id], num_chars_[left], num_chars_[right], id, at};
+    return ranked(left, right, id, at);
   }
 
   int64_t encode_stretch(const char *text, int64_t len, bool adds_space, int32_t *ids) const {
@@ -274,6 +309,17 @@ int64_t octavo_pieces_encode(const void *pieces, const char *text, int64_t len, 
                              int32_t *ids) {
   try {
     return static_cast<const Pieces *>(pieces)->encode(text, len, prefix, ids);
+  } catch (const std::bad_alloc &) {
+    return -1;
+  }
+}
+
+int64_t octavo_pieces_merges(const void *pieces, int32_t *pairs, int64_t room) {
+  try {
+    const std::vector<int32_t> found = static_cast<const Pieces *>(pieces)->merges();
+    const int64_t count = static_cast<int64_t>(found.size() / 2);
+    if (count > 0 && count <= room) std::memcpy(pairs, found.data(), found.size() * sizeof(int32_t));
+    return count;
   } catch (const std::bad_alloc &) {
     return -1;
   }
