@@ -64,7 +64,47 @@ static inline int32_t sum_of(__m128i v) {
   return _mm_cvtsi128_si32(v);
 }
 
-// Row r of a tile's block: 32 elements of x from `at` on.
+// The largest of 8 numbers, by their bits.
+static inline float largest_of(__m256i v) {
+  __m128i most = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+  most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1));
+  return _mm_cvtss_f32(_mm_castsi128_ps(most));
+}
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+
+static inline __m512 load16(const void *x, int64_t at, int32_t dtype) {
+  if (dtype == 0) return _mm512_loadu_ps(static_cast<const float *>(x) + at);
+  const void *halves = static_cast<const uint16_t *>(x) + at;
+  const __m256i bits = _mm256_loadu_si256(static_cast<const __m256i *>(halves));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+// Row r of a tile's block: 32 numbers.
+static inline void quantize_block(__m512 low, __m512 high, uint8_t *block, int rows, int r) {
+  // The largest magnitude by its bits, which order like the numbers, with "not a number" above all.
+  const __m512i abs = _mm512_set1_epi32(0x7fffffff);
+  const __m512i top = _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(low), abs),
+                                       _mm512_and_si512(_mm512_castps_si512(high), abs));
+  const float largest =
+      largest_of(_mm256_max_epi32(_mm512_castsi512_si256(top), _mm512_extracti64x4_epi64(top, 1)));
+  const float d = largest / 127.0f;
+  const bool is_usual = d > 1e-36f && d < 1e36f;
+  const __m512 inverse = _mm512_set1_ps(is_usual ? 127.0f / largest : 0.0f);
+  const __m128i bytes0 = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)));
+  const __m128i bytes1 = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(high, inverse)));
+  const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(bytes0), bytes1, 1);
+  // Sums of 4 codes in each lane, then of 16 in each half.
+  __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
+  fours = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0x4e));
+  fours = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0xb1));
+  const int32_t sums[2] = {_mm_cvtsi128_si32(_mm256_castsi256_si128(fours)),
+                           _mm_cvtsi128_si32(_mm256_extracti128_si256(fours, 1))};
+  void *codes = block + 32 * r;
+  _mm256_storeu_si256(static_cast<__m256i *>(codes), bytes);
+#else
+
 static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block, int rows,
                                   int r) {
   __m256 v[4];
@@ -75,10 +115,7 @@ static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint
     v[i] = load8(x, at + 8 * i, dtype);
     top = _mm256_max_epi32(top, _mm256_and_si256(_mm256_castps_si256(v[i]), abs));
   }
-  __m128i most = _mm_max_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
-  most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
-  most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1));
-  const float largest = _mm_cvtss_f32(_mm_castsi128_ps(most));
+  const float largest = largest_of(top);
   const float d = largest / 127.0f;
   const bool is_usual = d > 1e-36f && d < 1e36f;
   const __m256 inverse = _mm256_set1_ps(is_usual ? 127.0f / largest : 0.0f);
@@ -93,6 +130,7 @@ static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint
   const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(words0, words1), order);
   void *codes = block + 32 * r;
   _mm256_storeu_si256(static_cast<__m256i *>(codes), bytes);
+#endif
 #elif defined(OCTAVO_NEON)
 
 static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block, int rows,
@@ -133,10 +171,31 @@ static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint
   scales[2 * rows + 2 * r + 1] = scale * static_cast<float>(is_usual ? sums[1] : 0);
 }
 
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+// The same, of 32 elements of x from `at` on.
+static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block, int rows,
+                                  int r) {
+  quantize_block(load16(x, at, dtype), load16(x, at + 16, dtype), block, rows, r);
+}
+
+static inline __m512 rest16(__m512 v, const uint8_t *codes, __m512 scale) {
+  const void *sixteen = codes;
+  const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(sixteen)));
+  __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(wide), scale);
+  asm volatile("" : "+v"(product));  // keeps the compiler from fusing it with the difference
+  return _mm512_sub_ps(v, product);
+}
+#endif
+
 // What a block's codes left over, of x from element `at` on, as a block of a tile of one row. The
 // product is rounded before it is taken away, whatever the processor, so that all get the same codes.
 static inline void quantize_rest(const void *x, int64_t at, int32_t dtype, const uint8_t *codes,
                                  float scale, uint8_t *second) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+  const __m512 scales = _mm512_set1_ps(scale);
+  quantize_block(rest16(load16(x, at, dtype), codes, scales),
+                 rest16(load16(x, at + 16, dtype), codes + 16, scales), second, 1, 0);
+#else
   alignas(32) float rest[kBlock];
 #if defined(__AVX2__)
   for (int i = 0; i < kBlock; i += 8) {
@@ -153,6 +212,7 @@ static inline void quantize_rest(const void *x, int64_t at, int32_t dtype, const
   for (int i = 0; i < kBlock; ++i) rest[i] = load_element(x, at + i, dtype) - rest[i];
 #endif
   quantize_block(rest, 0, 0, second, 1, 0);
+#endif
 }
 
 // Which blocks of a row have a second code: those whose scale is above `scale`, and the first
@@ -162,6 +222,38 @@ struct LeastSecond {
   int64_t num_equal;
 };
 
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+// `least_second` by counting for each scale how many are larger.
+static inline LeastSecond least_of_64(const uint8_t *scales, int64_t stride, int num_blocks,
+                                      int64_t count) {
+  constexpr int32_t kInfinite = 0x7f800000;
+  alignas(64) int32_t bits[64];
+  for (int i = 0; i < 4; ++i) _mm512_store_si512(bits + 16 * i, _mm512_setzero_si512());
+  for (int b = 0; b < num_blocks; ++b) memcpy(bits + b, scales + b * stride, 4);
+  __m512i all[4];
+  for (int i = 0; i < 4; ++i) {  // what is not a number counts as zero
+    all[i] = _mm512_load_si512(bits + 16 * i);
+    all[i] = _mm512_maskz_mov_epi32(_mm512_cmplt_epi32_mask(all[i], _mm512_set1_epi32(kInfinite)),
+                                    all[i]);
+  }
+  for (int b = 0; b < num_blocks; ++b) {
+    if (bits[b] <= 0 || bits[b] >= kInfinite) continue;
+    const __m512i own = _mm512_set1_epi32(bits[b]);
+    int64_t num_larger = 0, num_equal = 0;
+    for (int i = 0; i < 4; ++i) {
+      num_larger += __builtin_popcount(_mm512_cmpgt_epi32_mask(all[i], own));
+      num_equal += __builtin_popcount(_mm512_cmpeq_epi32_mask(all[i], own));
+    }
+    if (num_larger < count && num_larger + num_equal >= count) {
+      float scale;
+      memcpy(&scale, bits + b, 4);
+      return {scale, count - num_larger};
+    }
+  }
+  return {0, 0};
+}
+#endif
+
 // The `count` largest scales that are above zero and numbers, the first ones among equals; `scales`
 // are `stride` bytes apart. Zero or more scales of a float order as their bits do.
 static inline LeastSecond least_second(const uint8_t *scales, int64_t stride, int64_t num_blocks,
@@ -169,6 +261,9 @@ static inline LeastSecond least_second(const uint8_t *scales, int64_t stride, in
   constexpr int64_t kMost = 1024;
   constexpr int32_t kInfinite = 0x7f800000;
   int32_t own[kMost];  // side by side, for most rows
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+  if (num_blocks <= 64) return least_of_64(scales, stride, static_cast<int>(num_blocks), count);
+#endif
   if (num_blocks <= kMost) {
     for (int64_t b = 0; b < num_blocks; ++b) memcpy(own + b, scales + b * stride, 4);
     scales = reinterpret_cast<const uint8_t *>(own);
