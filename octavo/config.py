@@ -209,10 +209,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             token (`cls`) or its `last` one. `auto` takes what the folder says
             (1_Pooling/config.json), else `cls` for encoders and `last` for decoders.
         load_format: `decoded` reads the model's weights into the computing precision; `blocks`
-            keeps a GGUF file's blocks as they are, for native kernels of a CPU (faster, with
-            activations rounded to 8 bits; without the kernels torch computes the same, slowly);
-            `auto` is `blocks` for a GGUF file on a CPU, else `decoded`; `dummy` makes random
-            weights, so that speed and memory of a model can be measured with its config.json alone.
+            keeps a GGUF file's blocks as they are, and int4 or int8 weights of a folder as such
+            blocks, for native kernels of a CPU (faster, with activations rounded to 8 bits;
+            without the kernels torch computes the same, slowly); `auto` is `blocks` for these on a
+            CPU, else `decoded`; `dummy` makes random weights, so that speed and memory of a model
+            can be measured with its config.json alone.
         dtype: `auto` takes the checkpoint's precision where the device computes it well, and
             float32 where weights are kept in blocks.
         device: `auto` takes CUDA where there is a card.

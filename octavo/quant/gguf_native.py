@@ -1,4 +1,4 @@
-"""GGUF weights that stay in their blocks, multiplied by the native CPU kernels.
+"""Weights that stay in ggml's blocks, multiplied by the native CPU kernels.
 
 A layer whose formats the kernels do not know, or that is not quantized, is kept by another method:
 `apply` goes by the tensors that it is given.

@@ -54,7 +54,7 @@ class LinearMethod(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoredBlocks:
-    """One projection's weight as the checkpoint has it.
+    """One projection's weight in blocks, as the checkpoint has it or with the same codes.
 
     Attributes:
         block_format: such as `Q4_K`.

@@ -115,8 +115,7 @@ class GroupTensor:
         self._scheme = scheme
         self._codes = self._part(parts, "codes", ("int8" if scheme.layout == "plain" else "int32",))
         self._scales = self._part(parts, "scales", _FLOATS)
-        is_required = scheme.layout in ("gptq", "awq")
-        has_zeros = is_required or parts.get("zeros") is not None
+        has_zeros = scheme.layout in ("gptq", "awq") or parts.get("zeros") is not None
         self._zeros = self._part(parts, "zeros", _ZERO_TYPES[scheme.layout]) if has_zeros else None
         has_groups = parts.get("groups") is not None
         self._groups = self._part(parts, "groups", ("int32", "int64")) if has_groups else None
@@ -208,9 +207,8 @@ class GroupTensor:
             from octavo.weights.group_blocks import pick_format
             from octavo.weights.group_codes import block_groups
 
-            plain = f"int{self._scheme.bits}"
+            plain, size = f"int{self._scheme.bits}", self._scheme.group_size
             columns = self._column_groups()
-            size = self._scheme.group_size
             if self._num_cols % 32:
                 self._settled = plain, f"rows of {self._num_cols} columns"
             elif self._num_groups > 1 and size % 32:

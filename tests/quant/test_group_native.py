@@ -63,6 +63,11 @@ DECODED = {
     "int8, zero points": (
         compressed(PACKED, args(8, group_size=32, symmetric=False)), "8 bits with zero points",
     ),
+    "W8A8, zero points": (
+        compressed(
+            PLAIN, args(8, strategy="channel", symmetric=False), input_activations=INT8
+        ), "8 bits with zero points",
+    ),
     "gptq, act-order": (
         quantized.gptq(4, 32, sym=True, order=True),
         "columns in the order of activations (desc_act)",
