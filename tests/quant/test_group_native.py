@@ -159,6 +159,34 @@ def test_blocks_compute_what_decoded_weights_do(name: str, source: Path, tmp_pat
     assert BLOCKS not in native.lm_head.tensors()
 
 
+def test_qwen2_with_biases_and_a_tied_output_layer(tmp_path: Path) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=384, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        initializer_range=0.15, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = Qwen2ForCausalLM(config).float()
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.data.normal_()
+    model.save_pretrained(tmp_path / "source")
+    quantization = CASES["ct int4, zero points"][0]
+    path = write_folder(tmp_path / "source", tmp_path / "model", *quantization)
+    outputs = generate(path, dtype="float32", load_format="decoded")
+    verdict = compare(load_reference(path / "decoded"), outputs)
+    assert verdict.max_logprob_error < 1e-4, verdict
+    kept, plain = build(path, native()), build(path / "decoded", Unquantized(torch.float32))
+    name = "model.layers.1.self_attn.qkv_proj"
+    ours, other = kept.get_submodule(name), plain.get_submodule(name)
+    assert set(ours.tensors()) == {BLOCKS, "bias"}
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
+    assert (ours(x) - other(x)).norm() < 0.01 * other(x).norm()
+
+
 def test_the_engine_keeps_blocks_by_itself(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
