@@ -93,19 +93,38 @@ def test_a_model_s_vocabulary(params: Params) -> None:
         assert token in acceptable(logits[row], params, u[row])
 
 
+def nearest_fractions(u: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Convergents of continued fractions: numerators and denominators up to `most`."""
+    rest = u
+    above, below = np.zeros(len(u), np.int64), np.ones(len(u), np.int64)
+    above_before, below_before = np.ones(len(u), np.int64), np.zeros(len(u), np.int64)
+    for _ in range(12):
+        with np.errstate(divide="ignore"):
+            inverse = np.minimum(1 / rest, 2.0**31)
+        whole = inverse.astype(np.int64)
+        more = whole * below + below_before <= most
+        above, above_before = np.where(more, (whole * above + above_before, above),
+                                       (above, above_before))  # fmt: skip
+        below, below_before = np.where(more, (whole * below + below_before, below),
+                                       (below, below_before))  # fmt: skip
+        rest = np.where(more, inverse - whole, 0)
+    return above, below
+
+
 def test_the_uniform_number_is_the_projects() -> None:
-    """Equal logits show where a number lies; those nearest to bounds show its lower bits."""
-    vocab = 2**16
+    """Nearly to its last bit: n equal logits have bounds at k / n, and some of them are so near."""
     rng = np.random.default_rng(0)
     for seed in (0, 1, 2**63 + 12345, 2**64 - 1):
-        positions = rng.integers(0, 2**45, 100_000)
+        positions = rng.integers(0, 2**45, 200_000)
         u = uniform(np.full(len(positions), seed, np.uint64), positions)
-        away = np.abs(u * vocab - np.rint(u * vocab))
-        nearest = np.argsort(away)[:15]
-        assert away[nearest[0]] < 1e-4
-        logits = np.zeros((15, vocab), np.float32)
-        tokens = choose(logits, [Params(seed=seed)] * 15, positions[nearest])
-        assert tokens == np.floor(u[nearest] * vocab).astype(int).tolist()
+        above, below = nearest_fractions(u, 40_000)
+        nearest = np.argsort(np.abs(u - above / below))[:12]
+        assert abs(u - above / below)[nearest[5]] < 2.0**-43
+        for at in nearest:
+            num = int(below[at])
+            logits = np.zeros((1, num), np.float32)
+            (token,) = choose(logits, [Params(seed=seed)], positions[at : at + 1])
+            assert token == int(u[at] * num)
 
 
 floats = st.one_of(
@@ -156,6 +175,11 @@ def test_ties_at_the_border_of_truncation_go_by_token_id() -> None:
     logits[:, ::2] = -0.0
     logits[:, 30] = 1e-30
     assert set(choose(logits, [Params(top_k=3)] * 500)) == {30, 0, 1}
+
+
+def test_distances_that_scale_to_nothing_are_ties() -> None:
+    logits = np.repeat(np.arange(8, dtype=np.float32)[None] * np.float32(-1e-8), 300, 0)
+    assert set(choose(logits, [Params(BIG, top_p=0.99, min_p=1.0)] * 300)) == set(range(8))
 
 
 @pytest.mark.parametrize("params", KINDS[:8], ids=str)

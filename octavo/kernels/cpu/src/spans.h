@@ -70,7 +70,7 @@ static inline const T *span_at(const Row<T> &row, int64_t span, T *buffer) {
   return buffer;
 }
 
-static inline uint32_t bits_of(IntVec mask) {  // bit i: lane i is set
+static inline uint32_t lanes_of(IntVec mask) {  // bit i: lane i is set
 #if defined(__AVX512DQ__)
   __m512i own;
   memcpy(&own, &mask, sizeof own);
@@ -114,7 +114,7 @@ static inline void survey(const Row<T> &row, int64_t part) {
       most = larger(peaks[j], most);
     }
   }
-  row.tops[part] = bits_of(strange) != 0 ? NAN : largest_of(most);
+  row.tops[part] = lanes_of(strange) != 0 ? NAN : largest_of(most);
 }
 
 // The largest logit, or NaN if there is one.
@@ -199,7 +199,7 @@ static inline bool reaches(const Row<T> &row, int64_t span, float bound, bool st
     const Vec v = load(peaks + i);
     any |= strictly ? v > limit : ~(v < limit);
   }
-  return bits_of(any) != 0;
+  return lanes_of(any) != 0;
 }
 
 // A bound that at least `num` tokens reach, and not many more: as many of the peaks do. -inf, which
@@ -221,7 +221,7 @@ static inline int64_t num_peaks(const Row<T> &row, float bound) {
   int64_t num = 0;
   const int64_t count = num_spans(row.vocab) * kPeaks;
   for (int64_t i = 0; i < count; i += kLanes)
-    num += __builtin_popcount(bits_of(load(row.peaks + i) >= all(bound)));
+    num += __builtin_popcount(lanes_of(load(row.peaks + i) >= all(bound)));
   return num;
 }
 
@@ -287,7 +287,7 @@ static inline int64_t collect(const Row<T> &row, float bound, bool even, Item *i
     const T *at = span_at(row, span, buffer);
     for (int64_t i = 0; i < size; i += kLanes) {
       const Vec v = load(at + i);
-      uint32_t bits = bits_of(~(v < all(bound)));
+      uint32_t bits = lanes_of(~(v < all(bound)));
       if (size - i < kLanes) bits &= (1u << (size - i)) - 1;
       for (; bits != 0; bits &= bits - 1) {
         const int lane = __builtin_ctz(bits);
