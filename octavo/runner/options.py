@@ -77,7 +77,8 @@ def pick_method(
 ) -> LinearMethod:
     """How linear layers keep their weights.
 
-    Those of a GGUF file stay in the file's blocks on a CPU, unless `--load-format` says otherwise;
+    On a CPU those of a GGUF file stay in the file's blocks, and integers in groups become such
+    blocks, unless `--load-format` says otherwise;
     if the library of kernels is missing, torch computes the same on decoded ones (the log says
     which).
 
@@ -89,7 +90,8 @@ def pick_method(
         if config.load_format != "blocks":
             return dense
         raise ConfigError(
-            "--load-format blocks is for GGUF files on a CPU: leave it out, or give --device cpu"
+            "--load-format blocks is for GGUF files and int4 or int8 weights on a CPU: leave it "
+            "out, or give --device cpu"
         )
     why_not = native.why_not()
     if why_not is not None:
@@ -105,9 +107,7 @@ def pick_method(
 
 def _may_keep_blocks(config: EngineConfig, checkpoint: Checkpoint, device: torch.device) -> bool:
     return (
-        config.load_format in ("auto", "blocks")
-        and device.type == "cpu"
-        and checkpoint.format == "gguf"
+        config.load_format in ("auto", "blocks") and device.type == "cpu" and checkpoint.has_blocks
     )
 
 
