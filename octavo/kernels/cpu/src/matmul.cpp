@@ -256,7 +256,8 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
     parallel_for(job.num_tiles, 4, sort_tiles, &job);
 #endif
     const int64_t least_units = kLeastWork / (cols * kUnitRows * rows) + 1;
-    const int64_t share = num_units / (4 * num_threads()) + 1;
+    // Many pieces, so that no thread waits long for the last one; a row alone is done too soon.
+    const int64_t share = num_units / ((rows > 1 ? 16 : 4) * num_threads()) + 1;
     parallel_for(num_units, share > least_units ? share : least_units, multiply_units, &job);
   }
 }
