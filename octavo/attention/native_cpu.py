@@ -7,13 +7,13 @@ layer. src/plan.h has the cache's layout.
 from __future__ import annotations
 
 import math
-import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from octavo.kernels import cpu
+from octavo.kernels.cpu.memory import large_pages
 from octavo.kernels.cpu.plan import DTYPES, Kind, Op, Plan, Step, address, cache_bytes
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ class NativeAttention:
 
     def allocate(self, spec: AttentionSpec, num_blocks: int) -> torch.Tensor:
         """Zeroed memory, whose pages become resident only when they are first written."""
-        memory = mmap.mmap(-1, num_blocks * self.bytes_per_block(spec))
+        memory = large_pages(num_blocks * self.bytes_per_block(spec))
         dtype = torch.uint8 if spec.stored_dtype == torch.int8 else spec.stored_dtype
-        return torch.frombuffer(memory, dtype=dtype).view(num_blocks, spec.num_kv_heads, -1)
+        return memory.view(dtype).view(num_blocks, spec.num_kv_heads, -1)
 
     def bytes_per_block(self, spec: AttentionSpec) -> int:
         """Keys and values of one block in one layer."""

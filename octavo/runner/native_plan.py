@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from octavo.attention.native_cpu import NativeMetadata
+from octavo.kernels.cpu.memory import large_floats
 from octavo.kernels.cpu.plan import (
     ACTIVATIONS,
     DTYPES,
@@ -249,7 +250,7 @@ class NativePlan:
     def _make_logits(self, num_logits: int) -> torch.Tensor:
         size = num_logits * self._vocab_size
         if self._logits.numel() < size:
-            self._logits = torch.empty(size, dtype=torch.float32, device="cpu")
+            self._logits = large_floats(size)
         return self._logits[:size].view(num_logits, self._vocab_size)
 
     def _step(self, batch: ForwardBatch) -> Step:
@@ -290,8 +291,7 @@ class NativePlan:
             if out is not None:
                 found = next((b for b in free if b.shape[1] == out.width), None)
                 if found is None:
-                    shape = (self._max_rows, out.width)
-                    buffers[out] = torch.empty(shape, dtype=torch.float32, device="cpu")
+                    buffers[out] = large_floats(self._max_rows, out.width)
                 else:
                     free = [buffer for buffer in free if buffer is not found]
                     buffers[out] = found

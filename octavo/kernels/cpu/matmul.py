@@ -9,14 +9,13 @@ Shapes: n rows of weights (outputs), k columns (inputs), t rows of activations.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import threading
 from typing import TYPE_CHECKING
 
 import torch
 
 from octavo.kernels.cpu import library
+from octavo.kernels.cpu.memory import large_pages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,9 +76,8 @@ def allocate_packed(num_bytes: int) -> torch.Tensor:
 class PackedMemory:
     """Memory for packed matrices, close together and in large pages where the system has them.
 
-    With pages of 4 KiB a product of one row spends a fifth of its time on finding them. A chunk's
-    pages come into being when they are written, so the rest of the last one costs nothing. May be
-    used by several threads.
+    A chunk's pages come into being when they are written, so the rest of the last one costs
+    nothing. May be used by several threads.
     """
 
     def __init__(self) -> None:
@@ -91,17 +89,9 @@ class PackedMemory:
         needed = -(-num_bytes // ALIGNMENT) * ALIGNMENT
         with self._lock:
             if self._left.numel() < needed:
-                self._left = _large_pages(max(_CHUNK_BYTES, needed))
+                self._left = large_pages(max(_CHUNK_BYTES, needed))
             taken, self._left = self._left[:num_bytes], self._left[needed:]
         return taken
-
-
-def _large_pages(num_bytes: int) -> torch.Tensor:
-    memory = mmap.mmap(-1, num_bytes)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a system without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def pack(
