@@ -81,8 +81,8 @@ static inline __m512 load16(const void *x, int64_t at, int32_t dtype) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-// Row r of a tile's block: 32 numbers.
-static inline void quantize_block(__m512 low, __m512 high, uint8_t *block, int rows, int r) {
+// Row r of a tile's block: 32 numbers. Returns their scale.
+static inline float quantize_block(__m512 low, __m512 high, uint8_t *block, int rows, int r) {
   // The largest magnitude by its bits, which order like the numbers, with "not a number" above all.
   const __m512i abs = _mm512_set1_epi32(0x7fffffff);
   const __m512i top = _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(low), abs),
@@ -105,8 +105,8 @@ static inline void quantize_block(__m512 low, __m512 high, uint8_t *block, int r
   _mm256_storeu_si256(static_cast<__m256i *>(codes), bytes);
 #else
 
-static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block, int rows,
-                                  int r) {
+static inline float quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block,
+                                   int rows, int r) {
   __m256 v[4];
   // The largest magnitude by its bits, which order like the numbers, with "not a number" above all.
   const __m256i abs = _mm256_set1_epi32(0x7fffffff);
@@ -133,8 +133,8 @@ static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint
 #endif
 #elif defined(OCTAVO_NEON)
 
-static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block, int rows,
-                                  int r) {
+static inline float quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block,
+                                   int rows, int r) {
   float32x4_t v[kBlock / 4];
   const float largest = load_block(x, at, dtype, v), d = largest / 127.0f;
   const bool is_usual = d > 1e-36f && d < 1e36f;
@@ -142,8 +142,8 @@ static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint
   round_block(v, is_usual ? 127.0f / largest : 0.0f, block + 32 * r, sums);
 #else
 
-static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block, int rows,
-                                  int r) {
+static inline float quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block,
+                                   int rows, int r) {
   float largest = 0;
   bool is_number = true;
   for (int i = 0; i < kBlock; ++i) {
@@ -169,13 +169,14 @@ static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint
   scales[rows + r] = scale * static_cast<float>(is_usual ? sums[0] + sums[1] : 0);
   scales[2 * rows + 2 * r] = scale * static_cast<float>(is_usual ? sums[0] : 0);
   scales[2 * rows + 2 * r + 1] = scale * static_cast<float>(is_usual ? sums[1] : 0);
+  return scale;
 }
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 // The same, of 32 elements of x from `at` on.
-static inline void quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block, int rows,
-                                  int r) {
-  quantize_block(load16(x, at, dtype), load16(x, at + 16, dtype), block, rows, r);
+static inline float quantize_block(const void *x, int64_t at, int32_t dtype, uint8_t *block,
+                                   int rows, int r) {
+  return quantize_block(load16(x, at, dtype), load16(x, at + 16, dtype), block, rows, r);
 }
 
 static inline __m512 rest16(__m512 v, const uint8_t *codes, __m512 scale) {
@@ -222,38 +223,6 @@ struct LeastSecond {
   int64_t num_equal;
 };
 
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-// `least_second` by counting for each scale how many are larger.
-static inline LeastSecond least_of_64(const uint8_t *scales, int64_t stride, int num_blocks,
-                                      int64_t count) {
-  constexpr int32_t kInfinite = 0x7f800000;
-  alignas(64) int32_t bits[64];
-  for (int i = 0; i < 4; ++i) _mm512_store_si512(bits + 16 * i, _mm512_setzero_si512());
-  for (int b = 0; b < num_blocks; ++b) memcpy(bits + b, scales + b * stride, 4);
-  __m512i all[4];
-  for (int i = 0; i < 4; ++i) {  // what is not a number counts as zero
-    all[i] = _mm512_load_si512(bits + 16 * i);
-    all[i] = _mm512_maskz_mov_epi32(_mm512_cmplt_epi32_mask(all[i], _mm512_set1_epi32(kInfinite)),
-                                    all[i]);
-  }
-  for (int b = 0; b < num_blocks; ++b) {
-    if (bits[b] <= 0 || bits[b] >= kInfinite) continue;
-    const __m512i own = _mm512_set1_epi32(bits[b]);
-    int64_t num_larger = 0, num_equal = 0;
-    for (int i = 0; i < 4; ++i) {
-      num_larger += __builtin_popcount(_mm512_cmpgt_epi32_mask(all[i], own));
-      num_equal += __builtin_popcount(_mm512_cmpeq_epi32_mask(all[i], own));
-    }
-    if (num_larger < count && num_larger + num_equal >= count) {
-      float scale;
-      memcpy(&scale, bits + b, 4);
-      return {scale, count - num_larger};
-    }
-  }
-  return {0, 0};
-}
-#endif
-
 // The `count` largest scales that are above zero and numbers, the first ones among equals; `scales`
 // are `stride` bytes apart. Zero or more scales of a float order as their bits do.
 static inline LeastSecond least_second(const uint8_t *scales, int64_t stride, int64_t num_blocks,
@@ -261,9 +230,6 @@ static inline LeastSecond least_second(const uint8_t *scales, int64_t stride, in
   constexpr int64_t kMost = 1024;
   constexpr int32_t kInfinite = 0x7f800000;
   int32_t own[kMost];  // side by side, for most rows
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  if (num_blocks <= 64) return least_of_64(scales, stride, static_cast<int>(num_blocks), count);
-#endif
   if (num_blocks <= kMost) {
     for (int64_t b = 0; b < num_blocks; ++b) memcpy(own + b, scales + b * stride, 4);
     scales = reinterpret_cast<const uint8_t *>(own);
@@ -292,9 +258,88 @@ static inline LeastSecond least_second(const uint8_t *scales, int64_t stride, in
   }
 }
 
+// The second code of block b of a row, in `second`; what is one of nothing counts as the last block's.
+static inline void write_second(const void *x, int64_t at, int32_t dtype, const uint8_t *codes,
+                                float scale, int64_t b, uint8_t *second) {
+  quantize_rest(x, at + b * kBlock, dtype, codes, scale, second);
+  const auto number = static_cast<int32_t>(b);
+  memcpy(second + kActBytes, &number, sizeof(number));
+}
+
+static inline void write_no_second(int64_t num_blocks, uint8_t *second) {
+  const auto number = static_cast<int32_t>(num_blocks - 1);
+  memset(second, 0, kSecondBytes);
+  memcpy(second + kActBytes, &number, sizeof(number));
+}
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+
+constexpr int64_t kMostInRegisters = 64;
+
+// Of 64 scales, by their bits, one bit for each of the `count` largest above zero, the first ones
+// among equals. What is not a number is none of them.
+static inline uint64_t largest_64(__m512i *scales, int64_t count) {
+  for (int i = 0; i < 4; ++i)
+    scales[i] = _mm512_maskz_mov_epi32(
+        _mm512_cmplt_epi32_mask(scales[i], _mm512_set1_epi32(0x7f800000)), scales[i]);
+  uint64_t above_zero = 0;
+  for (int i = 0; i < 4; ++i)
+    above_zero |= static_cast<uint64_t>(_mm512_test_epi32_mask(scales[i], scales[i])) << 16 * i;
+  if (__builtin_popcountll(above_zero) <= count) return above_zero;
+  for (uint64_t left = above_zero; left != 0; left &= left - 1) {
+    const int b = __builtin_ctzll(left);
+    const __m512i own = _mm512_permutexvar_epi32(
+        _mm512_set1_epi32(b % 16), b < 32 ? (b < 16 ? scales[0] : scales[1])
+                                          : (b < 48 ? scales[2] : scales[3]));
+    uint64_t larger = 0, equal = 0;
+    for (int i = 0; i < 4; ++i) {
+      larger |= static_cast<uint64_t>(_mm512_cmpgt_epi32_mask(scales[i], own)) << 16 * i;
+      equal |= static_cast<uint64_t>(_mm512_cmpeq_epi32_mask(scales[i], own)) << 16 * i;
+    }
+    int64_t missing = count - __builtin_popcountll(larger);
+    if (missing <= 0 || __builtin_popcountll(equal) < missing) continue;
+    for (; missing > 0; --missing, equal &= equal - 1) larger |= equal & -equal;
+    return larger;
+  }
+  return above_zero;  // unreachable
+}
+
+// `quantize_row` without reading again what was just written: a vector made of small writes waits
+// until they are in the cache, and another core may have had that part of it.
+static inline void quantize_short_row(const void *x, int64_t at, int32_t dtype, int64_t num_blocks,
+                                      uint8_t *tile, int rows, int r) {
+  const int64_t stride = static_cast<int64_t>(rows) * kActBytes, count = num_second(num_blocks);
+  __m512i scales[4];
+  for (int i = 0; i < 4; ++i) {
+    scales[i] = _mm512_setzero_si512();
+    for (int64_t b = 16 * i; b < 16 * i + 16 && b < num_blocks; ++b) {
+      const float scale = quantize_block(x, at + b * kBlock, dtype, tile + b * stride, rows, r);
+      scales[i] = _mm512_mask_mov_epi32(scales[i], static_cast<__mmask16>(1u << (b - 16 * i)),
+                                        _mm512_castps_si512(_mm512_set1_ps(scale)));
+    }
+  }
+  uint8_t *second = tile + num_blocks * stride + r * count * kSecondBytes;
+  uint8_t *const end = second + count * kSecondBytes;
+  for (uint64_t left = largest_64(scales, count); left != 0; left &= left - 1) {
+    const int64_t b = __builtin_ctzll(left);
+    const uint8_t *block = tile + b * stride;
+    write_second(x, at, dtype, block + 32 * r, load_float(block + 32 * rows + 4 * r), b, second);
+    second += kSecondBytes;
+  }
+  for (; second < end; second += kSecondBytes) write_no_second(num_blocks, second);
+}
+
+#endif
+
 // One row of a tile of `rows`: `num_blocks` blocks from element `at` of x on.
 static inline void quantize_row(const void *x, int64_t at, int32_t dtype, int64_t num_blocks,
                                 uint8_t *tile, int rows, int r) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+  if (num_blocks <= kMostInRegisters) {
+    quantize_short_row(x, at, dtype, num_blocks, tile, rows, r);
+    return;
+  }
+#endif
   const int64_t stride = static_cast<int64_t>(rows) * kActBytes;
   for (int64_t b = 0; b < num_blocks; ++b)
     quantize_block(x, at + b * kBlock, dtype, tile + b * stride, rows, r);
@@ -302,20 +347,15 @@ static inline void quantize_row(const void *x, int64_t at, int32_t dtype, int64_
   const int64_t count = num_second(num_blocks);
   const LeastSecond least = least_second(scales, stride, num_blocks, count);
   uint8_t *second = tile + num_blocks * stride + r * count * kSecondBytes;
-  memset(second, 0, static_cast<size_t>(count * kSecondBytes));  // as nothing, where all is zero
-  const auto last = static_cast<int32_t>(num_blocks - 1);
-  for (int64_t i = 0; i < count; ++i) memcpy(second + i * kSecondBytes + kActBytes, &last, sizeof(last));
+  uint8_t *const end = second + count * kSecondBytes;
   int64_t num_equal = least.num_equal;
-  for (int64_t b = 0, found = 0; b < num_blocks && found < count; ++b) {
+  for (int64_t b = 0; b < num_blocks && second < end; ++b) {
     const float scale = load_float(scales + b * stride);
     if (!(scale > least.scale) && !(scale == least.scale && num_equal-- > 0)) continue;
-    const uint8_t *codes = tile + b * stride + 32 * r;
-    quantize_rest(x, at + b * kBlock, dtype, codes, scale, second);
-    const auto number = static_cast<int32_t>(b);
-    memcpy(second + kActBytes, &number, sizeof(number));
+    write_second(x, at, dtype, tile + b * stride + 32 * r, scale, b, second);
     second += kSecondBytes;
-    ++found;
   }
+  for (; second < end; second += kSecondBytes) write_no_second(num_blocks, second);
 }
 
 // Which second code of a tile comes next where they are taken by blocks: kept behind the codes.
