@@ -138,7 +138,8 @@ def test_rounding_in_float64(seed: int, num_blocks: int) -> None:
     x = rng.standard_normal((4, 32 * num_blocks)) * 10.0 ** rng.integers(-3, 4, (4, 1))
     want = rounded(x)
     got = round_activations(torch.from_numpy(x).float()).double().numpy()
-    assert np.all(np.abs(got - want) <= 1.2e-7 * np.abs(want))
+    # Three roundings, of which two may be of numbers twice as large as their sum.
+    assert np.all(np.abs(got - want) <= 3e-7 * np.abs(want))
 
 
 def stored_part(
