@@ -252,14 +252,40 @@ void attend_part(const Job &job, const Tile &tile, int64_t part) {
   if (is_widened) add_by_rows(tile, wide, from - begin, to - from, dim);
 }
 
+// Joins a part to what came before it; `old` and `own` are what both are to be multiplied by.
 void join(float *total, float *total_max, float *total_sum, const float *part, float part_max,
-          float part_sum, int64_t dim) {
+          float part_sum, float old, float own, int64_t dim) {
   if (part_max == -INFINITY) return;
-  const float top = part_max > *total_max ? part_max : *total_max;
-  const float old = exponential_of(*total_max - top), own = exponential_of(part_max - top);
   for (int64_t i = 0; i < dim; ++i) total[i] = total[i] * old + part[i] * own;
   *total_sum = *total_sum * old + part_sum * own;
-  *total_max = top;
+  *total_max = part_max > *total_max ? part_max : *total_max;
+}
+
+void join_row(float *total, float *total_max, float *total_sum, const float *part, float part_max,
+              float part_sum, int64_t dim) {
+  const float top = part_max > *total_max ? part_max : *total_max;
+  join(total, total_max, total_sum, part, part_max, part_sum, exponential_of(*total_max - top),
+       exponential_of(part_max - top), dim);
+}
+
+// All rows of a tile, with the exponentials of many rows at a time.
+void join_tile(const Tile &tile, int64_t dim) {
+  for (int64_t begin = 0; begin < tile.rows; begin += kLanes) {
+    const int64_t count = tile.rows - begin < kLanes ? tile.rows - begin : kLanes;
+    float part_max[kLanes] = {}, total_max[kLanes] = {}, old[kLanes], own[kLanes];
+    for (int64_t i = 0; i < count; ++i) {
+      part_max[i] = tile.part_max[begin + i];
+      total_max[i] = tile.total_max[begin + i];
+    }
+    const Vec top = larger(load(part_max), load(total_max));
+    store(old, exponential(load(total_max) - top));
+    store(own, exponential(load(part_max) - top));
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = begin + i;
+      join(tile.total + row * dim, tile.total_max + row, tile.total_sum + row,
+           tile.part + row * dim, tile.part_max[row], tile.part_sum[row], old[i], own[i], dim);
+    }
+  }
 }
 
 void write_row(const Job &job, int64_t token, int64_t head, const float *total, float sum) {
@@ -293,9 +319,7 @@ void attend_tiles(void *context, int64_t begin, int64_t end, int32_t) {
     first_and_last(job, tile, &first, &last);
     for (int64_t part = first; part <= last; ++part) {
       attend_part<T>(job, tile, part);
-      for (int64_t row = 0; row < tile.rows; ++row)
-        join(tile.total + row * dim, tile.total_max + row, tile.total_sum + row,
-             tile.part + row * dim, tile.part_max[row], tile.part_sum[row], dim);
+      join_tile(tile, dim);
     }
     const int64_t token = job.step.query_starts[seq] + tile.first;
     for (int64_t row = 0; row < tile.rows; ++row)
@@ -339,8 +363,8 @@ bool join_parts(const Job &job) {
     for (int64_t part = 0; part <= last - first; ++part) {
       const float *from = job.joined + (place * job.max_parts + part) * job.per_kv * (dim + 2);
       for (int64_t row = 0; row < tile.rows; ++row, from += dim + 2)
-        join(tile.total + row * dim, tile.total_max + row, tile.total_sum + row, from, from[dim],
-             from[dim + 1], dim);
+        join_row(tile.total + row * dim, tile.total_max + row, tile.total_sum + row, from,
+                 from[dim], from[dim + 1], dim);
     }
     for (int64_t row = 0; row < tile.rows; ++row)
       write_row(job, tile.seq, tile.head * job.per_kv + row, tile.total + row * dim,

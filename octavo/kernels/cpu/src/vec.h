@@ -107,8 +107,12 @@ static inline float largest_of(Vec v) {
 // zero, above 88.3 it stays what it is there; not a number stays one.
 static inline Vec exponential(Vec x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+#if defined(__AVX512F__)
+  const Vec bounded = _mm512_min_ps(all(88.3f), x);  // of a number and none, the second: none
+#else
   const Vec top = all(88.3f);
   const Vec bounded = x > top ? top : x;
+#endif
   const Vec shifted = bounded * 1.44269504f + kMagic;
   const Vec n = shifted - kMagic;
   const Vec f = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -118,6 +122,9 @@ static inline Vec exponential(Vec x) {
   p = p * f + 1.6666665459e-1f;
   p = p * f + 5.0000001201e-1f;
   p = p * (f * f) + f + 1.0f;
+#if defined(__AVX512F__)
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, all(-87.3f), _CMP_NLT_UQ), p, n);
+#else
   IntVec whole, bits;
   memcpy(&whole, &shifted, sizeof whole);
   memcpy(&bits, &p, sizeof bits);
@@ -126,6 +133,7 @@ static inline Vec exponential(Vec x) {
   memcpy(&result, &bits, sizeof result);
   result = x < -87.3f ? Vec{} : result;
   return x == x ? result : x;
+#endif
 }
 
 static inline float exponential_of(float x) {
