@@ -39,11 +39,11 @@ struct Tile {
   float *total;    // [rows, dim]
   float *part_max, *part_sum, *total_max, *total_sum;  // [rows]
   float *scales;   // [2, kPart] of keys and of values in 8 bits, of a part
-  float *widened;  // [2, kPart * dim] keys and values of a part, where many rows read them
+  float *widened;  // [kPart, dim] keys or values of some positions, where many rows read them
 };
 
 int64_t tile_floats(int64_t rows, int64_t dim) {
-  return rows * (3 * dim + kPart + 4) + 2 * kPart * (dim + 1) + 8 * 16;
+  return rows * (3 * dim + kPart + 4) + kPart * (dim + 2) + 8 * 16;
 }
 
 float *aligned(float *at) {
@@ -120,6 +120,7 @@ struct Cache {
 
 // Rows from which keys and values are widened once for all of them.
 constexpr int64_t kManyRows = 13;
+constexpr int64_t kChunk = 64;  // positions that are widened at a time, so that they stay near
 
 template <typename T>
 void multiply_by_rows(const Tile &tile, const T *const *columns, int64_t count, int64_t stride,
@@ -158,13 +159,17 @@ void make_logits(const Tile &tile, const Cache<T> &cache, int64_t begin, int64_t
     float *out = tile.weights + (first - begin);
     if constexpr (sizeof(T) < sizeof(float)) {
       if (tile.rows >= kManyRows) {
-        const float *wide[kPart / kLanes];
-        for (int64_t i = 0; i < count; ++i) {
-          float *own = tile.widened + i * kLanes * dim;
-          for (int64_t c = 0; c < dim; ++c) store(own + c * kLanes, load(columns[i] + c * size));
-          wide[i] = own;
+        for (int64_t i = 0; i < count; i += kChunk / kLanes) {
+          const int64_t take = count - i < kChunk / kLanes ? count - i : kChunk / kLanes;
+          const float *wide[kChunk / kLanes];
+          for (int64_t v = 0; v < take; ++v) {
+            float *own = tile.widened + v * kLanes * dim;
+            for (int64_t c = 0; c < dim; ++c)
+              store(own + c * kLanes, load(columns[i + v] + c * size));
+            wide[v] = own;
+          }
+          multiply_by_rows(tile, wide, take, kLanes, dim, out + i * kLanes);
         }
-        multiply_by_rows(tile, wide, count, kLanes, dim, out);
         return;
       }
     }
@@ -239,17 +244,20 @@ void attend_part(const Job &job, const Tile &tile, int64_t part) {
   }
   memset(tile.part, 0, sizeof(float) * static_cast<size_t>(tile.rows * dim));
   const bool is_widened = sizeof(T) < sizeof(float) && tile.rows >= kManyRows;
-  float *wide = tile.widened + kPart * dim;
-  for (int64_t j = from; j < to;) {
+  for (int64_t j = from, chunk = from; j < to;) {
     const int64_t block_end = (j / size + 1) * size, end = block_end < to ? block_end : to;
-    const T *values = cache.value(j);
-    if (is_widened)
-      widen(values, (end - j) * dim, wide + (j - from) * dim);
-    else
-      add_by_rows(tile, values, j - begin, end - j, dim);
+    if (is_widened) {
+      if (end - chunk > kChunk && j > chunk) {
+        add_by_rows(tile, tile.widened, chunk - begin, j - chunk, dim);
+        chunk = j;
+      }
+      widen(cache.value(j), (end - j) * dim, tile.widened + (j - chunk) * dim);
+      if (end == to) add_by_rows(tile, tile.widened, chunk - begin, end - chunk, dim);
+    } else {
+      add_by_rows(tile, cache.value(j), j - begin, end - j, dim);
+    }
     j = end;
   }
-  if (is_widened) add_by_rows(tile, wide, from - begin, to - from, dim);
 }
 
 // Joins a part to what came before it; `old` and `own` are what both are to be multiplied by.

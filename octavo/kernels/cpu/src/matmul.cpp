@@ -14,6 +14,7 @@ namespace {
 constexpr int kMaxParts = 8;
 constexpr int64_t kCachedActs = 256 << 10;  // bytes of activations that stay in a core's cache
 constexpr int64_t kLeastCachedRows = 48;
+constexpr int64_t kLeastOwnRows = 32;  // of each thread, from which on it reads all weights itself
 constexpr int64_t kLeastWork = 1 << 16;     // products per piece: some 2 us
 
 #if defined(OCTAVO_HAS_WIDE)
@@ -94,7 +95,7 @@ struct Job {
   const void *bias;
   void *y;
   int64_t x_stride, y_stride, num_blocks, row_bytes;  // row_bytes: of quantized activations
-  int64_t begin_row, num_tiles, num_full;
+  int64_t begin_row, end_row, run_rows, num_units, num_tiles, num_full;
   int32_t dtype, tile_rows, num_parts;
   uint8_t *acts;
   Part parts[kMaxParts];
@@ -201,6 +202,44 @@ void multiply_units(void *context, int64_t begin, int64_t end, int32_t) {
 }
 #endif
 
+// Tiles and memory for the run of rows from `begin_row` on; how many rows it has, 0 where there is
+// no memory.
+int64_t set_tiles(Job &job) {
+  const int64_t left = job.end_row - job.begin_row;
+  const int64_t rows = left < job.run_rows ? left : job.run_rows;
+  job.acts = static_cast<uint8_t *>(scratch(0, rows * job.row_bytes));
+  if (job.acts == nullptr) return 0;
+  job.num_tiles = (rows + kTileRows - 1) / kTileRows;
+  job.tile_rows = static_cast<int32_t>((rows + job.num_tiles - 1) / job.num_tiles);
+  job.num_full = job.num_tiles - (job.num_tiles * job.tile_rows - rows);
+  for (int i = 0; i < job.num_parts; ++i) {
+    Part &part = job.parts[i];
+#if defined(OCTAVO_HAS_WIDE)
+    part.wide = wide_for(part.header.type);
+#else
+    part.full = dot_for(part.header.type, job.tile_rows);
+    part.short_by_one = dot_for(part.header.type, job.tile_rows - 1);
+#endif
+  }
+  return rows;
+}
+
+// Runs of rows, each by one thread from rounding to the last product: what a thread writes, no other
+// one reads.
+void multiply_runs(void *context, int64_t begin, int64_t end, int32_t) {
+  Job job = *static_cast<const Job *>(context);
+  for (int64_t run = begin; run < end; ++run) {
+    job.begin_row = run * job.run_rows;
+    const int64_t rows = set_tiles(job);
+    if (rows == 0) return;
+    quantize_rows(&job, 0, rows, 0);
+#if defined(OCTAVO_HAS_WIDE)
+    sort_tiles(&job, 0, job.num_tiles, 0);
+#endif
+    multiply_units(&job, 0, job.num_units, 0);
+  }
+}
+
 }  // namespace
 
 // y[i] = x[i] W^T + bias for `num_rows` rows, where W's rows are those of all packed parts (at most
@@ -230,35 +269,33 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
   } while (next != 0 && job.num_parts < kMaxParts);
   const int64_t cols = job.parts[0].header.cols;
   job.num_blocks = cols / kBlock;
-  const int64_t row_bytes = job.row_bytes = act_row_bytes(job.num_blocks);
-  int64_t most_rows = kCachedActs / row_bytes / kTileRows * kTileRows;
+  job.row_bytes = act_row_bytes(job.num_blocks);
+  job.num_units = num_units;
+  job.end_row = num_rows;
+  int64_t most_rows = kCachedActs / job.row_bytes / kTileRows * kTileRows;
   if (most_rows < kLeastCachedRows) most_rows = kLeastCachedRows;
-  if (most_rows > num_rows) most_rows = num_rows;
-  job.acts = static_cast<uint8_t *>(scratch(0, most_rows * row_bytes));
-  if (job.acts == nullptr) return;
-  for (job.begin_row = 0; job.begin_row < num_rows; job.begin_row += most_rows) {
-    const int64_t left = num_rows - job.begin_row;
-    const int64_t rows = left < most_rows ? left : most_rows;
-    job.num_tiles = (rows + kTileRows - 1) / kTileRows;
-    job.tile_rows = static_cast<int32_t>((rows + job.num_tiles - 1) / job.num_tiles);
-    job.num_full = job.num_tiles - (job.num_tiles * job.tile_rows - rows);
-    for (int i = 0; i < job.num_parts; ++i) {
-      Part &part = job.parts[i];
-#if defined(OCTAVO_HAS_WIDE)
-      part.wide = wide_for(part.header.type);
-#else
-      part.full = dot_for(part.header.type, job.tile_rows);
-      part.short_by_one = dot_for(part.header.type, job.tile_rows - 1);
-#endif
-    }
+  const int64_t threads = num_threads();
+  if (threads > 1 && num_rows >= kLeastOwnRows * threads) {
+    // Equally many for each thread: one, two where they are long enough, or as many as fit the cache.
+    int64_t each = num_rows >= 2 * kLeastOwnRows * threads ? 2 : 1;
+    const int64_t needed = (num_rows + most_rows * threads - 1) / (most_rows * threads);
+    if (each < needed) each = needed;
+    job.run_rows = (num_rows + each * threads - 1) / (each * threads);
+    parallel_for((num_rows + job.run_rows - 1) / job.run_rows, 1, multiply_runs, &job);
+    return;
+  }
+  job.run_rows = most_rows < num_rows ? most_rows : num_rows;
+  for (job.begin_row = 0; job.begin_row < num_rows; job.begin_row += job.run_rows) {
+    const int64_t rows = set_tiles(job);
+    if (rows == 0) return;
     parallel_for(rows, kLeastWork / 16 / cols + 1, quantize_rows, &job);
 #if defined(OCTAVO_HAS_WIDE)
     parallel_for(job.num_tiles, 4, sort_tiles, &job);
 #endif
     const int64_t least_units = kLeastWork / (cols * kUnitRows * rows) + 1;
     // Many pieces, so that no thread waits long for the last one; a row alone is done too soon.
-    const int64_t share = num_units / ((rows > 1 ? 16 : 4) * num_threads()) + 1;
-    parallel_for(num_units, share > least_units ? share : least_units, multiply_units, &job);
+    const int64_t pieces = num_units / ((rows > 1 ? 16 : 4) * threads) + 1;
+    parallel_for(num_units, pieces > least_units ? pieces : least_units, multiply_units, &job);
   }
 }
 

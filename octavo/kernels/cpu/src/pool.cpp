@@ -44,9 +44,16 @@ struct Job {
   int64_t grain;
 };
 
+// A thread's share of a job's pieces. It begins with its own, so that what it wrote in one job is in
+// its cache in the next, and then helps others with theirs.
+struct alignas(64) Share {
+  std::atomic<int64_t> next{0};  // a piece
+  int64_t end = 0;
+};
+
 class Pool {
  public:
-  explicit Pool(int num_workers) : num_workers_(num_workers) {
+  explicit Pool(int num_workers) : num_workers_(num_workers), shares_(num_workers + 1) {
     try {
       for (int i = 0; i < num_workers; ++i) threads_.emplace_back([this, i] { work(i + 1); });
     } catch (const std::exception &) {
@@ -61,7 +68,11 @@ class Pool {
 
   void run(const Job &job) {
     job_ = job;
-    next_.store(0, std::memory_order_relaxed);
+    const int64_t pieces = (job.count + job.grain - 1) / job.grain, threads = num_workers_ + 1;
+    for (int64_t i = 0; i < threads; ++i) {
+      shares_[i].next.store(pieces * i / threads, std::memory_order_relaxed);
+      shares_[i].end = pieces * (i + 1) / threads;
+    }
     turn_.fetch_add(1);  // now odd: open
     if (num_asleep_.load() > 0) {
       { std::lock_guard<std::mutex> lock(mutex_); }
@@ -105,11 +116,15 @@ class Pool {
 
   void take_pieces(int thread) {
     const Job job = job_;
-    for (;;) {
-      const int64_t begin = next_.fetch_add(job.grain, std::memory_order_relaxed);
-      if (begin >= job.count) return;
-      const int64_t end = begin + job.grain < job.count ? begin + job.grain : job.count;
-      job.piece(job.context, begin, end, thread);
+    for (int i = 0; i <= num_workers_; ++i) {
+      Share &share = shares_[(thread + i) % (num_workers_ + 1)];
+      while (share.next.load(std::memory_order_relaxed) < share.end) {
+        const int64_t place = share.next.fetch_add(1, std::memory_order_relaxed);
+        if (place >= share.end) break;
+        const int64_t begin = place * job.grain;
+        const int64_t end = begin + job.grain < job.count ? begin + job.grain : job.count;
+        job.piece(job.context, begin, end, thread);
+      }
     }
   }
 
@@ -149,7 +164,7 @@ class Pool {
 
   const int num_workers_;
   Job job_{};
-  alignas(64) std::atomic<int64_t> next_{0};
+  std::vector<Share> shares_;
   alignas(64) std::atomic<uint64_t> turn_{0};
   alignas(64) std::atomic<int> inside_{0};
   alignas(64) std::atomic<int> num_asleep_{0};
