@@ -1,7 +1,7 @@
 """What the benchmarks of this folder share: the card's name, records, baselines and their table.
 
-Knows no engine. A measure's name and metrics are those of `baselines_h100.json`, whose figures are
-shown beside ours only when the shape and all lengths are the same.
+Knows no engine. A measure's name and metrics are those of `baselines_*.json`, a file for each card,
+whose figures are shown beside ours only when card, shape and all lengths are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LENGTHS = HERE / "lengths_mixed500.json"
-BASELINES = HERE / "baselines_h100.json"
 
 
 class Metric(NamedTuple):
@@ -109,14 +108,22 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """None where the tree came without its history."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+def _commit() -> str:
+    """`unknown` where the tree came without its history, also if it lies in another repository."""
+    top = _git("rev-parse", "--show-toplevel")
+    if not top or Path(top).resolve() != ROOT:
+        return "unknown"
+    return _git("describe", "--always", "--dirty") or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    """What git says in the tree's root, empty if it fails."""
+    command = ["git", "-C", str(ROOT), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+        return ""
+    return done.stdout.strip()
 
 
 class Records:
@@ -143,12 +150,27 @@ class Records:
 
 
 class Baselines:
-    """The other engine's figures for one shape; without the shape there are none."""
+    """The other engine's figures for one shape on one card; for another of either there are none.
 
-    def __init__(self, shape: str, path: Path = BASELINES) -> None:
-        content = json.loads(path.read_text())
-        self._figures: dict[str, dict[str, float]] = content["shapes"].get(shape, {})
-        self.title = f"{content['engine']} on {content['card']}, {content['date']}"
+    A file's `card` begins with the name that the driver gives it; what else tells it apart from its
+    kin stands behind that in brackets.
+
+    Args:
+        card: the driver's name, which is also `torch.cuda.get_device_name`'s.
+        shape: of `shapes.py`.
+
+    Attributes:
+        source: a line that says whose figures they are, and of which card.
+    """
+
+    def __init__(self, card: str, shape: str) -> None:
+        self._figures: dict[str, dict[str, float]] = {}
+        self.source = f"compared with nothing: no figures of {shape} on {card}"
+        for path in sorted(HERE.glob("baselines_*.json")):
+            content = json.loads(path.read_text())
+            if content["card"].partition(" (")[0] == card and shape in content["shapes"]:
+                self._figures = content["shapes"][shape]
+                self.source = f"theirs: {content['engine']} on {content['card']}, {content['date']}"
 
     def get(self, name: str, metric: str) -> float | None:
         return self._figures.get(name, {}).get(metric)
@@ -162,7 +184,7 @@ def times_better(metric: str, ours: float, theirs: float) -> float:
 def print_table(
     console: Console, measures: Sequence[Measure], baselines: Baselines | None, title: str
 ) -> None:
-    """Ours, theirs, and how many times better ours is."""
+    """Ours, theirs, and how many times better ours is; a dry run has no `baselines`."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -187,7 +209,7 @@ def print_table(
             )
     console.print(table)
     if baselines is not None:
-        console.print(f"theirs: {baselines.title}", highlight=False, markup=False)
+        console.print(baselines.source, highlight=False, markup=False)
 
 
 def make_console() -> Console:

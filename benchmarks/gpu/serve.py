@@ -276,7 +276,8 @@ def main(argv: list[str] | None = None) -> int:
         "end", exit_code=stopped.exit_code, stop_s=stopped.seconds, problems=problems,
         warnings=[line for line in server.log if "WARNING" in line or "ERROR" in line],
     )  # fmt: skip
-    baselines = Baselines(args.model) if args.lengths == LENGTHS and not args.limit else None
+    is_whole = args.lengths == LENGTHS and not args.limit
+    baselines = Baselines(setup["card"], args.model) if is_whole else None
     title = f"{args.model} on {setup['card']}, octavo {setup['octavo']} ({setup['commit']})"
     print_table(console, records.measures, baselines, title)
     console.print(

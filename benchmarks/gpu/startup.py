@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
                     if args.limit_s is not None and metrics["ready_s"] > args.limit_s:
                         problems.append(f"{name}: ready after {metrics['ready_s']:.2f} s")
     title = f"{args.model} on {setup['card']}, octavo {setup['octavo']} ({setup['commit']})"
-    print_table(console, records.measures, Baselines(args.model), title)
+    print_table(console, records.measures, Baselines(setup["card"], args.model), title)
     for problem in problems:
         console.print(f"PROBLEM: {problem}", highlight=False, markup=False)
     return 1 if problems else 0

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks.gpu.offline import Bench, Sample, main, measure, nano_lengths
+import octavo
+from benchmarks.gpu.offline import main
+from benchmarks.gpu.suites import Bench, Sample, measure, nano_lengths
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +52,7 @@ def test_the_lengths_of_nano_are_those_of_its_benchmark() -> None:
 
 
 def test_prompts_are_new_each_time_and_within_the_vocabulary() -> None:
-    fake: Any = SimpleNamespace(info=SimpleNamespace(vocab_size=300))
+    fake: Any = SimpleNamespace(vocab_size=300)
     bench = Bench(fake, deadline=0.0, scale=0.5)
     first, second = bench.tokens(50), bench.tokens(50)
     assert first != second
@@ -80,6 +83,60 @@ def test_times_are_told_per_step() -> None:
     assert result.details["cpu_ms_per_step"] == pytest.approx(30)
     assert result.details["more"] == 1
     assert "preemptions [0, 3]" in result.notes[0]
+
+
+class OtherLLM:
+    """Takes what `vllm.LLM` does, so far as a benchmark asks for it; octavo answers."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self._llm = octavo.LLM(model, **options)
+        model_config = SimpleNamespace(get_vocab_size=lambda: self._llm.info.vocab_size)
+        self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(model_config=model_config))
+
+    def generate(self, prompts: Any, sampling_params: Any, *, use_tqdm: bool = True) -> Any:
+        assert not use_tqdm
+        return self._llm.generate(prompts, sampling_params)
+
+    def reset_prefix_cache(self) -> bool:
+        self._llm.reset_prefix_cache()
+        return True
+
+
+def test_a_dry_run_of_the_other_engine(
+    small: list[str], lengths_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The same suites and measures, without what is told of steps."""
+
+    def params(*, detokenize: bool, **fields: Any) -> octavo.SamplingParams:
+        assert not detokenize
+        return octavo.SamplingParams(**fields)
+
+    module = SimpleNamespace(LLM=OtherLLM, SamplingParams=params, __version__="1.2.3")
+    monkeypatch.setitem(sys.modules, "vllm", module)  # type: ignore[arg-type]
+    out = tmp_path / "out.jsonl"
+    suites = ALL.removesuffix(",single")
+    flags = ["--suites", suites, "--batches", "1,3", "--repeats", "2", "--scale", "0.02"]
+    flags += ["--engine", "vllm", "--lengths", str(lengths_file), "--out", str(out)]
+    assert main([*small, *flags]) == 0
+    setup, *lines = (json.loads(line) for line in out.read_text().splitlines())
+    assert (setup["engine"], setup["title"]) == ("vllm", "vLLM 1.2.3")
+    assert [line["name"] for line in lines] == [
+        "decode/1", "decode/3", "prefill/1x4096", "prefill/16x2048", "mixed", "prefix", "nano",
+    ]  # fmt: skip
+    for line in lines:
+        assert all(value > 0 for value in line["metrics"].values()), line
+        assert len(line["details"]["seconds"]) >= 2
+        assert "num_steps" not in line["details"]
+    text = capsys.readouterr().out
+    assert "vLLM 1.2.3" in text
+    assert "theirs:" not in text
+
+
+def test_the_other_engine_is_not_asked_to_stream(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--engine", "vllm", "--suites", "decode,single"])
+    assert "single" in capsys.readouterr().err
 
 
 def test_an_unknown_suite_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
