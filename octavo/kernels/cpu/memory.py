@@ -15,7 +15,8 @@ import torch
 
 def large_pages(num_bytes: int) -> torch.Tensor:
     """So many zeroed bytes [n] uint8, whose pages become resident when they are first written."""
-    memory = mmap.mmap(-1, max(num_bytes, 1))
+    # Shared memory, which is what mmap gives otherwise, gets large pages on few systems.
+    memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system without them
             memory.madvise(mmap.MADV_HUGEPAGE)
