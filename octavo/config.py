@@ -219,7 +219,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         device: `auto` takes CUDA where there is a card.
         max_model_len: most tokens of prompt and output together; None: what the model allows.
         max_num_seqs: most requests in a batch; None: 256 on a CPU, 1024 on a GPU.
-        max_num_batched_tokens: token budget of a step; None: 512 on a CPU, 8192 on a GPU.
+        max_num_batched_tokens: token budget of a step; None: 256 on a CPU, 8192 on a GPU.
         block_size: tokens per KV block.
         gpu_memory_utilization: share of the device's memory that Octavo may use in all; on a CPU,
             the share of the memory that is free after loading that the KV cache may use.

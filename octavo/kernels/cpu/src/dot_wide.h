@@ -112,7 +112,8 @@ struct WideRow {
   float *total;
 };
 
-template <int32_t kType, int N>
+// With kIsFirst nothing was added up before.
+template <int32_t kType, int N, bool kIsFirst>
 static OCTAVO_INLINE void add_rows(const WideBlock<kType> &block, const WideRow *rows) {
   constexpr int kSubs = subs_of(kType), kGroups = 8 / kSubs;
   for (int h = 0; h < kSubs; ++h) {
@@ -131,7 +132,7 @@ static OCTAVO_INLINE void add_rows(const WideBlock<kType> &block, const WideRow 
       const __m512 scale = _mm512_set1_ps(*rows[r].scale), sum = _mm512_set1_ps(rows[r].sums[h]);
       for (int p = 0; p < kPairs; ++p) {
         float *at = rows[r].total + 2 * kPanel * p;
-        __m512 total = _mm512_load_ps(at);
+        __m512 total = kIsFirst && h == 0 ? _mm512_setzero_ps() : _mm512_load_ps(at);
         total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][p]), _mm512_mul_ps(block.d[p][h], scale),
                                 total);
         _mm512_store_ps(at, _mm512_fmadd_ps(block.m[p][h], sum, total));
@@ -162,44 +163,50 @@ struct SecondCodes {
   }
 };
 
+// Block i with all rows of a tile, and then with those that have a second code of it.
+template <int32_t kType, bool kIsFirst>
+static OCTAVO_INLINE void add_block_of_four(const Panels &panels, int64_t num_blocks, int64_t i,
+                                            const uint8_t *acts, int rows, SecondCodes &second,
+                                            float *totals) {
+  constexpr int kSums = subs_of(kType);
+  fetch_ahead<kType>(panels, num_blocks, i);
+  const WideBlock<kType> block(panels, i);
+  const uint8_t *own = acts + i * rows * kActBytes;
+  const float *scales = reinterpret_cast<const float *>(own + 32 * rows);
+  const float *sums = scales + (kSums == 1 ? rows : 2 * rows);
+  float *total = totals;
+  int r = 0;
+  for (; r + 2 <= rows; r += 2) {
+    const WideRow two[2] = {{own, scales, sums, total},
+                            {own + 32, scales + 1, sums + kSums, total + kWide}};
+    add_rows<kType, 2, kIsFirst>(block, two);
+    own += 64;
+    scales += 2;
+    sums += 2 * kSums;
+    total += 2 * kWide;
+  }
+  if (r < rows) {
+    const WideRow one = {own, scales, sums, total};
+    add_rows<kType, 1, kIsFirst>(block, &one);
+  }
+  WideRow two[2];
+  while (second.template take<kType>(i, totals, two)) {
+    if (second.template take<kType>(i, totals, two + 1))
+      add_rows<kType, 2, false>(block, two);
+    else
+      add_rows<kType, 1, false>(block, two);
+  }
+}
+
 // totals[r][0..31] = the panels' rows times row r of a tile of at most kWideTile rows. `totals` is
 // aligned to 64 bytes.
 template <int32_t kType>
 static void dot_wide(const Panels &panels, int64_t num_blocks, const uint8_t *acts, int rows,
                      float *totals) {
-  constexpr int kSums = subs_of(kType);
-  for (int r = 0; r < rows * kPairs; ++r)
-    _mm512_store_ps(totals + 2 * kPanel * r, _mm512_setzero_ps());
   SecondCodes second(acts, num_blocks, rows);
-  for (int64_t i = 0; i < num_blocks; ++i) {
-    fetch_ahead<kType>(panels, num_blocks, i);
-    const WideBlock<kType> block(panels, i);
-    const uint8_t *own = acts + i * rows * kActBytes;
-    const float *scales = reinterpret_cast<const float *>(own + 32 * rows);
-    const float *sums = scales + (kSums == 1 ? rows : 2 * rows);
-    float *total = totals;
-    int r = 0;
-    for (; r + 2 <= rows; r += 2) {
-      const WideRow two[2] = {{own, scales, sums, total},
-                              {own + 32, scales + 1, sums + kSums, total + kWide}};
-      add_rows<kType, 2>(block, two);
-      own += 64;
-      scales += 2;
-      sums += 2 * kSums;
-      total += 2 * kWide;
-    }
-    if (r < rows) {
-      const WideRow one = {own, scales, sums, total};
-      add_rows<kType, 1>(block, &one);
-    }
-    WideRow two[2];
-    while (second.template take<kType>(i, totals, two)) {
-      if (second.template take<kType>(i, totals, two + 1))
-        add_rows<kType, 2>(block, two);
-      else
-        add_rows<kType, 1>(block, two);
-    }
-  }
+  add_block_of_four<kType, true>(panels, num_blocks, 0, acts, rows, second, totals);
+  for (int64_t i = 1; i < num_blocks; ++i)
+    add_block_of_four<kType, false>(panels, num_blocks, i, acts, rows, second, totals);
 }
 
 }  // namespace OCTAVO_ISA
