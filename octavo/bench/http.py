@@ -228,6 +228,9 @@ class HTTPClient:
         self._busy.add(connection)
         try:
             await connection.exchange(message, sink)
+        except BaseException:
+            connection.close()  # also where the answer's end and a cancellation came together
+            raise
         finally:
             self._busy.discard(connection)
         if connection.is_reusable and not connection.is_closed:

@@ -192,7 +192,9 @@ def test_the_work_of_real_models_is_that_of_their_shapes(
     path: Path = request.getfixturevalue(model)
     config = EngineConfig(model=str(path), device="cpu", num_threads=1)
     if model == "gemma_path":
-        config = msgspec.structs.replace(config, kv_cache_memory=2**24, load_format="decoded")
+        config = msgspec.structs.replace(
+            config, kv_cache_memory=2**24, load_format="decoded", dtype="float32"
+        )
     checkpoint = open_checkpoint(path)
     kind = PoolingRunner if is_pooled(config, checkpoint) else ModelRunner
     work = kind(config, checkpoint).info.work
