@@ -19,6 +19,9 @@ from octavo.kernels.cpu.plan import DTYPES, Kind, Op, Plan, Step, address, cache
 if TYPE_CHECKING:
     from octavo.attention.interface import AttentionSpec, BatchLayout, IntArray, LayerAttention
 
+_LARGE_BYTES = 32 * 1024**2
+"""Of a layer's cache, from which on large pages are worth their first byte's 2 MiB."""
+
 
 @dataclass(frozen=True, slots=True)
 class NativeMetadata:
@@ -47,7 +50,7 @@ class NativeAttention:
 
     def allocate(self, spec: AttentionSpec, num_blocks: int) -> torch.Tensor:
         """Zeroed memory, whose pages become resident only when they are first written."""
-        memory = large_pages(num_blocks * self.bytes_per_block(spec))
+        memory = large_pages(num_blocks * self.bytes_per_block(spec), _LARGE_BYTES)
         dtype = torch.uint8 if spec.stored_dtype == torch.int8 else spec.stored_dtype
         return memory.view(dtype).view(num_blocks, spec.num_kv_heads, -1)
 
