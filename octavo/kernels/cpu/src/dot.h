@@ -2,7 +2,7 @@
 // `Codes<bits, subs>` says how codes come out of memory, `Scales<type>` how scales do.
 #pragma once
 
-#include "acts.h"
+#include "second.h"
 
 namespace octavo {
 namespace OCTAVO_ISA {
