@@ -28,6 +28,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -168,16 +169,19 @@ class Octavo:
         self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], params)
 
 
+def seconds_of(engine: Any, count: int, length: int, num_outputs: int) -> float:
+    """What an engine takes for `count` prompts of `length` tokens and so many outputs of each."""
+    prompts = [prompt(length, index, engine.vocab_size) for index in range(count)]
+    begin = time.perf_counter()
+    engine.generate(prompts, num_outputs)
+    return time.perf_counter() - begin
+
+
 def measure(args: argparse.Namespace) -> None:
     """In a process of its own; prints a line at the first token and one with the numbers."""
     engine = (LlamaCpp if args.child == "llama.cpp" else Octavo)(args.path, args)
 
-    def seconds(count: int, length: int, num_outputs: int) -> float:
-        prompts = [prompt(length, index, engine.vocab_size) for index in range(count)]
-        begin = time.perf_counter()
-        engine.generate(prompts, num_outputs)
-        return time.perf_counter() - begin
-
+    seconds = partial(seconds_of, engine)
     seconds(1, 16, 1)
     print("first token", flush=True)
     first_mb = peak_mb()

@@ -18,12 +18,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from against_llama_cpp import STREAM_PROMPT, Octavo, prompt
+from against_llama_cpp import STREAM_PROMPT, Octavo, seconds_of
 
 sys.path.remove(str(Path(__file__).resolve().parent))  # its kernels.py is not the peers' `kernels`
 PEERS = ("vllm eager", "vllm compiled", "transformers")
@@ -107,12 +107,7 @@ def measure(args: argparse.Namespace) -> None:
     else:
         engine = VLLM(args.path, args, eager=args.child == "vllm eager")
 
-    def seconds(count: int, length: int, num_outputs: int) -> float:
-        prompts = [prompt(length, index, engine.vocab_size) for index in range(count)]
-        begin = time.perf_counter()
-        engine.generate(prompts, num_outputs)
-        return time.perf_counter() - begin
-
+    seconds = partial(seconds_of, engine)
     seconds(1, 16, 2)
     seconds(2, args.prompt_len, 2)
     long = args.decode_len

@@ -44,6 +44,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def set_num_threads(config: EngineConfig) -> None:
+    """Threads of torch and of the native kernels on a CPU: the flag's, or one for each core."""
+    torch.set_num_threads(config.num_threads or num_cores())
+    if native.why_not() is None:
+        native.set_num_threads(torch.get_num_threads())
+
+
 def pick_dtype(config: EngineConfig, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     """The flag's, or the checkpoint's where the device computes it well (else float32).
 
@@ -78,9 +85,8 @@ def pick_method(
     """How linear layers keep their weights.
 
     On a CPU those of a GGUF file stay in the file's blocks, and integers in groups become such
-    blocks, unless `--load-format` says otherwise;
-    if the library of kernels is missing, torch computes the same on decoded ones (the log says
-    which).
+    blocks, unless `--load-format` says otherwise; if the library of kernels is missing, torch
+    computes the same on decoded ones (the log says which).
 
     Raises:
         ConfigError: blocks were asked for, and there are none to keep or no CPU that computes.
@@ -100,7 +106,6 @@ def pick_method(
             why_not,
         )
         return GGUFTorch(dense)
-    native.set_num_threads(torch.get_num_threads())
     logger.info("weights stay as they are stored, native kernels compute (%s)", native.isa())
     return GGUFNative(dense)
 

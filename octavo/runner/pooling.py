@@ -25,10 +25,10 @@ from octavo.runner.memory import check_weights_fit, refuse_if_full
 from octavo.runner.options import (
     context_length,
     describe_device,
-    num_cores,
     pick_device,
     pick_dtype,
     pick_method,
+    set_num_threads,
 )
 from octavo.runner.pooler import embeddings, label_activation, label_scores, pool
 from octavo.runner.work import work_model
@@ -80,7 +80,7 @@ class PoolingRunner:
 
         self.device = pick_device(config.device)
         if self.device.type == "cpu":
-            torch.set_num_threads(config.num_threads or num_cores())
+            set_num_threads(config)
         else:
             torch.cuda.set_device(self.device)
         dtype = pick_dtype(config, checkpoint, self.device)

@@ -16,7 +16,6 @@ import torch
 from octavo.attention.interface import AttentionSpec
 from octavo.attention.native_cpu import NativeAttention
 from octavo.attention.select import select_backend
-from octavo.kernels import cpu as native
 from octavo.layers.symbol import CannotRecordError
 from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
@@ -39,10 +38,10 @@ from octavo.runner.native_plan import NativePlan
 from octavo.runner.options import (
     context_length,
     describe_device,
-    num_cores,
     pick_device,
     pick_dtype,
     pick_method,
+    set_num_threads,
 )
 from octavo.runner.profile import count_step_bytes, random_step
 from octavo.runner.rehearsal import rehearse_steps, start_compiler
@@ -97,9 +96,7 @@ class ModelRunner:
 
         self.device = pick_device(config.device)
         if self.device.type == "cpu":
-            torch.set_num_threads(config.num_threads or num_cores())
-            if native.why_not() is None:
-                native.set_num_threads(torch.get_num_threads())
+            set_num_threads(config)
         else:
             torch.cuda.set_device(self.device)  # where Triton launches
         dtype = pick_dtype(config, checkpoint, self.device)
@@ -235,7 +232,6 @@ class ModelRunner:
     def _make_forward(self) -> Forward:
         """One native call for a step, where the model can be recorded; else its modules."""
         if isinstance(self.backend, NativeAttention):
-            native.set_num_threads(torch.get_num_threads())
             try:
                 return NativePlan(self.model, self.spec, self.kv_caches)
             except CannotRecordError as error:

@@ -86,7 +86,7 @@ static inline LeastSecond least_second(const uint8_t *scales, int64_t stride, in
   }
 }
 
-// The second code of block b of a row, in `second`; what is one of nothing counts as the last block's.
+// The second code of block b of a row, to `second`.
 static inline void write_second(const void *x, int64_t at, int32_t dtype, const uint8_t *codes,
                                 float scale, int64_t b, uint8_t *second) {
   quantize_rest(x, at + b * kBlock, dtype, codes, scale, second);
@@ -94,6 +94,7 @@ static inline void write_second(const void *x, int64_t at, int32_t dtype, const 
   memcpy(second + kActBytes, &number, sizeof(number));
 }
 
+// A second code of nothing, which counts as the last block's.
 static inline void write_no_second(int64_t num_blocks, uint8_t *second) {
   const auto number = static_cast<int32_t>(num_blocks - 1);
   memset(second, 0, kSecondBytes);
