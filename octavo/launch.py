@@ -120,9 +120,16 @@ def build_engine(config: EngineConfig) -> _BuiltEngine:
     Raises:
         StartupError: it cannot be loaded.
     """
-    begin = time.perf_counter()
+    from octavo.runner.early import head_start
+
     default_thread_waiting()
     default_gpu_allocator()
+    with head_start(config):
+        return _build_engine(config)
+
+
+def _build_engine(config: EngineConfig) -> _BuiltEngine:
+    begin = time.perf_counter()
     from octavo.engine.core import EngineCore
     from octavo.engine.pooling import PoolingCore
     from octavo.runner.executor import make_executor

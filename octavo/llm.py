@@ -21,6 +21,7 @@ from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
 from octavo.engine.output import DeltaSum, OutputProcessor
 from octavo.errors import ConfigError, InvalidRequestError
+from octavo.runner.early import head_start
 from octavo.text.tokenizer import load_tokenizer
 from octavo.types import Charge, Delta, EngineInfo, EngineStats, RequestOptions, SamplingParams
 from octavo.weights.open import open_checkpoint
@@ -136,7 +137,7 @@ class LLM:
         began_ns = time.perf_counter_ns()
         default_thread_waiting()
         default_gpu_allocator()
-        with _collector_at_rest():
+        with _collector_at_rest(), head_start(config):
             self._start(config, skip_tokenizer_init=skip_tokenizer_init)
             self._core.ready(began_ns)
 

@@ -622,8 +622,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache: size of the KV cache.
         startup_s: named parts of start-up and their seconds, in order.
         scheduling_policy: in force.
-        compilation: of a GPU's kernels: `num_kernels`, `work_s` over all threads, `elapsed_s`, and
-            `waited_s`, which is in `startup_s` too; empty where nothing is compiled.
+        compilation: of a GPU's kernels: `num_kernels` that the start waited for, for `waited_s`
+            (which is in `startup_s` too), and other fields of `kernels.compile.Compilation`;
+            `num_missing` that were still being compiled at its end. Empty where nothing is.
         memory: bytes of a GPU: `total`, and what holds or will hold them, part by part; else empty.
         tasks: what it does.
         pooling: what vectors it makes; None where it generates.

@@ -7,13 +7,18 @@ are exact (a row has fewer than 2**24 tokens), sums of weights are in float32.
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
 
 from octavo.kernels.sampling import _weight
 
-_SHIFTS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
+if TYPE_CHECKING:
+    import torch
+
+# By name: where kernels are only compiled there is no torch.
+_SHIFTS = {"torch.bfloat16": 16, "torch.float16": 13, "torch.float32": 0}
 
 _PIVOTS = tl.constexpr(8)  # of a round of a search
 
@@ -22,7 +27,7 @@ weight = _weight
 
 def shift_of(dtype: torch.dtype) -> int:
     """SHIFT of keys: how many bits a logits' type lacks of float32's."""
-    return _SHIFTS[dtype]
+    return _SHIFTS[str(dtype)]
 
 
 @triton.jit

@@ -2,7 +2,8 @@
 
 Inside `kernels.compile.Compiler.rehearse` that starts the compilation of all of them and runs none.
 The model's own forward makes the launches, so a kernel of a layer cannot be forgotten here; those
-that steps launch around the model are called by name.
+that steps launch around the model are called by name. What requests for nothing but a temperature
+launch comes first; no start has to wait for the rest.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from octavo.attention.interface import BatchLayout
+from octavo.kernels import compile_processes
 from octavo.layers.batch import ForwardBatch
 from octavo.layers.linear import Linear
 from octavo.runner.options import num_cores
@@ -37,17 +39,19 @@ _MOST_THREADS = 16
 def start_compiler(device: torch.device) -> Compiler | None:
     """A compiler for the device, or None where kernels are not compiled."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        compile_processes.drop()
         return None
+    processes = compile_processes.take()
     from octavo.kernels.compile import Compiler
 
-    return Compiler(device, min(num_cores(), _MOST_THREADS))
+    return Compiler(device, min(num_cores(), _MOST_THREADS), processes)
 
 
 @torch.inference_mode()
 def rehearse_steps(
     model: CausalModel, backend: AttentionBackend, spec: AttentionSpec, max_len: int
-) -> None:
-    """Run steps of decodes, of several sizes, and of a prompt.
+) -> torch.Tensor:
+    """Run steps of decodes, of several sizes, and of a prompt, and sample by temperature.
 
     Weights may be anything. Takes a KV cache of a few blocks, which the layers share, for as long
     as it runs.
@@ -57,6 +61,9 @@ def rehearse_steps(
         backend: its attention.
         spec: of the backend.
         max_len: longest sequence that the model takes.
+
+    Returns:
+        Logits of the largest of them.
     """
     prompt_len = min(_PROMPT_LEN, max_len)
     cache = backend.allocate(spec, 1)
@@ -77,9 +84,10 @@ def rehearse_steps(
                 meta=backend.plan(spec, layout),
                 kv_caches=kv_caches,
             )
-            logits = model(batch)
+            logits: torch.Tensor = model(batch)
     if backend.fuses_rotary:
-        _rehearse_around_the_model(logits, spec.block_size)
+        _rehearse_around_the_model(logits)
+    return logits
 
 
 @contextmanager
@@ -111,8 +119,26 @@ def _kind_of(layer: nn.Module) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     )
 
 
-def _rehearse_around_the_model(logits: torch.Tensor, block_size: int) -> None:
-    """What `QueuedSteps` launches before the model and after it."""
+def _rehearse_around_the_model(logits: torch.Tensor) -> None:
+    """What `QueuedSteps` launches before the model and after it, whatever a request asks for."""
+    from octavo.kernels.prepare import prepare
+    from octavo.kernels.sampling import sample_plain
+    from octavo.kernels.uniform import draw_uniform
+
+    ids, floats = _vectors(logits)
+    prepare(ids, ids, ids, ids, None, ids.view(1, -1))
+    draw_uniform(ids.expand(2, -1), ids, floats)
+    sample_plain(logits, floats, floats, ids, ids, ids)
+
+
+@torch.inference_mode()
+def rehearse_special(logits: torch.Tensor, block_size: int) -> None:
+    """Launch what rows need that ask for more than a temperature, the most usual first.
+
+    Args:
+        logits: as the model makes them.
+        block_size: tokens of a KV block.
+    """
     from octavo.kernels.logit_changes import (
         Changed,
         History,
@@ -123,16 +149,11 @@ def _rehearse_around_the_model(logits: torch.Tensor, block_size: int) -> None:
         remember,
     )
     from octavo.kernels.logprobs import report_logprobs
-    from octavo.kernels.prepare import prepare
     from octavo.kernels.sampling import sample_plain
     from octavo.kernels.truncated_sampling import sample_truncated
-    from octavo.kernels.uniform import draw_uniform
 
-    num_rows = len(logits)
-    ids = torch.zeros(num_rows, dtype=torch.int32, device=logits.device)
-    floats = torch.zeros(num_rows, device=logits.device)
-    prepare(ids, ids, ids, ids, None, ids.view(1, -1))
-    draw_uniform(ids.expand(2, -1), ids, floats)
+    ids, floats = _vectors(logits)
+    sample_truncated(logits, floats, ids, floats, floats, floats, ids, ids, ids)
     report_logprobs(logits, ids, ids)
     # Rows whose logits are changed are sampled from a copy in float32.
     copy = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
@@ -143,6 +164,11 @@ def _rehearse_around_the_model(logits: torch.Tensor, block_size: int) -> None:
     add_values(ids, ids, floats, copy, 0)
     ban_words(ids.expand(3, -1), ids, changed, history, copy, 0)
     penalise(ids, floats.expand(3, -1), 1, changed, history, counts, copy, 0)
-    for each in (logits, copy):
-        sample_plain(each, floats, floats, ids, ids, ids)
-        sample_truncated(each, floats, ids, floats, floats, floats, ids, ids, ids)
+    sample_plain(copy, floats, floats, ids, ids, ids)
+    sample_truncated(copy, floats, ids, floats, floats, floats, ids, ids, ids)
+
+
+def _vectors(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """An integer and a float32 number for each row."""
+    ids = torch.zeros(len(logits), dtype=torch.int32, device=logits.device)
+    return ids, torch.zeros(len(logits), device=logits.device)

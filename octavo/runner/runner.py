@@ -44,7 +44,7 @@ from octavo.runner.options import (
     set_num_threads,
 )
 from octavo.runner.profile import count_step_bytes, random_step
-from octavo.runner.rehearsal import rehearse_steps, start_compiler
+from octavo.runner.rehearsal import rehearse_special, rehearse_steps, start_compiler
 from octavo.runner.rows import RowTable
 from octavo.runner.sampler import SamplerRows
 from octavo.runner.steps import EagerSteps
@@ -145,12 +145,17 @@ class ModelRunner:
             if self._shapes:
                 self._capture(self._shapes)
                 self._mark("graphs")
+        compilation: dict[str, float] = {}
+        if compiler is not None:
+            late = compiler.later.load()
+            self._mark("late_kernels")
+            compilation = compiler.done.as_dict() | {"num_missing": late.num_missing}
+            logger.info("%s", compiler.done)
+            logger.info("%s", late)
 
         memory = {} if use is None else use.with_cache(num_blocks * bytes_per_block)
         if memory:
             logger.info("%s", describe(memory))
-        if compiler is not None:
-            logger.info("%s", compiler.done)
         self.info = EngineInfo(
             architecture=checkpoint.architecture,
             dtype=str(dtype).removeprefix("torch."),
@@ -161,7 +166,7 @@ class ModelRunner:
             startup_s={
                 name: end - begin for (_, begin), (name, end) in itertools.pairwise(self._marks)
             },
-            compilation={} if compiler is None else compiler.done.as_dict(),
+            compilation=compilation,
             memory=memory,
             work=work,
         )
@@ -202,7 +207,11 @@ class ModelRunner:
             self._mark("weights")
         if compiler is not None:
             with compiler.rehearse():
-                rehearse_steps(self.model, self.backend, self.spec, context.max_len)
+                logits = rehearse_steps(self.model, self.backend, self.spec, context.max_len)
+            if self.backend.fuses_rotary:
+                with compiler.rehearse(can_wait=True):
+                    rehearse_special(logits, self.spec.block_size)
+            del logits
             self._mark("rehearsal")
         if not loads_first:
             load_weights(self.model, checkpoint, context.dtype)

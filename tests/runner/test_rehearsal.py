@@ -48,7 +48,7 @@ from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
 from octavo.quant import unquantized
 from octavo.runner.queued_steps import QueuedSteps, graph_shapes
-from octavo.runner.rehearsal import NUM_TOKENS, rehearse_steps
+from octavo.runner.rehearsal import NUM_TOKENS, rehearse_special, rehearse_steps
 from octavo.runner.rows import RowTable
 from octavo.runner.sampler import SamplerRows
 from octavo.types import RowInit, SamplingParams, StepPlan
@@ -99,12 +99,19 @@ def compare(architecture, config):
         windows=frozenset(shape.windows), soft_cap=shape.soft_cap,
     )
     keys.clear()
-    rehearse_steps(model, TritonAttention(num_sms=132), spec, MAX_LEN)
+    logits = rehearse_steps(model, TritonAttention(num_sms=132), spec, MAX_LEN)
+    plain = set(keys)
+    rehearse_special(logits, PAGE)
     rehearsed = set(keys)
     keys.clear()
     backend, shapes = TritonAttention(num_sms=132), graph_shapes(NUM_ROWS, 256)
     caches = [backend.allocate(spec, 8) for _ in range(shape.num_layers)]
     table, sampler = RowTable(NUM_ROWS, MAX_LEN, PAGE), SamplerRows(NUM_ROWS)
+    steps = QueuedSteps(model, backend, spec, caches, table, sampler, shapes)
+    steps.capture(shapes)
+    for i, num in enumerate([1, 5, 17, 64, 129]):
+        run(steps, [1 + (7 * row + i) % 3 for row in range(num)], KINDS[i % 2])
+    launched_plain = set(keys)
     steps = QueuedSteps(model, backend, spec, caches, table, sampler, shapes)
     for captured in (False, True):
         if captured:
@@ -113,7 +120,7 @@ def compare(architecture, config):
             run(steps, [1 + (7 * row + i) % 3 for row in range(num)], KINDS[i % len(KINDS)])
         for length in (17, 63, 300):
             run(steps, [length, 1, 9], KINDS[0])
-    return sorted(rehearsed), sorted(keys)
+    return sorted(plain), sorted(launched_plain), sorted(rehearsed), sorted(keys)
 
 bounds = {most for table in skinny_linear.TABLE.values() for most, _ in table}
 bounds |= {most for most, _, _ in skinny_linear.GENERAL}
@@ -152,7 +159,10 @@ def test_steps_launch_what_was_rehearsed(tmp_path: Path) -> None:
     done = run_offline(SCRIPT, tmp_path, json.dumps(MODELS))
     said = json.loads(done.stdout.splitlines()[-1])
     assert said.keys() == MODELS.keys()
-    for rehearsed, launched in said.values():
+    for plain, launched_plain, rehearsed, launched in said.values():
+        # What a start waits for is what graphs and requests for a temperature need.
+        assert not set(launched_plain) - set(plain)
+        assert not {"copy_kernel", "survey_kernel"} & {key.split("[")[0] for key in plain}
         assert {key.split("[")[0] for key in launched} >= KERNELS
         assert not set(launched) - set(rehearsed)
         # Nothing for its own sake either: each costs a second of some core.
