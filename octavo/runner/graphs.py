@@ -41,8 +41,16 @@ class GraphMaker:
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def capture(self, compute: Callable[[], torch.Tensor]) -> Graph:
-        """Run `compute` once, so that compilers and libraries set themselves up, and capture it."""
+    def capture(
+        self, compute: Callable[[], torch.Tensor], set_up: Callable[[], Any] | None = None
+    ) -> Graph:
+        """Capture `compute`, after compilers and libraries have set themselves up for it.
+
+        Args:
+            compute: run where there are no graphs.
+            set_up: run before, where there are: launches whatever `compute` does at least once;
+                None: that is `compute` itself.
+        """
         if self._stream is None:
             output = compute()
 
@@ -53,7 +61,7 @@ class GraphMaker:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
-            compute()
+            (set_up or compute)()
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 output = compute()

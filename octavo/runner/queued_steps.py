@@ -32,6 +32,7 @@ from octavo.runner.places import (
     place_on_device,
 )
 from octavo.runner.prompt_logprobs import find_prompt_tokens, report_prompt
+from octavo.runner.rehearsal import distinct_layers
 from octavo.runner.special import choose_special
 from octavo.runner.staging import Staging
 from octavo.runner.steps import FinishedStep
@@ -292,7 +293,11 @@ class QueuedSteps:
             )  # fmt: skip
             return logits
 
-        graph = self._graphs.capture(compute)
+        def set_up() -> None:
+            with distinct_layers(self._model):
+                compute()
+
+        graph = self._graphs.capture(compute, set_up)
         return _Captured(shape, tables, graph, token_ids, (batch, places))
 
     def _find(self, host: HostBatch, *, shares: bool) -> _Captured | None:

@@ -68,7 +68,7 @@ def rehearse_steps(
     prompt_len = min(_PROMPT_LEN, max_len)
     cache = backend.allocate(spec, 1)
     kv_caches = [cache] * model.shape.num_layers
-    with _distinct_layers(model):
+    with distinct_layers(model):
         for num_seqs, length in [(1, prompt_len), *((num_tokens, 1) for num_tokens in NUM_TOKENS)]:
             num_tokens = num_seqs * length
             layout = BatchLayout(
@@ -91,7 +91,7 @@ def rehearse_steps(
 
 
 @contextmanager
-def _distinct_layers(model: CausalModel) -> Iterator[None]:
+def distinct_layers(model: CausalModel) -> Iterator[None]:
     """The model with one layer of each kind: those left out would launch the same kernels again."""
     layers = model.model.layers
     if not isinstance(layers, nn.ModuleList):

@@ -43,3 +43,18 @@ def test_outputs_of_smaller_graphs_lie_in_the_largest_ones_memory() -> None:
     for graph in kept[1:]:
         graph.replay()
         assert torch.equal(graph.output, torch.full_like(graph.output, 8))
+
+
+@pytest.mark.gpu
+def test_a_graph_is_set_up_by_what_launches_the_same() -> None:
+    calls: list[str] = []
+    x = torch.ones(8, device="cuda")
+
+    def compute() -> torch.Tensor:
+        calls.append("compute")
+        return x * 2
+
+    graph = GraphMaker(x.device).capture(compute, lambda: calls.append("set up"))
+    assert calls == ["set up", "compute"]
+    graph.replay()
+    assert torch.equal(graph.output, x * 2)

@@ -47,6 +47,7 @@ from octavo.layers.norm import RMSNorm
 from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
 from octavo.quant import unquantized
+from octavo.runner.graphs import Graph, GraphMaker
 from octavo.runner.queued_steps import QueuedSteps, graph_shapes
 from octavo.runner.rehearsal import NUM_TOKENS, rehearse_special, rehearse_steps
 from octavo.runner.rows import RowTable
@@ -61,6 +62,18 @@ def note(*, key, fn, **_):
 
 triton.knobs.runtime.jit_cache_hook = note
 unquantized._skinny_kernels = lambda device: skinny_linear
+
+def capture(self, compute, set_up):
+    before, launched = set(keys), []
+    for run in (set_up, compute):
+        keys.clear()
+        output = run()
+        launched.append(set(keys))
+    assert launched[0] == launched[1], "a graph is not set up for all that it launches"
+    keys.update(before)
+    return Graph(output, lambda: output.copy_(compute()))
+
+GraphMaker.capture = capture
 
 DTYPE, MAX_LEN, NUM_ROWS, PAGE = torch.bfloat16, 512, 130, 16
 KINDS = [
