@@ -29,7 +29,7 @@ DECODED = "decoded"
 BLOCK = 32
 """Columns of activations that have a scale together."""
 
-_SMALLEST, _LARGEST = 1e-36, 1e36
+_SMALLEST, _LARGEST = 1e-35, 1e36
 """A scale is between them: with a smaller one a block is zero, with a larger one not a number."""
 
 
@@ -89,7 +89,7 @@ class GGUFTorch:
 def round_activations(x_tk: torch.Tensor) -> torch.Tensor:
     """X [t, k] float32 as products with packed blocks see it: 8 bits for each 32 columns, with one
     scale; the quarter of a row's blocks with the largest scales, the first ones among equals, has
-    what this leaves over in 8 bits as well.
+    what this leaves over in 8 bits as well, in steps of a 256th of that scale.
 
     A block that has an infinite number, or something that is none, has no numbers.
     """
@@ -105,8 +105,11 @@ def round_activations(x_tk: torch.Tensor) -> torch.Tensor:
         chosen = chosen + firsts[:, None]
     chosen = chosen.reshape(-1)
     first = values.index_select(0, chosen)
-    second, _ = _eight_bits(blocks.index_select(0, chosen) - first)
-    values.index_copy_(0, chosen, first + second)
+    scale = scales.index_select(0, chosen)
+    limit = scale * (127 / 256)
+    rest = (blocks.index_select(0, chosen) - first).clamp_(-limit, limit)
+    steps = (rest * (_STEPS / scale.clamp_min(_SMALLEST))).round_()
+    values.index_copy_(0, chosen, steps.mul_(scale / 256).add_(first))
     return values.view(num_rows, num_cols)
 
 
@@ -122,4 +125,5 @@ def _eight_bits(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (blocks * inverse).round_().mul_(scales), scales
 
 
-_TOP = torch.tensor(127.0, device="cpu")  # a number's quotient would be rounded twice
+# A number's quotient would be rounded twice.
+_TOP, _STEPS = torch.tensor(127.0, device="cpu"), torch.tensor(256.0, device="cpu")

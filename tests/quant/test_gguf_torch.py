@@ -44,8 +44,10 @@ def identity(num_blocks: int) -> torch.Tensor:
 
 
 def assert_as_kernels(x: torch.Tensor) -> None:
-    """`round_activations` gives what a product with the identity does. The kernels add a second
-    code's product before they round, and torch rounds both: the last bit may differ there.
+    """`round_activations` gives what a product with the identity does. With AVX-512 both codes are
+    one number that is rounded once, otherwise the second one's product is added before the sum is
+    rounded, and torch rounds three times, the first code's product where it may be twice as large:
+    up to two of the last bits may differ there.
     """
     num_blocks = x.shape[1] // 32
     want = matmul.linear(x, identity(num_blocks), x.shape[1], None)
@@ -58,7 +60,7 @@ def assert_as_kernels(x: torch.Tensor) -> None:
     assert torch.equal(strange[has_finite_sums], got.isnan().any(dim=1)[has_finite_sums])
     want, got = want[~strange], got[~strange]
     bit = torch.nextafter(want.abs(), torch.tensor(torch.inf)) - want.abs()
-    assert ((got - want).abs() <= bit).all()
+    assert ((got - want).abs() <= 2 * bit).all()
     exact = (got == want).view(len(want), num_blocks, 32).all(dim=-1)
     num_second = -(-num_blocks // 4)
     assert ((~exact).sum(dim=1) <= num_second).all()
@@ -69,9 +71,9 @@ often = settings(
 )
 EDGES = [
     0.0,
-    1e-36,
-    1.2699e-34,
-    1.2701e-34,
+    1e-35,
+    1.2699e-33,
+    1.2701e-33,
     1e-40,
     1e36,
     1.2699e38,

@@ -2,22 +2,19 @@
 //
 // The codes of one block of all four are taken apart once and stay in 16 registers while all rows of
 // the tile pass by, two at a time: an activation that is loaded is multiplied twice. A row's sums go
-// along its blocks, the second code of a block behind the first, whatever else is in the tile.
+// along its blocks, whatever else is in the tile.
 #pragma once
 
+#include "acts_wide.h"
 #include "dot.h"
 
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512BW__)
-#define OCTAVO_HAS_WIDE
-
-#define OCTAVO_INLINE inline __attribute__((always_inline))
+#if defined(OCTAVO_HAS_WIDE)
 
 namespace octavo {
 namespace OCTAVO_ISA {
 
 constexpr int kPairs = 2;                    // vectors of 16 rows
 constexpr int kWide = 2 * kPanel * kPairs;   // rows
-constexpr int kWideTile = 32;                // rows of a tile of activations
 
 static OCTAVO_INLINE __m512i load_pair(const uint8_t *a, const uint8_t *b) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(load256(a)), load256(b), 1);
@@ -112,90 +109,100 @@ struct WideRow {
   float *total;
 };
 
-// With kIsFirst nothing was added up before.
-template <int32_t kType, int N, bool kIsFirst>
-static OCTAVO_INLINE void add_rows(const WideBlock<kType> &block, const WideRow *rows) {
-  constexpr int kSubs = subs_of(kType), kGroups = 8 / kSubs;
-  for (int h = 0; h < kSubs; ++h) {
-    __m512i sums[N][kPairs];
-    for (int r = 0; r < N; ++r)
-      for (int p = 0; p < kPairs; ++p) sums[r][p] = _mm512_setzero_si512();
-    for (int g = h * kGroups; g < (h + 1) * kGroups; ++g)
-      for (int r = 0; r < N; ++r) {
-        int32_t four;
-        memcpy(&four, rows[r].codes + 4 * g, 4);
-        const __m512i acts = _mm512_set1_epi32(four);
-        for (int p = 0; p < kPairs; ++p)
-          sums[r][p] = _mm512_dpbusd_epi32(sums[r][p], block.w[p][g], acts);
-      }
+// The products of N rows' codes of half h with a block's, of integers.
+template <int32_t kType, int N>
+static OCTAVO_INLINE void multiply_codes(const WideBlock<kType> &block, int h,
+                                         const uint8_t *const *codes, __m512i (*sums)[kPairs]) {
+  constexpr int kGroups = 8 / subs_of(kType);
+  for (int r = 0; r < N; ++r)
+    for (int p = 0; p < kPairs; ++p) sums[r][p] = _mm512_setzero_si512();
+  for (int g = h * kGroups; g < (h + 1) * kGroups; ++g)
     for (int r = 0; r < N; ++r) {
-      const __m512 scale = _mm512_set1_ps(*rows[r].scale), sum = _mm512_set1_ps(rows[r].sums[h]);
-      for (int p = 0; p < kPairs; ++p) {
-        float *at = rows[r].total + 2 * kPanel * p;
-        __m512 total = kIsFirst && h == 0 ? _mm512_setzero_ps() : _mm512_load_ps(at);
-        total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][p]), _mm512_mul_ps(block.d[p][h], scale),
-                                total);
-        _mm512_store_ps(at, _mm512_fmadd_ps(block.m[p][h], sum, total));
-      }
+      int32_t four;
+      memcpy(&four, codes[r] + 4 * g, 4);
+      const __m512i acts = _mm512_set1_epi32(four);
+      for (int p = 0; p < kPairs; ++p)
+        sums[r][p] = _mm512_dpbusd_epi32(sums[r][p], block.w[p][g], acts);
     }
+}
+
+// Adds a row's products of half h to its results; with kIsFirst nothing was added up before.
+template <int32_t kType, bool kIsFirst>
+static OCTAVO_INLINE void add_products(const WideBlock<kType> &block, int h, const __m512i *sums,
+                                       const WideRow &row) {
+  const __m512 scale = _mm512_set1_ps(*row.scale), sum = _mm512_set1_ps(row.sums[h]);
+  for (int p = 0; p < kPairs; ++p) {
+    float *at = row.total + 2 * kPanel * p;
+    __m512 total = kIsFirst && h == 0 ? _mm512_setzero_ps() : _mm512_load_ps(at);
+    total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[p]), _mm512_mul_ps(block.d[p][h], scale), total);
+    _mm512_store_ps(at, _mm512_fmadd_ps(block.m[p][h], sum, total));
   }
 }
 
-// The second codes of a tile, in the order of their blocks that `sort_second` left.
-struct SecondCodes {
-  const uint8_t *at;
-  int64_t count, taken;
-  SecondPlace next;
+template <int32_t kType, int N, bool kIsFirst>
+static OCTAVO_INLINE void add_rows(const WideBlock<kType> &block, const WideRow *rows) {
+  for (int h = 0; h < subs_of(kType); ++h) {
+    const uint8_t *codes[N];
+    for (int r = 0; r < N; ++r) codes[r] = rows[r].codes;
+    __m512i sums[N][kPairs];
+    multiply_codes<kType, N>(block, h, codes, sums);
+    for (int r = 0; r < N; ++r) add_products<kType, kIsFirst>(block, h, sums[r], rows[r]);
+  }
+}
 
-  OCTAVO_INLINE SecondCodes(const uint8_t *acts, int64_t num_blocks, int rows)
-      : at(acts + num_blocks * rows * kActBytes), count(rows * num_second(num_blocks)), taken(0),
-        next(second_at(at, 0)) {}
+// A row with a second code: the first one's products count kSecondSteps times as much.
+template <int32_t kType, bool kIsFirst>
+static OCTAVO_INLINE void add_row_of_two(const WideBlock<kType> &block, const WideRow &row,
+                                         const uint8_t *second) {
+  static_assert(kSecondSteps == 1 << 8, "a shift by 8 bits");
+  for (int h = 0; h < subs_of(kType); ++h) {
+    const uint8_t *codes[2] = {row.codes, second};
+    __m512i sums[2][kPairs];
+    multiply_codes<kType, 2>(block, h, codes, sums);
+    for (int p = 0; p < kPairs; ++p)
+      sums[0][p] = _mm512_add_epi32(_mm512_slli_epi32(sums[0][p], 8), sums[1][p]);
+    add_products<kType, kIsFirst>(block, h, sums[0], row);
+  }
+}
 
-  // Whether there is one more of this block; `row` gets it.
+// A tile's activations of one block, of each row.
+struct WideActs {
+  const uint8_t *codes;
+  const float *scales, *sums;
+  float *totals;
+
   template <int32_t kType>
-  OCTAVO_INLINE bool take(int64_t block, float *totals, WideRow *row) {
-    if (taken == count || next.block != block) return false;
-    const uint8_t *own = at + next.entry * kSecondBytes;
-    const float *scales = reinterpret_cast<const float *>(own + 32);
-    *row = {own, scales, scales + (subs_of(kType) == 1 ? 1 : 2), totals + kWide * next.row};
-    if (++taken < count) next = second_at(at, taken);
-    return true;
+  OCTAVO_INLINE WideRow row(int r) const {
+    return {codes + kBlock * r, scales + r, sums + subs_of(kType) * r, totals + kWide * r};
   }
 };
 
-// Block i with all rows of a tile, and then with those that have a second code of it.
+// Block i with all rows of a tile: two rows at a time, then those that have a second code of it,
+// whose codes `second` is moved along.
 template <int32_t kType, bool kIsFirst>
 static OCTAVO_INLINE void add_block_of_four(const Panels &panels, int64_t num_blocks, int64_t i,
-                                            const uint8_t *acts, int rows, SecondCodes &second,
-                                            float *totals) {
-  constexpr int kSums = subs_of(kType);
+                                            const uint8_t *acts, int rows, uint32_t with_second,
+                                            const uint8_t *&second, float *totals) {
   fetch_ahead<kType>(panels, num_blocks, i);
   const WideBlock<kType> block(panels, i);
-  const uint8_t *own = acts + i * rows * kActBytes;
-  const float *scales = reinterpret_cast<const float *>(own + 32 * rows);
-  const float *sums = scales + (kSums == 1 ? rows : 2 * rows);
-  float *total = totals;
-  int r = 0;
-  for (; r + 2 <= rows; r += 2) {
-    const WideRow two[2] = {{own, scales, sums, total},
-                            {own + 32, scales + 1, sums + kSums, total + kWide}};
+  const uint8_t *codes = acts + i * rows * kActBytes;
+  const float *scales = reinterpret_cast<const float *>(codes + kBlock * rows);
+  const WideActs own = {codes, scales, scales + (subs_of(kType) == 1 ? rows : 2 * rows), totals};
+  uint32_t left = ~with_second & (~0u >> (kWideTile - rows));
+  while (left != 0) {
+    WideRow two[2];
+    two[0] = own.row<kType>(__builtin_ctz(left));
+    left &= left - 1;
+    if (left == 0) {
+      add_rows<kType, 1, kIsFirst>(block, two);
+      break;
+    }
+    two[1] = own.row<kType>(__builtin_ctz(left));
+    left &= left - 1;
     add_rows<kType, 2, kIsFirst>(block, two);
-    own += 64;
-    scales += 2;
-    sums += 2 * kSums;
-    total += 2 * kWide;
   }
-  if (r < rows) {
-    const WideRow one = {own, scales, sums, total};
-    add_rows<kType, 1, kIsFirst>(block, &one);
-  }
-  WideRow two[2];
-  while (second.template take<kType>(i, totals, two)) {
-    if (second.template take<kType>(i, totals, two + 1))
-      add_rows<kType, 2, false>(block, two);
-    else
-      add_rows<kType, 1, false>(block, two);
-  }
+  for (; with_second != 0; with_second &= with_second - 1, second += kBlock)
+    add_row_of_two<kType, kIsFirst>(block, own.row<kType>(__builtin_ctz(with_second)), second);
 }
 
 // totals[r][0..31] = the panels' rows times row r of a tile of at most kWideTile rows. `totals` is
@@ -203,10 +210,11 @@ static OCTAVO_INLINE void add_block_of_four(const Panels &panels, int64_t num_bl
 template <int32_t kType>
 static void dot_wide(const Panels &panels, int64_t num_blocks, const uint8_t *acts, int rows,
                      float *totals) {
-  SecondCodes second(acts, num_blocks, rows);
-  add_block_of_four<kType, true>(panels, num_blocks, 0, acts, rows, second, totals);
+  const uint8_t *second = acts + second_codes_at(num_blocks, rows);
+  const auto *masks = reinterpret_cast<const uint32_t *>(acts + second_rows_at(num_blocks, rows));
+  add_block_of_four<kType, true>(panels, num_blocks, 0, acts, rows, masks[0], second, totals);
   for (int64_t i = 1; i < num_blocks; ++i)
-    add_block_of_four<kType, false>(panels, num_blocks, i, acts, rows, second, totals);
+    add_block_of_four<kType, false>(panels, num_blocks, i, acts, rows, masks[i], second, totals);
 }
 
 }  // namespace OCTAVO_ISA

@@ -97,6 +97,7 @@ struct Job {
   int64_t x_stride, y_stride, num_blocks, row_bytes;  // row_bytes: of quantized activations
   int64_t begin_row, end_row, run_rows, num_units, num_tiles, num_full;
   int32_t dtype, tile_rows, num_parts;
+  bool has_halves;  // some weights have scales for 16 columns
   uint8_t *acts;
   Part parts[kMaxParts];
 
@@ -107,6 +108,20 @@ struct Job {
   uint8_t *acts_of(int64_t tile) const { return acts + row_of(tile) * row_bytes; }
 };
 
+#if defined(OCTAVO_HAS_WIDE)
+void quantize_tiles(void *context, int64_t begin, int64_t end, int32_t) {
+  const Job &job = *static_cast<const Job *>(context);
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int64_t at = (job.begin_row + job.row_of(tile)) * job.x_stride;
+    const WideRows rows = {job.x, at, job.x_stride, job.num_blocks, job.acts_of(tile),
+                           job.rows_of(tile), job.has_halves};
+    if (job.dtype == 0)
+      quantize_tile<0>(rows);
+    else
+      quantize_tile<1>(rows);
+  }
+}
+#else
 void quantize_rows(void *context, int64_t begin, int64_t end, int32_t) {
   const Job &job = *static_cast<const Job *>(context);
   for (int64_t row = begin; row < end; ++row) {
@@ -117,13 +132,6 @@ void quantize_rows(void *context, int64_t begin, int64_t end, int32_t) {
     quantize_row(job.x, (job.begin_row + row) * job.x_stride, job.dtype, job.num_blocks,
                  job.acts_of(tile), job.rows_of(tile), r);
   }
-}
-
-#if defined(OCTAVO_HAS_WIDE)
-void sort_tiles(void *context, int64_t begin, int64_t end, int32_t) {
-  const Job &job = *static_cast<const Job *>(context);
-  for (int64_t tile = begin; tile < end; ++tile)
-    sort_second(job.acts_of(tile), job.num_blocks, job.rows_of(tile));
 }
 #endif
 
@@ -232,9 +240,10 @@ void multiply_runs(void *context, int64_t begin, int64_t end, int32_t) {
     job.begin_row = run * job.run_rows;
     const int64_t rows = set_tiles(job);
     if (rows == 0) return;
-    quantize_rows(&job, 0, rows, 0);
 #if defined(OCTAVO_HAS_WIDE)
-    sort_tiles(&job, 0, job.num_tiles, 0);
+    quantize_tiles(&job, 0, job.num_tiles, 0);
+#else
+    quantize_rows(&job, 0, rows, 0);
 #endif
     multiply_units(&job, 0, job.num_units, 0);
   }
@@ -255,6 +264,7 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
   job.y_stride = y_stride;
   job.dtype = dtype;
   job.num_parts = 0;
+  job.has_halves = false;
   int64_t num_units = 0, num_all_rows = 0, next = 0;
   do {
     Part &part = job.parts[job.num_parts++];
@@ -263,6 +273,7 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
     part.panels = packed + sizeof(Header);
     part.first_unit = num_units;
     part.first_row = num_all_rows;
+    job.has_halves |= part.header.type == kQ6_K;
     num_units += (part.header.rows + kUnitRows - 1) / kUnitRows;
     num_all_rows += part.header.rows;
     next = part.header.next;
@@ -288,9 +299,10 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
   for (job.begin_row = 0; job.begin_row < num_rows; job.begin_row += job.run_rows) {
     const int64_t rows = set_tiles(job);
     if (rows == 0) return;
-    parallel_for(rows, kLeastWork / 16 / cols + 1, quantize_rows, &job);
 #if defined(OCTAVO_HAS_WIDE)
-    parallel_for(job.num_tiles, 4, sort_tiles, &job);
+    parallel_for(job.num_tiles, 1, quantize_tiles, &job);
+#else
+    parallel_for(rows, kLeastWork / 16 / cols + 1, quantize_rows, &job);
 #endif
     const int64_t least_units = kLeastWork / (cols * kUnitRows * rows) + 1;
     // Many pieces, so that no thread waits long for the last one; a row alone is done too soon.
