@@ -5,12 +5,14 @@
 Four starts: `octavo.LLM` in a fresh process, and `octavo serve` with one request over HTTP, each
 with nothing cached (what Triton, the driver and torch compile goes into an empty folder) and then
 again with what the first start left there. Files that are read may be in memory; Python's own
-compiled modules stay where they are. With --imports, also which modules the import of torch spends
-its time in. Exits with 1 if a start failed or --limit-s was exceeded.
+compiled modules stay where they are. --compile-processes compares ways of compiling, such as
+`auto,0`: by other processes and by threads. With --imports, also which modules the import of torch
+spends its time in. Exits with 1 if a start failed or --limit-s was exceeded.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -170,6 +172,11 @@ def profile_imports(timeout_s: float) -> list[tuple[float, str]]:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--starts", default="offline,server", help="default: %(default)s")
+    parser.add_argument(
+        "--compile-processes",
+        default="auto",
+        help="numbers of processes that compile, apart by commas; 0: threads (default: auto)",
+    )
     parser.add_argument("--timeout-s", type=float, default=240.0, help="of one start")
     parser.add_argument("--limit-s", type=float, default=None, help="to ready, for every start")
     parser.add_argument("--imports", action="store_true", help="where torch's import spends it")
@@ -186,11 +193,14 @@ def main(argv: list[str] | None = None) -> int:
         for seconds, name in heaviest:
             console.print(f"import {seconds:7.3f} s {name}", highlight=False, markup=False)
     with model_folder(args.model) as folder:
-        for kind in args.starts.split(","):
+        cases = itertools.product(args.starts.split(","), args.compile_processes.split(","))
+        for kind, processes in cases:
+            given = {} if processes == "auto" else {"OCTAVO_COMPILE_PROCESSES": processes}
+            suffix = "" if processes == "auto" else f"/{processes} processes"
             with tempfile.TemporaryDirectory(prefix="octavo-caches-") as caches:
-                environ = caches_in(Path(caches))
+                environ = caches_in(Path(caches)) | given
                 for state in ("cold", "warm"):
-                    name = f"startup/{kind}/{state}"
+                    name = f"startup/{kind}/{state}{suffix}"
                     try:
                         metrics, details = STARTS[kind](folder, options, environ, args.timeout_s)
                     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
