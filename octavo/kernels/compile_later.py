@@ -1,8 +1,7 @@
 """Kernels that nobody waits for: compiled by other processes while an engine starts, and after.
 
-What a step launches of them is there in the end like any other kernel; only a step that comes
-before its kernel waits, for that one alone. Steps that nobody asked for, which a start runs to
-measure their memory, do without: launches of what is not there yet are left out.
+A step that comes before its kernel waits, for that one alone. Steps that nobody asked for, which a
+start runs to measure their memory, do without: `LateKernels.leaving_out`.
 
 Kernels are loaded by the thread that launches them, or by `LateKernels.load`, never beside steps:
 a device may have to stop for it, and must not while a graph is captured.
@@ -19,11 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger("octavo")
 
 _launcher_of = operator.attrgetter("run")
+_launching = threading.local()  # leaves_out: see `LateKernels.leaving_out`
 
 
 class _Nothing:
@@ -52,7 +52,6 @@ class LateKernel:
     Attributes:
         is_compiled: set once it is in the cache, or nobody else will put it there.
         hurry: has it compiled before others.
-        is_left_out: whether launches that come before it are to be left out.
     """
 
     def __init__(
@@ -63,18 +62,17 @@ class LateKernel:
     ) -> None:
         self.is_compiled = threading.Event()
         self.hurry: Callable[[], None] = lambda: None
-        self.is_left_out = True
         self._name, self._compile, self._finalize = name, compile_fn, finalize_fn
         self._kernel: Any = None
         self._lock = threading.Lock()
 
     def result(self, ignore_errors: bool = False) -> Any:
-        """The kernel, loaded; waits for it, or gives one that does nothing.
+        """The kernel, loaded; waits for it, or inside `leaving_out` may give one that does nothing.
 
         Raises:
             Exception: what compiling it raised.
         """
-        if self.is_left_out and not self.is_compiled.is_set():
+        if getattr(_launching, "leaves_out", False):
             return _NOTHING
         with self._lock:
             if self._kernel is None:
@@ -110,15 +108,27 @@ class LateKernels:
         """One more."""
         self._kernels.append(kernel)
 
+    @contextlib.contextmanager
+    def leaving_out(self) -> Iterator[None]:
+        """Launches of these kernels by this thread do nothing, unless all are compiled by now.
+
+        All or none: some read what others wrote, and leave things as the next ones expect them.
+        What they would have written is left as it was.
+        """
+        _launching.leaves_out = not all(kernel.is_compiled.is_set() for kernel in self._kernels)
+        try:
+            yield
+        finally:
+            _launching.leaves_out = False
+
     def load(self) -> Loaded:
-        """Load those that are compiled; from now on launches wait for the others.
+        """Load those that are compiled.
 
         One that cannot be compiled makes no difference here; its launch raises the error.
         """
         begin = time.perf_counter()
         num = 0
         for kernel in self._kernels:
-            kernel.is_left_out = False
             if kernel.is_compiled.is_set():
                 with contextlib.suppress(Exception):
                     kernel.result()

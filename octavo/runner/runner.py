@@ -16,6 +16,7 @@ import torch
 from octavo.attention.interface import AttentionSpec
 from octavo.attention.native_cpu import NativeAttention
 from octavo.attention.select import select_backend
+from octavo.kernels.compile_later import LateKernels
 from octavo.layers.symbol import CannotRecordError
 from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
@@ -117,11 +118,15 @@ class ModelRunner:
             self._load(checkpoint, model_class, model_config, context, compiler)
         if compiler is not None:
             self._mark("compile")
+        later = LateKernels() if compiler is None else compiler.later
 
         smaller = (
             f"{max(self.token_budget // 4, 1)} --max-num-seqs {max(self.max_num_seqs // 4, 1)}"
         )
-        with refuse_if_full("a step beside the weights", f"try --max-num-batched-tokens {smaller}"):
+        with (
+            refuse_if_full("a step beside the weights", f"try --max-num-batched-tokens {smaller}"),
+            later.leaving_out(),
+        ):
             step, graphs = self._measure_step(shape, model_len)
         self._mark("profile")
         use: MemoryUse | None = None
@@ -138,7 +143,8 @@ class ModelRunner:
         with refuse_if_full("the KV cache and graphs", f"try --kv-cache-memory {less}"):
             self._allocate(shape.num_layers, num_blocks, self.max_num_seqs, model_len)
             self._mark("kv_cache")
-            self._warm_up()
+            with later.leaving_out():
+                self._warm_up()
             self._mark("warm_up")
             work = work_model(self.model, shape, self.spec) if config.metering else None
             self._mark("rates")
@@ -147,7 +153,7 @@ class ModelRunner:
                 self._mark("graphs")
         compilation: dict[str, float] = {}
         if compiler is not None:
-            late = compiler.later.load()
+            late = later.load()
             self._mark("late_kernels")
             compilation = compiler.done.as_dict() | {"num_missing": late.num_missing}
             logger.info("%s", compiler.done)
