@@ -104,6 +104,12 @@ struct Cache {
   const T *value(int64_t position) const {
     return reinterpret_cast<const T *>(unit(position)) + (size + position % size) * dim;
   }
+  // As far behind the keys of the block's next head as the value of `position` is behind this one's
+  // values; with the last head it is the next block, or what is behind it all.
+  const T *next_keys(int64_t position) const {
+    const int64_t bytes = cache_unit_bytes(op.dtype, dim, size);
+    return reinterpret_cast<const T *>(unit(position) + bytes) + position % size * dim;
+  }
   // Scales of keys and values [from, to), which begin `at` places behind the part's beginning.
   void read_scales(int64_t from, int64_t to, int64_t at, float *out) const {
     for (int64_t j = from; j < to;) {
@@ -124,26 +130,30 @@ constexpr int64_t kChunk = 64;  // positions that are widened at a time, so that
 
 template <typename T>
 void multiply_by_rows(const Tile &tile, const T *const *columns, int64_t count, int64_t stride,
-                      int64_t dim, float *out) {
+                      int64_t dim, const T *const *ahead, float *out) {
   for (int64_t row = 0; row < tile.rows;) {
     const int64_t take = tile.rows - row < 6 ? tile.rows - row : 6;
-#define CALL(R) \
-  multiply_all_keys<R>(tile.queries + row * dim, dim, columns, count, stride, out + row * kPart)
+#define CALL(R)                                                                      \
+  multiply_all_keys<R>(tile.queries + row * dim, dim, columns, count, stride, ahead, \
+                       out + row * kPart)
     OCTAVO_FOR_ROWS(take, CALL)
 #undef CALL
     row += take;
+    ahead = nullptr;
   }
 }
 
 template <typename T>
-void add_by_rows(const Tile &tile, const T *values, int64_t at, int64_t count, int64_t dim) {
+void add_by_rows(const Tile &tile, const T *values, int64_t at, int64_t count, int64_t dim,
+                 const T *ahead) {
   for (int64_t row = 0; row < tile.rows;) {
     const int64_t take = tile.rows - row < 6 ? tile.rows - row : 6;
     const float *weights = tile.weights + row * kPart + at;
-#define CALL(R) add_values<R>(weights, values, count, dim, tile.part + row * dim)
+#define CALL(R) add_values<R>(weights, values, count, dim, ahead, tile.part + row * dim)
     OCTAVO_FOR_ROWS(take, CALL)
 #undef CALL
     row += take;
+    ahead = nullptr;
   }
 }
 
@@ -152,10 +162,13 @@ template <typename T>
 void make_logits(const Tile &tile, const Cache<T> &cache, int64_t begin, int64_t from, int64_t to) {
   const int64_t dim = cache.dim, size = cache.size;
   if (size % kLanes == 0) {
-    const T *columns[kPart / kLanes];
+    const T *columns[kPart / kLanes], *values[kPart / kLanes];
     const int64_t first = from / kLanes * kLanes;
     int64_t count = 0;
-    for (int64_t j = first; j < to; j += kLanes) columns[count++] = cache.key(j);
+    for (int64_t j = first; j < to; j += kLanes) {
+      columns[count] = cache.key(j);
+      values[count++] = cache.value(j);
+    }
     float *out = tile.weights + (first - begin);
     if constexpr (sizeof(T) < sizeof(float)) {
       if (tile.rows >= kManyRows) {
@@ -168,12 +181,12 @@ void make_logits(const Tile &tile, const Cache<T> &cache, int64_t begin, int64_t
               store(own + c * kLanes, load(columns[i + v] + c * size));
             wide[v] = own;
           }
-          multiply_by_rows(tile, wide, take, kLanes, dim, out + i * kLanes);
+          multiply_by_rows<float>(tile, wide, take, kLanes, dim, nullptr, out + i * kLanes);
         }
         return;
       }
     }
-    multiply_by_rows(tile, columns, count, size, dim, out);
+    multiply_by_rows<T>(tile, columns, count, size, dim, values, out);
   } else {
     for (int64_t j = from; j < to; ++j) {
       const T *key = cache.key(j);
@@ -248,13 +261,14 @@ void attend_part(const Job &job, const Tile &tile, int64_t part) {
     const int64_t block_end = (j / size + 1) * size, end = block_end < to ? block_end : to;
     if (is_widened) {
       if (end - chunk > kChunk && j > chunk) {
-        add_by_rows(tile, tile.widened, chunk - begin, j - chunk, dim);
+        add_by_rows<float>(tile, tile.widened, chunk - begin, j - chunk, dim, nullptr);
         chunk = j;
       }
       widen(cache.value(j), (end - j) * dim, tile.widened + (j - chunk) * dim);
-      if (end == to) add_by_rows(tile, tile.widened, chunk - begin, end - chunk, dim);
+      if (end == to)
+        add_by_rows<float>(tile, tile.widened, chunk - begin, end - chunk, dim, nullptr);
     } else {
-      add_by_rows(tile, cache.value(j), j - begin, end - j, dim);
+      add_by_rows<T>(tile, cache.value(j), j - begin, end - j, dim, cache.next_keys(j));
     }
     j = end;
   }

@@ -15,16 +15,22 @@ constexpr int64_t kPart = 128;  // positions whose logits are held at a time
 // it, and not more than there are registers.
 static constexpr int vectors_of(int rows) { return rows <= 3 || kLanes == 16 ? 4 : 2; }
 
-// Logits of R rows with V vectors of keys, to `out` [R, kPart].
+constexpr int64_t kLine = 64;  // bytes of a cache's line
+
+// Logits of R rows with V vectors of keys, to `out` [R, kPart]. Values of the same tokens, which are at
+// `ahead` [V] unless that is null, are brought into the cache meanwhile.
 template <int R, int V, typename T>
-static inline void multiply_keys(const float *queries, int64_t dim, const T *const *columns, int64_t stride,
-                          float *out) {
+static inline void multiply_keys(const float *queries, int64_t dim, const T *const *columns,
+                                 int64_t stride, const T *const *ahead, float *out) {
+  constexpr int64_t kEvery = kLine / static_cast<int64_t>(kLanes * sizeof(T));
   Vec sums[R][V];
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) sums[r][v] = Vec{};
   for (int64_t i = 0; i < dim; ++i) {
     Vec keys[V];
     for (int v = 0; v < V; ++v) keys[v] = load(columns[v] + i * stride);
+    if (ahead != nullptr && i % kEvery == 0)
+      for (int v = 0; v < V; ++v) __builtin_prefetch(ahead[v] + i * kLanes);
     for (int r = 0; r < R; ++r) {
       const Vec query = all(queries[r * dim + i]);
       for (int v = 0; v < V; ++v) sums[r][v] += query * keys[v];
@@ -35,25 +41,33 @@ static inline void multiply_keys(const float *queries, int64_t dim, const T *con
 }
 
 template <int R, typename T>
-static void multiply_all_keys(const float *queries, int64_t dim, const T *const *columns, int64_t count,
-                       int64_t stride, float *out) {
+static void multiply_all_keys(const float *queries, int64_t dim, const T *const *columns,
+                              int64_t count, int64_t stride, const T *const *ahead, float *out) {
   constexpr int kWide = vectors_of(R);
   int64_t v = 0;
   for (; v + kWide <= count; v += kWide)
-    multiply_keys<R, kWide>(queries, dim, columns + v, stride, out + v * kLanes);
-  for (; v < count; ++v) multiply_keys<R, 1>(queries, dim, columns + v, stride, out + v * kLanes);
+    multiply_keys<R, kWide>(queries, dim, columns + v, stride, ahead == nullptr ? ahead : ahead + v,
+                            out + v * kLanes);
+  for (; v < count; ++v)
+    multiply_keys<R, 1>(queries, dim, columns + v, stride, ahead == nullptr ? ahead : ahead + v,
+                        out + v * kLanes);
 }
 
-// Adds `count` values [count, dim], each times its weight in each of R rows, from dimension i on.
+// Adds `count` values [count, dim], each times its weight in each of R rows, from dimension i on. As
+// many numbers at `ahead`, unless that is null, are brought into the cache meanwhile.
 template <int R, int V, typename T>
-static inline void add_vectors(const float *weights, const T *values, int64_t count, int64_t dim, int64_t i,
-                        float *out) {
+static inline void add_vectors(const float *weights, const T *values, int64_t count, int64_t dim,
+                               int64_t i, const T *ahead, float *out) {
+  constexpr int kEvery = kLine / (kLanes * sizeof(T));
   Vec sums[R][V];
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) sums[r][v] = load(out + r * dim + i + v * kLanes);
   for (int64_t j = 0; j < count; ++j) {
     Vec value[V];
     for (int v = 0; v < V; ++v) value[v] = load(values + j * dim + i + v * kLanes);
+    if (ahead != nullptr)
+      for (int v = 0; v < V; v += kEvery)
+        __builtin_prefetch(ahead + j * dim + i + v * kLanes, 0, 2);
     for (int r = 0; r < R; ++r) {
       const Vec weight = all(weights[r * kPart + j]);
       for (int v = 0; v < V; ++v) sums[r][v] += weight * value[v];
@@ -64,12 +78,14 @@ static inline void add_vectors(const float *weights, const T *values, int64_t co
 }
 
 template <int R, typename T>
-static void add_values(const float *weights, const T *values, int64_t count, int64_t dim, float *out) {
+static void add_values(const float *weights, const T *values, int64_t count, int64_t dim,
+                       const T *ahead, float *out) {
   constexpr int kWide = vectors_of(R);
   int64_t i = 0;
   for (; i + kWide * kLanes <= dim; i += kWide * kLanes)
-    add_vectors<R, kWide>(weights, values, count, dim, i, out);
-  for (; i + kLanes <= dim; i += kLanes) add_vectors<R, 1>(weights, values, count, dim, i, out);
+    add_vectors<R, kWide>(weights, values, count, dim, i, ahead, out);
+  for (; i + kLanes <= dim; i += kLanes)
+    add_vectors<R, 1>(weights, values, count, dim, i, ahead, out);
   for (; i < dim; ++i)
     for (int r = 0; r < R; ++r) {
       float sum = out[r * dim + i];
