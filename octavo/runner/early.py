@@ -7,6 +7,7 @@ Imports neither torch nor Triton. All of it is a head start: what is missing her
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +27,21 @@ _DRIVER = Path("/dev/nvidiactl")
 def head_start(config: EngineConfig) -> Iterator[None]:
     """While an engine is made; processes that it did not take are closed at the end."""
     index = _device_index(config.device)
-    if index is not None and _DRIVER.exists():
+    if index is not None and _has_cuda():
         compile_processes.start()
         threading.Thread(target=_make_context, args=(index,), name="context", daemon=True).start()
     try:
         yield
     finally:
         compile_processes.drop()
+
+
+def _has_cuda() -> bool:
+    """Whether there are a card's driver and a torch that is built for it."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None or not _DRIVER.exists():
+        return False
+    return Path(torch.origin).with_name("lib").joinpath("libtorch_cuda.so").exists()
 
 
 def _device_index(name: str) -> int | None:

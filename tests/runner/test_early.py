@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,19 +27,34 @@ def test_which_device_is_prepared(device: str, index: int | None) -> None:
     assert early._device_index(device) == index
 
 
-def test_nothing_is_started_without_a_driver(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("has_driver", [False, True])
+@pytest.mark.parametrize("is_built_for_it", [False, True])
+def test_both_a_driver_and_torch_must_be_there(
+    has_driver: bool, is_built_for_it: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(early, "_DRIVER", tmp_path / "nvidiactl")
-    monkeypatch.setattr(compile_processes, "start", lambda: pytest.fail("started"))
+    driver, library = tmp_path / "nvidiactl", tmp_path / "torch" / "lib" / "libtorch_cuda.so"
+    library.parent.mkdir(parents=True)
+    (tmp_path / "torch" / "__init__.py").touch()
+    for path, is_there in ((driver, has_driver), (library, is_built_for_it)):
+        if is_there:
+            path.touch()
+    monkeypatch.setattr(early, "_DRIVER", driver)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    started: list[str] = []
+    monkeypatch.setattr(compile_processes, "start", lambda: started.append("processes"))
+    monkeypatch.setattr(early, "_make_context", lambda index: started.append(f"context {index}"))
     with early.head_start(EngineConfig(model="m")):
         pass
+    for thread in threading.enumerate():
+        if thread.name == "context":
+            thread.join()
+    expected = {"processes", "context 0"} if has_driver and is_built_for_it else set()
+    assert set(started) == expected
 
 
-def test_processes_that_nobody_took_are_closed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(early, "_DRIVER", tmp_path)
+def test_processes_that_nobody_took_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(early, "_has_cuda", lambda: True)
     monkeypatch.setattr(early, "_make_context", lambda index: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as if Triton were there
     monkeypatch.setenv("OCTAVO_COMPILE_PROCESSES", "1")
