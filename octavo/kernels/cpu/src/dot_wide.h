@@ -102,12 +102,16 @@ struct WideBlock {
   }
 };
 
-// A row's activations of one block, and where its 32 results are added up.
+// A row's activations of one block, where its 32 results are added up, and where they go at last.
 struct WideRow {
   const uint8_t *codes;
   const float *scale, *sums;  // one sum, or one for each half
-  float *total;
+  float *total, *result;
 };
+
+// Which block of its row it is: before the first one nothing was added up, and results leave with the
+// last one, so that no store of theirs is waited for.
+enum Place { kFirst = 1, kLast = 2 };
 
 // The products of N rows' codes of half h with a block's, of integers.
 template <int32_t kType, int N>
@@ -126,32 +130,38 @@ static OCTAVO_INLINE void multiply_codes(const WideBlock<kType> &block, int h,
     }
 }
 
-// Adds a row's products of half h to its results; with kIsFirst nothing was added up before.
-template <int32_t kType, bool kIsFirst>
+// Adds a row's products of half h to its results.
+template <int32_t kType, int kPlace>
 static OCTAVO_INLINE void add_products(const WideBlock<kType> &block, int h, const __m512i *sums,
                                        const WideRow &row) {
   const __m512 scale = _mm512_set1_ps(*row.scale), sum = _mm512_set1_ps(row.sums[h]);
+  const bool is_first = (kPlace & kFirst) && h == 0;
+  const bool is_last = (kPlace & kLast) && h + 1 == subs_of(kType);
   for (int p = 0; p < kPairs; ++p) {
     float *at = row.total + 2 * kPanel * p;
-    __m512 total = kIsFirst && h == 0 ? _mm512_setzero_ps() : _mm512_load_ps(at);
+    __m512 total = is_first ? _mm512_setzero_ps() : _mm512_load_ps(at);
     total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[p]), _mm512_mul_ps(block.d[p][h], scale), total);
-    _mm512_store_ps(at, _mm512_fmadd_ps(block.m[p][h], sum, total));
+    total = _mm512_fmadd_ps(block.m[p][h], sum, total);
+    if (is_last)
+      _mm512_storeu_ps(row.result + 2 * kPanel * p, total);
+    else
+      _mm512_store_ps(at, total);
   }
 }
 
-template <int32_t kType, int N, bool kIsFirst>
+template <int32_t kType, int N, int kPlace>
 static OCTAVO_INLINE void add_rows(const WideBlock<kType> &block, const WideRow *rows) {
   for (int h = 0; h < subs_of(kType); ++h) {
     const uint8_t *codes[N];
     for (int r = 0; r < N; ++r) codes[r] = rows[r].codes;
     __m512i sums[N][kPairs];
     multiply_codes<kType, N>(block, h, codes, sums);
-    for (int r = 0; r < N; ++r) add_products<kType, kIsFirst>(block, h, sums[r], rows[r]);
+    for (int r = 0; r < N; ++r) add_products<kType, kPlace>(block, h, sums[r], rows[r]);
   }
 }
 
 // A row with a second code: the first one's products count kSecondSteps times as much.
-template <int32_t kType, bool kIsFirst>
+template <int32_t kType, int kPlace>
 static OCTAVO_INLINE void add_row_of_two(const WideBlock<kType> &block, const WideRow &row,
                                          const uint8_t *second) {
   static_assert(kSecondSteps == 1 << 8, "a shift by 8 bits");
@@ -161,7 +171,7 @@ static OCTAVO_INLINE void add_row_of_two(const WideBlock<kType> &block, const Wi
     multiply_codes<kType, 2>(block, h, codes, sums);
     for (int p = 0; p < kPairs; ++p)
       sums[0][p] = _mm512_add_epi32(_mm512_slli_epi32(sums[0][p], 8), sums[1][p]);
-    add_products<kType, kIsFirst>(block, h, sums[0], row);
+    add_products<kType, kPlace>(block, h, sums[0], row);
   }
 }
 
@@ -169,52 +179,65 @@ static OCTAVO_INLINE void add_row_of_two(const WideBlock<kType> &block, const Wi
 struct WideActs {
   const uint8_t *codes;
   const float *scales, *sums;
-  float *totals;
+  float *totals, *results;
+  int64_t stride;
 
   template <int32_t kType>
   OCTAVO_INLINE WideRow row(int r) const {
-    return {codes + kBlock * r, scales + r, sums + subs_of(kType) * r, totals + kWide * r};
+    return {codes + kBlock * r, scales + r, sums + subs_of(kType) * r, totals + kWide * r,
+            results + stride * r};
   }
 };
 
 // Block i with all rows of a tile: two rows at a time, then those that have a second code of it,
 // whose codes `second` is moved along.
-template <int32_t kType, bool kIsFirst>
+template <int32_t kType, int kPlace>
 static OCTAVO_INLINE void add_block_of_four(const Panels &panels, int64_t num_blocks, int64_t i,
                                             const uint8_t *acts, int rows, uint32_t with_second,
-                                            const uint8_t *&second, float *totals) {
+                                            const uint8_t *&second, float *totals, float *results,
+                                            int64_t stride) {
   fetch_ahead<kType>(panels, num_blocks, i);
   const WideBlock<kType> block(panels, i);
   const uint8_t *codes = acts + i * rows * kActBytes;
   const float *scales = reinterpret_cast<const float *>(codes + kBlock * rows);
-  const WideActs own = {codes, scales, scales + (subs_of(kType) == 1 ? rows : 2 * rows), totals};
+  const float *sums = scales + (subs_of(kType) == 1 ? rows : 2 * rows);
+  const WideActs own = {codes, scales, sums, totals, results, stride};
   uint32_t left = ~with_second & (~0u >> (kWideTile - rows));
   while (left != 0) {
     WideRow two[2];
     two[0] = own.row<kType>(__builtin_ctz(left));
     left &= left - 1;
     if (left == 0) {
-      add_rows<kType, 1, kIsFirst>(block, two);
+      add_rows<kType, 1, kPlace>(block, two);
       break;
     }
     two[1] = own.row<kType>(__builtin_ctz(left));
     left &= left - 1;
-    add_rows<kType, 2, kIsFirst>(block, two);
+    add_rows<kType, 2, kPlace>(block, two);
   }
   for (; with_second != 0; with_second &= with_second - 1, second += kBlock)
-    add_row_of_two<kType, kIsFirst>(block, own.row<kType>(__builtin_ctz(with_second)), second);
+    add_row_of_two<kType, kPlace>(block, own.row<kType>(__builtin_ctz(with_second)), second);
 }
 
-// totals[r][0..31] = the panels' rows times row r of a tile of at most kWideTile rows. `totals` is
-// aligned to 64 bytes.
+// results[r stride][0..31] = the panels' rows times row r of a tile of at most kWideTile rows.
 template <int32_t kType>
 static void dot_wide(const Panels &panels, int64_t num_blocks, const uint8_t *acts, int rows,
-                     float *totals) {
+                     float *results, int64_t stride) {
+  alignas(64) float totals[kWide * kWideTile];
   const uint8_t *second = acts + second_codes_at(num_blocks, rows);
   const auto *masks = reinterpret_cast<const uint32_t *>(acts + second_rows_at(num_blocks, rows));
-  add_block_of_four<kType, true>(panels, num_blocks, 0, acts, rows, masks[0], second, totals);
-  for (int64_t i = 1; i < num_blocks; ++i)
-    add_block_of_four<kType, false>(panels, num_blocks, i, acts, rows, masks[i], second, totals);
+  const int64_t last = num_blocks - 1;
+#define ADD(place, i)                                                                  \
+  add_block_of_four<kType, place>(panels, num_blocks, i, acts, rows, masks[i], second, \
+                                  totals, results, stride)
+  if (last == 0) {
+    ADD(kFirst | kLast, 0);
+    return;
+  }
+  ADD(kFirst, 0);
+  for (int64_t i = 1; i < last; ++i) ADD(0, i);
+  ADD(kLast, last);
+#undef ADD
 }
 
 }  // namespace OCTAVO_ISA

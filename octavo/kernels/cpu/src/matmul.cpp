@@ -22,7 +22,7 @@ constexpr int64_t kLeastWork = 1 << 16;     // products per piece: some 2 us
 constexpr int kUnitRows = kWide, kTileRows = kWideTile;
 
 using DotWide = void (*)(const Panels &panels, int64_t num_blocks, const uint8_t *acts, int rows,
-                         float *totals);
+                         float *results, int64_t stride);
 
 DotWide wide_for(int32_t type) {
   switch (type) {
@@ -171,17 +171,16 @@ void multiply_units(void *context, int64_t begin, int64_t end, int32_t) {
     const int64_t column = part.first_row + first;
     for (int64_t tile = 0; tile < job.num_tiles; ++tile) {
       const int rows = job.rows_of(tile);
-      alignas(64) float out[kWide * kWideTile];
-      part.wide(panels, job.num_blocks, job.acts_of(tile), rows, out);
       const int64_t row = job.begin_row + job.row_of(tile);
       if (is_plain && left >= kWide) {
         float *y = static_cast<float *>(job.y) + row * job.y_stride + column;
-        for (int r = 0; r < rows; ++r, y += job.y_stride)
-          memcpy(y, out + kWide * r, sizeof(float) * kWide);
-      } else {
-        for (int r = 0; r < rows; ++r)
-          store(job, row + r, column, left < kWide ? left : kWide, out + kWide * r);
+        part.wide(panels, job.num_blocks, job.acts_of(tile), rows, y, job.y_stride);
+        continue;
       }
+      float out[kWide * kWideTile];
+      part.wide(panels, job.num_blocks, job.acts_of(tile), rows, out, kWide);
+      for (int r = 0; r < rows; ++r)
+        store(job, row + r, column, left < kWide ? left : kWide, out + kWide * r);
     }
   }
 }
