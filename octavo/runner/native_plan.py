@@ -215,7 +215,7 @@ class NativePlan:
         self._hidden = hidden
         self._vocab_size, self._dtype = model.shape.vocab_size, spec.dtype
         self._max_rows = 0
-        self._logits = torch.empty(0, device="cpu")
+        self._logits = torch.empty(0, 0, device="cpu")
         self.times: torch.Tensor | None = None
         """[operations] int64, to which each step adds nanoseconds; None: nothing is measured."""
 
@@ -248,10 +248,11 @@ class NativePlan:
         return self._buffers[self._hidden][: step.num_logits].to(self._dtype)
 
     def _make_logits(self, num_logits: int) -> torch.Tensor:
-        size = num_logits * self._vocab_size
-        if self._logits.numel() < size:
-            self._logits = large_floats(size)
-        return self._logits[:size].view(num_logits, self._vocab_size)
+        """Room for a step's logits; it grows by doubling, for fresh pages are slow to come."""
+        if len(self._logits) < num_logits:
+            num_rows = 1 << (num_logits - 1).bit_length()
+            self._logits = large_floats(num_rows, self._vocab_size)
+        return self._logits[:num_logits]
 
     def _step(self, batch: ForwardBatch) -> Step:
         """The batch as the plan takes it; valid as long as the batch is."""
