@@ -89,7 +89,7 @@ class GGUFTorch:
 def round_activations(x_tk: torch.Tensor) -> torch.Tensor:
     """X [t, k] float32 as products with packed blocks see it: 8 bits for each 32 columns, with one
     scale; the quarter of a row's blocks with the largest scales, the first ones among equals, has
-    what this leaves over in 8 bits as well, in steps of a 256th of that scale.
+    what this leaves over in 8 bits as well, in steps of a 254th of that scale.
 
     A block that has an infinite number, or something that is none, has no numbers.
     """
@@ -106,10 +106,9 @@ def round_activations(x_tk: torch.Tensor) -> torch.Tensor:
     chosen = chosen.reshape(-1)
     first = values.index_select(0, chosen)
     scale = scales.index_select(0, chosen)
-    limit = scale * (127 / 256)
-    rest = (blocks.index_select(0, chosen) - first).clamp_(-limit, limit)
+    rest = blocks.index_select(0, chosen) - first
     steps = (rest * (_STEPS / scale.clamp_min(_SMALLEST))).round_()
-    values.index_copy_(0, chosen, steps.mul_(scale / 256).add_(first))
+    values.index_copy_(0, chosen, steps.mul_(scale / _STEPS).add_(first))
     return values.view(num_rows, num_cols)
 
 
@@ -126,4 +125,4 @@ def _eight_bits(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # A number's quotient would be rounded twice.
-_TOP, _STEPS = torch.tensor(127.0, device="cpu"), torch.tensor(256.0, device="cpu")
+_TOP, _STEPS = torch.tensor(127.0, device="cpu"), torch.tensor(254.0, device="cpu")

@@ -59,18 +59,17 @@ def decode(stored: NDArray[np.uint8], name: str, shape: tuple[int, int]) -> NDAr
 
 def rounded(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """X [t, k] as the kernels round it: 8 bits for each 32 columns, one scale; the quarter of the
-    blocks with the largest scales has what is left over in 8 bits as well, in steps of a 256th.
+    blocks with the largest scales has what is left over in 8 bits as well, in steps of a 254th.
     """
     blocks = x.astype(np.float32).reshape(len(x), -1, 32)
     codes, scale = eight_bits(blocks)
     values = codes * scale.astype(np.float64)
-    # What is left of a code is half a step at most, and 127 of these steps are a little less.
-    steps = np.divide(256, scale, out=np.zeros_like(scale), where=scale > 0)
-    second = np.clip(np.rint((blocks - codes * scale) * steps), -127, 127)
+    steps = np.divide(np.float32(254), scale, out=np.zeros_like(scale), where=scale > 0)
+    second = np.rint((blocks - codes * scale) * steps)
     num_second = -(-blocks.shape[1] // 4)
     largest = np.argsort(-scale[..., 0], axis=1, kind="stable")[:, :num_second]
     rows = np.arange(len(x))[:, None]
-    values[rows, largest] += (second * scale.astype(np.float64) / 256)[rows, largest]
+    values[rows, largest] += (second * scale.astype(np.float64) / 254)[rows, largest]
     return values.reshape(x.shape)
 
 

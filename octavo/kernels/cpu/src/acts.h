@@ -1,9 +1,9 @@
 // Activations in 8 bits: each run of 32 columns of a row has a scale of its own, as ggml's Q8_1.
 //
 // The blocks with the largest scales, one in four, have a second code: what the first one's rounding
-// left over, in 8 bits again, each step a 256th of the first one's. A few columns of a model's
-// activations are a hundred times as large as the rest, and with one code of 8 bits nothing is left
-// of their neighbours; so this takes away most of the error for a quarter of the work at most
+// left over, in 8 bits again, in steps of a 254th, of which 127 are half a step. A few columns of a
+// model's activations are a hundred times as large as the rest, and with one code of 8 bits nothing
+// is left of their neighbours; so this takes away most of the error for a quarter of the work at most
 // (docs/decisions has the figures).
 //
 // Rows are taken together in tiles of R, so that a kernel walks along one pointer. A tile is, for
@@ -31,8 +31,7 @@ namespace OCTAVO_ISA {
 constexpr int kActBytes = 48;     // of one row and block
 constexpr int kSecondBytes = 64;  // of a second code: kActBytes, i32 number of its block, unused
 
-constexpr float kSecondSteps = 256;              // in one step of a first code
-constexpr float kRestLimit = 127 / kSecondSteps;  // steps of a first code that second codes reach
+constexpr float kSecondSteps = 254;  // in one step of a first code
 
 // Second codes of each row, but for blocks of zeros.
 static inline int64_t num_second(int64_t num_blocks) { return (num_blocks + 3) / 4; }
@@ -93,7 +92,7 @@ static inline Rounding rounding_of(float largest) {
 
 // The numbers of a block in registers: `load_numbers`, the largest of their magnitudes (by their
 // bits, which order like the numbers, with "not a number" above all), what codes leave over of them,
-// within `limit`, and their own codes with the sums of each half.
+// and their own codes with the sums of each half.
 #if defined(__AVX2__)
 
 struct Numbers {
@@ -114,15 +113,13 @@ static inline float largest_of(const Numbers &numbers) {
   return largest_of(top);
 }
 
-static inline void leave_rest(const uint8_t *codes, float scale, float limit, Numbers *numbers) {
+static inline void leave_rest(const uint8_t *codes, float scale, Numbers *numbers) {
   for (int i = 0; i < 4; ++i) {
     const void *eight = codes + 8 * i;
     const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(eight)));
     __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(wide), _mm256_set1_ps(scale));
     asm volatile("" : "+x"(product));  // keeps the compiler from fusing it with the difference
-    const __m256 rest = _mm256_sub_ps(numbers->v[i], product);
-    numbers->v[i] =
-        _mm256_max_ps(_mm256_min_ps(rest, _mm256_set1_ps(limit)), _mm256_set1_ps(-limit));
+    numbers->v[i] = _mm256_sub_ps(numbers->v[i], product);
   }
 }
 
@@ -163,15 +160,12 @@ static inline float largest_of(const Numbers &numbers) {
   return largest;
 }
 
-static inline void leave_rest(const uint8_t *codes, float scale, float limit, Numbers *numbers) {
+static inline void leave_rest(const uint8_t *codes, float scale, Numbers *numbers) {
   alignas(32) float products[kBlock];
   for (int i = 0; i < kBlock; ++i)
     products[i] = scale * static_cast<float>(static_cast<int8_t>(codes[i]));
   asm volatile("" : : "r"(products) : "memory");  // as above, for processors that fuse by themselves
-  for (int i = 0; i < kBlock; ++i) {
-    const float rest = numbers->v[i] - products[i];
-    numbers->v[i] = rest > limit ? limit : rest < -limit ? -limit : rest;
-  }
+  for (int i = 0; i < kBlock; ++i) numbers->v[i] -= products[i];
 }
 
 static inline void round_numbers(const Numbers &numbers, float inverse, uint8_t *codes,

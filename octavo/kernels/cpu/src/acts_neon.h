@@ -33,7 +33,7 @@ static inline float largest_of(const Numbers &numbers) {
   return vmaxvq_f32(top);
 }
 
-static inline void leave_rest(const uint8_t *codes, float scale, float limit, Numbers *numbers) {
+static inline void leave_rest(const uint8_t *codes, float scale, Numbers *numbers) {
   for (int i = 0; i < 4; ++i) {
     const int16x8_t wide = vmovl_s8(vreinterpret_s8_u8(vld1_u8(codes + 8 * i)));
     const int32x4_t parts[2] = {vmovl_s16(vget_low_s16(wide)), vmovl_high_s16(wide)};
@@ -41,7 +41,7 @@ static inline void leave_rest(const uint8_t *codes, float scale, float limit, Nu
       float32x4_t product = vmulq_n_f32(vcvtq_f32_s32(parts[j]), scale);
       asm volatile("" : "+w"(product));  // keeps the compiler from fusing it with the difference
       float32x4_t &v = numbers->v[2 * i + j];
-      v = vmaxq_f32(vminq_f32(vsubq_f32(v, product), vdupq_n_f32(limit)), vdupq_n_f32(-limit));
+      v = vsubq_f32(v, product);
     }
   }
 }

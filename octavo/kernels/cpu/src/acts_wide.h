@@ -236,10 +236,7 @@ static OCTAVO_INLINE __m512i round_rest(const void *x, int64_t at, const uint8_t
   const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(sixteen)));
   __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(wide), _mm512_set1_ps(scale));
   asm volatile("" : "+v"(product));  // keeps the compiler from fusing it with the difference
-  const float limit = scale * kRestLimit;
-  const __m512 rest =
-      _mm512_max_ps(_mm512_min_ps(load16<kDtype>(x, at) - product, _mm512_set1_ps(limit)),
-                    _mm512_set1_ps(-limit));
+  const __m512 rest = _mm512_sub_ps(load16<kDtype>(x, at), product);
   const __m512i rounded =
       _mm512_cvtps_epi32(_mm512_mul_ps(rest, _mm512_set1_ps(kSecondSteps / scale)));
   void *to = second;

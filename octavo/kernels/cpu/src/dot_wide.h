@@ -164,13 +164,15 @@ static OCTAVO_INLINE void add_rows(const WideBlock<kType> &block, const WideRow 
 template <int32_t kType, int kPlace>
 static OCTAVO_INLINE void add_row_of_two(const WideBlock<kType> &block, const WideRow &row,
                                          const uint8_t *second) {
-  static_assert(kSecondSteps == 1 << 8, "a shift by 8 bits");
+  static_assert(kSecondSteps == (1 << 8) - (1 << 1), "what shifts make of it");
   for (int h = 0; h < subs_of(kType); ++h) {
     const uint8_t *codes[2] = {row.codes, second};
     __m512i sums[2][kPairs];
     multiply_codes<kType, 2>(block, h, codes, sums);
-    for (int p = 0; p < kPairs; ++p)
-      sums[0][p] = _mm512_add_epi32(_mm512_slli_epi32(sums[0][p], 8), sums[1][p]);
+    for (int p = 0; p < kPairs; ++p) {
+      const __m512i less = _mm512_sub_epi32(sums[1][p], _mm512_slli_epi32(sums[0][p], 1));
+      sums[0][p] = _mm512_add_epi32(_mm512_slli_epi32(sums[0][p], 8), less);
+    }
     add_products<kType, kPlace>(block, h, sums[0], row);
   }
 }

@@ -11,7 +11,7 @@ namespace OCTAVO_ISA {
 static inline void quantize_rest(const void *x, int64_t at, int32_t dtype, const uint8_t *codes,
                                  float scale, uint8_t *second) {
   Numbers numbers = load_numbers(x, at, dtype);
-  leave_rest(codes, scale, scale * kRestLimit, &numbers);
+  leave_rest(codes, scale, &numbers);
   write_block(numbers, {kSecondSteps / scale, scale / kSecondSteps}, second, 1, 0);
 }
 
