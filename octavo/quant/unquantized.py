@@ -1,7 +1,8 @@
 """Weights in the computing precision: one tensor, one product.
 
-The product is torch's, except where a kernel of ours was measured to be faster; which that is
-says `kernels/skinny_linear.py`, by the shape alone.
+The product is torch's, except where a kernel of ours, or another algorithm of the library's, was
+measured to be faster; which that is say `kernels/skinny_linear.py` and
+`kernels/library_products.py`, by the shape alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from octavo.kernels.library_products import library_products
 from octavo.quant.method import ParamSpec
 
 if TYPE_CHECKING:
@@ -55,6 +57,10 @@ class Unquantized:
                 if config is not None:
                     y: torch.Tensor = kernels.skinny_linear(x, weight, bias, config)
                     return y
+                products = library_products(x.device) if bias is None else None
+                measured = None if products is None else products.apply(x, weight)
+                if measured is not None:
+                    return measured
         return F.linear(x, weight, bias)
 
 
