@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
-from octavo.attention.triton_paged import Sharing, TritonAttention, Tuning, default_tuning
+from octavo.attention.triton_paged import Sharing, TritonAttention, Tuning, default_tunings
 from octavo.attention.work import StepShape
 
 if TYPE_CHECKING:
@@ -167,11 +167,15 @@ def sweep(kind: str, base: Tuning) -> Iterator[Tuning]:
 
 
 def backend_of(kind: str, tuning: Tuning) -> TritonAttention:
-    return TritonAttention(short=tuning) if kind == "decode" else TritonAttention(long=tuning)
+    defaults = default_tunings(DIM, DTYPE)
+    if kind == "decode":
+        return TritonAttention(replace(defaults, short=tuning, many=None))
+    return TritonAttention(replace(defaults, long=tuning))
 
 
 def run_sweep(kind: str, deadline: float) -> list[dict[str, Any]]:
-    base = default_tuning(DIM, DTYPE)[kind != "decode"]
+    defaults = default_tunings(DIM, DTYPE)
+    base = defaults.short if kind == "decode" else defaults.long
     names = SWEPT_DECODES if kind == "decode" else SWEPT_PREFILLS
     problems = {n: Problem((DECODES | PREFILLS)[n], 16) for n in names}
     rows = []

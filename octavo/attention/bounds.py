@@ -38,7 +38,7 @@ def bound_short(step: StepShape, shape: TileShape, heads: Heads, first_row: int)
 
     If the step shares, every decode may leave a part; parts begin at up to `first_row`.
     """
-    more_chunks = shape.num_programs - 1
+    more_chunks = shape.more_chunks
     tokens = 1 if step.is_decode else shape.tokens
     # Sequences that are divided have up to `tokens`; the others that leave parts are decodes.
     num_divided = min(step.num_seqs, more_chunks)
@@ -52,7 +52,7 @@ def bound_short(step: StepShape, shape: TileShape, heads: Heads, first_row: int)
 
 def bound_long(step: StepShape, shape: TileShape, heads: Heads, shortest: int) -> Bound:
     """Sequences of `shortest` new tokens or more; merges are of tiles."""
-    more_chunks = shape.num_programs - 1
+    more_chunks = shape.more_chunks
     tiles = _most_tiles(step.num_seqs, step.num_tokens, shape.tokens, shortest)
     merges = min(tiles, more_chunks)
     part_tokens = min(step.num_tokens, merges * shape.tokens) + more_chunks * shape.tokens
@@ -61,7 +61,7 @@ def bound_long(step: StepShape, shape: TileShape, heads: Heads, shortest: int) -
 
 def bound_prefixes(step: StepShape, shape: TileShape, heads: Heads, min_seqs: int) -> Bound:
     """Prefixes of at least `min_seqs` decodes each; every tile leaves parts."""
-    more_chunks = shape.num_programs - 1
+    more_chunks = shape.more_chunks
     tiles = _most_tiles(step.num_seqs, step.num_seqs, shape.tokens, min_seqs)
     part_tokens = step.num_seqs + more_chunks * shape.tokens
     return Bound(tiles + more_chunks, step.num_seqs, part_tokens * heads.group)

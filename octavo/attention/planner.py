@@ -7,7 +7,7 @@ A plan may be padded to tables whose sizes depend on a `StepShape` alone, for CU
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from octavo.attention.work import (
     share,
     tile_sequences,
 )
+from octavo.kernels.layout import MERGE_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +50,9 @@ class Tuning:
         min_chunk: fewest keys worth a program of their own.
         merged_rows, merged_parts: of a tile whose parts are added up, those that one program takes
             and those that it holds at a time; powers of two.
+        looks_ahead: blocks are looked up a tile in advance, so that stages hold tiles to come.
+        max_chunk: most keys of a program, as long as `most_per_sm` programs for each
+            multiprocessor, besides one for each tile and KV head, suffice for that; None: any.
     """
 
     rows: int
@@ -59,6 +63,31 @@ class Tuning:
     min_chunk: int
     merged_rows: int = 1
     merged_parts: int = 16
+    looks_ahead: bool = False
+    max_chunk: int | None = None
+    most_per_sm: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tunings:
+    """Of a model's launches.
+
+    Attributes:
+        short, long: for chunks of few and of many tokens.
+        many: for graphs of `min_many` decodes or more that share nothing: the program that leaves
+            a tile's last part merges them. None: as other short chunks.
+    """
+
+    short: Tuning
+    long: Tuning
+    many: Tuning | None = None
+    min_many: int = 17
+
+    def serve_apart(self, step: StepShape | None) -> bool:
+        """Whether `many` is for a graph of this shape; None: not a graph."""
+        if step is None or self.many is None or step.shares or not step.is_decode:
+            return False
+        return step.num_seqs >= self.min_many
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +117,13 @@ class Kind:
         tuning: of its tiles.
         merge_tokens: most tokens of a merge; 0: a shared prefix, whose second table is a list of
             tokens, and whose parts are merged by the next launch.
+        merges_itself: the program that leaves a tile's last part merges them; tiles have a token.
     """
 
     window: int | None
     tuning: Tuning
     merge_tokens: int
+    merges_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +146,20 @@ class Planner:
 
     Args:
         spec: the model's attention.
-        short, long: tunings for chunks of few and of many tokens.
+        tunings: of its launches.
         num_sms: multiprocessors of the device.
         sharing: when prefixes are shared.
     """
 
     def __init__(
-        self, spec: AttentionSpec, short: Tuning, long: Tuning, num_sms: int, sharing: Sharing
+        self, spec: AttentionSpec, tunings: Tunings, num_sms: int, sharing: Sharing
     ) -> None:
         self._windows, self._block_size = spec.windows, spec.block_size
         self._heads = Heads(spec.num_kv_heads, spec.num_heads // spec.num_kv_heads)
-        self._tunings = short, long
-        self._shapes = self._shape_of(short, num_sms), self._shape_of(long, num_sms)
+        self._tunings = tunings
+        self._short = self._shape_of(tunings.short, num_sms)
+        self._long = self._shape_of(tunings.long, num_sms)
+        self._many = self._shape_of(tunings.many or tunings.short, num_sms)
         self._sharing = sharing
         self._finder = PrefixFinder(spec.block_size, sharing.min_seqs, sharing.min_tokens)
         self._last_shared: Sequence[SharedPrefix] = ()
@@ -156,7 +189,7 @@ class Planner:
     ) -> Plan:
         """See `TritonAttention.plan_work`."""
         query_lens = layout.query_lens
-        is_real, is_short = rows >= 0, query_lens <= self._shapes[0].tokens
+        is_real, is_short = rows >= 0, query_lens <= self._short.tokens
         short, long = _select(is_real & is_short), _select(is_real & ~is_short)
         bounds: tuple[Bound | None, ...] = (None, None, None)
         has_short, has_long, has_shared = short is not None, long is not None, bool(shared)
@@ -177,10 +210,10 @@ class Planner:
             whole = prefixes if window is None else None
             if whole is not None:
                 members = layout.query_starts[whole.seqs].astype(np.int32)
-                kind = Kind(window, self._tunings[1], 0)
+                kind = Kind(window, self._tunings.long, 0)
                 plan.add(kind, whole.items, members, whole.num_part_rows, bounds[2])
             if has_short:
-                self._add_short(plan, layout, rows, short, window, whole, bounds[0])
+                self._add_short(plan, layout, rows, short, window, whole, bounds[0], pad_to)
             if has_long:
                 self._add_long(plan, layout, rows, long, window, bounds[1])
         return Plan(plan.kinds, plan.tables, plan.num_part_rows)
@@ -190,7 +223,7 @@ class Planner:
         last = self._last_prefixes
         is_last = shared is self._last_shared and np.array_equal(rows, self._last_rows)
         if last is None or not is_last:
-            last = share(shared, rows, self._block_size, self._shapes[1], self._heads)
+            last = share(shared, rows, self._block_size, self._long, self._heads)
             self._last_shared, self._last_rows, self._last_prefixes = shared, rows.copy(), last
         return last
 
@@ -203,6 +236,7 @@ class Planner:
         window: int | None,
         prefixes: Prefixes | None,
         bound: Bound | None,
+        pad_to: StepShape | None,
     ) -> None:
         """Each sequence is a tile, and with a shared prefix has its own keys left."""
         seqs = _NONE if seqs is None else seqs
@@ -212,9 +246,15 @@ class Planner:
             tiles.key_begin[:] = prefixes.shared_len[seqs]
             must_part, more = tiles.key_begin > 0, prefixes.runs[seqs]
             first_row = prefixes.num_part_rows
-        division = divide(tiles, self._shapes[0], self._heads, must_part, first_row)
-        merges = merge_tokens(tiles, division, self._heads, more)
-        kind = Kind(window, self._tunings[0], 1)
+        many = self._tunings.many if self._tunings.serve_apart(pad_to) else None
+        shape = self._short if many is None else self._many
+        division = divide(tiles, shape, self._heads, must_part, first_row)
+        if many is None:
+            merges = merge_tokens(tiles, division, self._heads, more)
+            kind = Kind(window, self._tunings.short, 1)
+        else:
+            merges = np.zeros((0, MERGE_FIELDS), np.int32)
+            kind = Kind(window, many, 1, merges_itself=True)
         plan.add(kind, division.items, merges, first_row + division.num_part_rows, bound)
 
     def _add_long(
@@ -227,21 +267,26 @@ class Planner:
         bound: Bound | None,
     ) -> None:
         """By now the parts of short ones and of prefixes have been merged: rows begin at 0."""
-        shape = self._shapes[1]
+        shape = self._long
         seqs = _NONE if seqs is None else seqs
         tiles = tile_sequences(layout, rows, seqs, window, shape.tokens)
         division = divide(tiles, shape, self._heads)
         merges = merge_tiles(tiles, division, self._heads)
-        kind = Kind(window, self._tunings[1], shape.tokens)
+        kind = Kind(window, self._tunings.long, shape.tokens)
         plan.add(kind, division.items, merges, division.num_part_rows, bound)
 
     def _bounds_of(self, step: StepShape) -> tuple[Bound, Bound, Bound]:
         """Of short launches, long ones, and those of shared prefixes."""
         if step not in self._bounds:
-            short, long = self._shapes
+            short, long = self._short, self._long
             prefixes = bound_prefixes(step, long, self._heads, self._sharing.min_seqs)
+            first_row = prefixes.part_rows if step.shares else 0
+            if self._tunings.serve_apart(step):
+                tiles = replace(bound_short(step, self._many, self._heads, 0), others=0)
+            else:
+                tiles = bound_short(step, short, self._heads, first_row)
             self._bounds[step] = (
-                bound_short(step, short, self._heads, prefixes.part_rows if step.shares else 0),
+                tiles,
                 bound_long(step, long, self._heads, shortest=short.tokens + 1),
                 prefixes,
             )
@@ -253,6 +298,8 @@ class Planner:
             key_tile=tuning.key_tile,
             num_programs=max(tuning.programs_per_sm * num_sms // self._heads.num_kv_heads, 1),
             min_chunk=tuning.min_chunk,
+            max_chunk=tuning.max_chunk,
+            most_programs=max(tuning.most_per_sm * num_sms // self._heads.num_kv_heads, 1),
         )
 
 

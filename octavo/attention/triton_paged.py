@@ -10,14 +10,14 @@ compile-time constant, so a kernel is compiled once for a model.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from octavo.attention.interface import StepTensors
-from octavo.attention.planner import Kind, Planner, Sharing, Tuning, tile_rows
+from octavo.attention.planner import Kind, Planner, Sharing, Tuning, Tunings, tile_rows
 from octavo.attention.sections import ALIGN, fill, offsets, views
 from octavo.kernels.layout import ITEM_FIELDS
 
@@ -36,21 +36,28 @@ if TYPE_CHECKING:
     from octavo.attention.shared_prefix import SharedPrefix
     from octavo.attention.work import StepShape, Table
 
-__all__ = ["PlannedWork", "Sharing", "TritonAttention", "Tuning", "default_tuning", "send"]
+__all__ = [
+    "PlannedWork", "Sharing", "TritonAttention", "Tuning", "Tunings", "default_tunings", "send",
+]  # fmt: skip
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 128
 
 
-def default_tuning(head_dim: int, dtype: torch.dtype) -> tuple[Tuning, Tuning]:
-    """For short chunks and for long ones."""
+def default_tunings(head_dim: int, dtype: torch.dtype) -> Tunings:
+    """For a model's heads and the type of its queries."""
     if dtype == torch.float32:
         wide = 16 if head_dim > 128 else 32
-        return Tuning(16, wide, 4, 2, 4, 128), Tuning(32, wide, 4, 2, 4, 512, 4, 4)
+        return Tunings(Tuning(16, wide, 4, 2, 4, 128), Tuning(32, wide, 4, 2, 4, 512, 4, 4))
     if head_dim > 128:
-        return Tuning(16, 32, 4, 2, 2, 128), Tuning(64, 32, 4, 2, 2, 512, 4, 4)
-    # Measured on an H100 with heads of 128: docs/decisions/0009-paged-attention-in-triton.md.
-    return Tuning(16, 64, 2, 2, 2, 128), Tuning(128, 32, 4, 2, 2, 256, 8, 4)
+        return Tunings(Tuning(16, 32, 4, 2, 2, 128), Tuning(64, 32, 4, 2, 2, 512, 4, 4))
+    # Measured with heads of 128: docs/decisions/0009-paged-attention-in-triton.md.
+    short = Tuning(16, 32, 2, 3, 2, 128, looks_ahead=True)
+    return Tunings(
+        short=short,
+        long=Tuning(128, 32, 4, 3, 2, 256, 8, 4, looks_ahead=True),
+        many=replace(short, num_stages=4, merged_parts=8, max_chunk=512, most_per_sm=4),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,7 @@ class TritonMetadata:
         launches: for each window.
         parts: float32 scratch [k, rows, d] of divided tiles, used by one layer after the other.
         part_weights: [k, rows].
+        arrivals: [k, rows] int32, zero between launches: parts of the tile whose first row it is.
     """
 
     spec: AttentionSpec
@@ -79,20 +87,25 @@ class TritonMetadata:
     launches: dict[int | None, list[_Launch]]
     parts: torch.Tensor
     part_weights: torch.Tensor
+    arrivals: torch.Tensor
 
 
 class Scratch:
     """Memory for parts, kept for all who come: they run one after the other, on one stream."""
 
     def __init__(self) -> None:
-        self._parts: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
-    def take(self, spec: AttentionSpec, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Float32 [k, rows, d] and [k, rows], of `num_rows` or more."""
+    def take(
+        self, spec: AttentionSpec, num_rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Parts, their weights and arrivals of `TritonMetadata`, of `num_rows` or more."""
         if self._parts is None or self._parts[0].shape[1] < num_rows:
             shape = (spec.num_kv_heads, num_rows, spec.head_dim)
             parts = torch.empty(shape, dtype=torch.float32, device=spec.device)
-            self._parts = parts, torch.empty_like(parts[..., 0])
+            weights = torch.empty(shape[:2], dtype=torch.float32, device=spec.device)
+            arrivals = torch.zeros(shape[:2], dtype=torch.int32, device=spec.device)
+            self._parts = parts, weights, arrivals
         return self._parts
 
 
@@ -125,15 +138,14 @@ class PlannedWork:
                 launch = _Launch(kind, items, others, items[:0])
             launches[kind.window].append(launch)
         scratch = self.scratch or Scratch()
-        parts, weights = scratch.take(spec, self.num_part_rows)
-        return TritonMetadata(spec, step, launches, parts, weights)
+        return TritonMetadata(spec, step, launches, *scratch.take(spec, self.num_part_rows))
 
 
 class TritonAttention:
     """See the module. Cache layout: [b, 2, k, p, d], so that a block is one run of memory.
 
     Args:
-        short, long: shapes for chunks of few and of many tokens; None: chosen for the model.
+        tunings: shapes of launches; None: chosen for the model.
         num_sms: multiprocessors; None: the device's.
         sharing: when prefixes are shared.
     """
@@ -144,12 +156,11 @@ class TritonAttention:
 
     def __init__(
         self,
-        short: Tuning | None = None,
-        long: Tuning | None = None,
+        tunings: Tunings | None = None,
         num_sms: int | None = None,
         sharing: Sharing | None = None,
     ) -> None:
-        self._short, self._long, self._num_sms = short, long, num_sms
+        self._tunings, self._num_sms = tunings, num_sms
         self._sharing = sharing or Sharing()
         self._planners: dict[AttentionSpec, Planner] = {}
         self._scratch: dict[AttentionSpec, Scratch] = {}
@@ -300,19 +311,26 @@ class TritonAttention:
             # Every kernel at once, with nothing to do, so that no later step waits for a compiler.
             self._compiled.add((spec, layer.window))
             nothing = torch.full((1, ITEM_FIELDS), -1, dtype=torch.int32, device=spec.device)
-            kinds = (Kind(layer.window, tuning, 1) for tuning in self._tuning(spec))
-            idle = [_Launch(kind, nothing, nothing, nothing) for kind in kinds]
+            tunings = self._tunings_of(spec)
+            kinds = [Kind(layer.window, tunings.short, 1), Kind(layer.window, tunings.long, 1)]
+            if tunings.many is not None:
+                kinds.append(Kind(layer.window, tunings.many, 1, merges_itself=True))
+            idle = [
+                _Launch(kind, nothing, nothing, nothing[: not kind.merges_itself]) for kind in kinds
+            ]
             launches = idle + launches
         for launch in launches:
             tuning = launch.kind.tuning
             kernels.attend_kernel[(kv_heads, len(launch.items))](
-                q_thd, cache, out_thd, meta.parts, meta.part_weights, launch.items,
+                q_thd, cache, out_thd, meta.parts, meta.part_weights, meta.arrivals, launch.items,
                 launch.members, tables, tables.stride(0), part_rows, q_thd.stride(0),
                 cache.stride(0),
                 layer.scale, spec.soft_cap or 1.0, layer.window or 0,
                 HEADS=spec.num_heads, GROUP=group, PAGE=page, D=dim, D_PAD=padded,
                 TILE_M=tile_rows(tuning, group), TILE_N=tuning.key_tile,
                 HAS_WINDOW=layer.window is not None, HAS_CAP=spec.soft_cap is not None,
+                AHEAD=tuning.looks_ahead,
+                MERGED=tuning.merged_parts if launch.kind.merges_itself else 0,
                 num_warps=tuning.num_warps, num_stages=tuning.num_stages, **overlap,
             )  # fmt: skip
             # The next launch of this step writes to the same parts, after this merge has read them.
@@ -325,15 +343,14 @@ class TritonAttention:
                 )  # fmt: skip
         return out_thd
 
-    def _tuning(self, spec: AttentionSpec) -> tuple[Tuning, Tuning]:
-        short, long = default_tuning(spec.head_dim, spec.dtype)
-        return self._short or short, self._long or long
+    def _tunings_of(self, spec: AttentionSpec) -> Tunings:
+        return self._tunings or default_tunings(spec.head_dim, spec.dtype)
 
     def _planner(self, spec: AttentionSpec) -> Planner:
         planner = self._planners.get(spec)
         if planner is None:
             num_sms = self._sms(spec.device)
-            planner = Planner(spec, *self._tuning(spec), num_sms, self._sharing)
+            planner = Planner(spec, self._tunings_of(spec), num_sms, self._sharing)
             self._planners[spec] = planner
         return planner
 

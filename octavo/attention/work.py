@@ -50,12 +50,22 @@ class TileShape:
         num_programs: programs for each KV head that a launch should have, so that the device is
             full, >= 1.
         min_chunk: fewest keys worth a program of their own.
+        max_chunk: most keys of a program, if `most_programs` suffice for that; None: any number.
+            A program that reads alone what takes as long as everything else holds the launch up.
+        most_programs: for each KV head, that a launch may have besides one for each tile.
     """
 
     tokens: int
     key_tile: int
     num_programs: int
     min_chunk: int
+    max_chunk: int | None = None
+    most_programs: int = 0
+
+    @property
+    def more_chunks(self) -> int:
+        """Chunks that there are at most besides one for each tile; see `bounds.py`."""
+        return max(self.num_programs, self.most_programs) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +227,8 @@ def divide(
     num_parts = num_chunks[parted]
     num_rows = tiles.num_tokens[parted] * (heads.group * num_parts)
     part_row = np.cumsum(num_rows) - num_rows + first_row
-    items[parted, 6] = part_row
+    items[parted, 6] = items[parted, 8] = part_row
+    items[parted, 9] = num_parts
     if is_divided:
         whose, begin, num_keys = spread(num_keys, chunk)
         items = items[whose]
@@ -314,4 +325,6 @@ def share(
 def _chunk_len(num_keys: int, shape: TileShape) -> int:
     """Keys of a chunk: an equal share of all keys for each program that the device has room for."""
     chunk = max(-(-num_keys // shape.num_programs), shape.min_chunk)
+    if shape.max_chunk is not None:
+        chunk = max(min(chunk, shape.max_chunk), -(-num_keys // shape.most_programs))
     return -(-chunk // shape.key_tile) * shape.key_tile

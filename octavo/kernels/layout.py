@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-ITEM_FIELDS = 8
+ITEM_FIELDS = 12
 """Integers of a row of `items`: a tile of query tokens, and a range of keys of one sequence.
 
 row in the table of blocks (-1: nothing to do), first token of the tile in the batch, number of its
 tokens, position of the first one in the sequence, first key, end of the keys (exclusive), first row
 in the parts (-1: this program has all keys, and writes the output itself), and whether the tile's
 tokens are of different sequences: the second field is then the place of the first one in a list of
-tokens.
+tokens. Of a tile that leaves parts, also the first row of the first of them, and their number. Two
+integers are left.
 """
 
 MERGE_FIELDS = 8

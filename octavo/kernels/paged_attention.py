@@ -32,6 +32,18 @@ _MERGE = tl.constexpr(MERGE_FIELDS)
 
 
 @triton.jit
+def _values(at, pos, dims, key_end, D: tl.constexpr, D_PAD: tl.constexpr, MASKED: tl.constexpr):
+    # Past the last key lies what an earlier owner left: a weight of 0 times it must be 0.
+    if MASKED:
+        v = tl.load(at, mask=(pos[:, None] < key_end) & (dims[None, :] < D), other=0.0)
+    elif D != D_PAD:
+        v = tl.load(at, mask=dims[None, :] < D, other=0.0)
+    else:
+        v = tl.load(at)
+    return v
+
+
+@triton.jit
 def _attend_tile(
     q,
     acc,
@@ -56,18 +68,30 @@ def _attend_tile(
     TILE_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    AHEAD: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Fold the keys [begin, end) into the accumulators; unmasked ones are seen by all rows."""
+    """Fold the keys [begin, end) into the accumulators; unmasked ones are seen by all rows.
+
+    With AHEAD a tile's blocks are looked up while the tile before is folded in, so that the address
+    of a load hangs on no load of the same round, and the compiler can ask for tiles in advance.
+    """
+    pos = begin + tl.arange(0, TILE_N)
+    block = tl.load(table + pos // PAGE, mask=pos < key_end, other=0) if AHEAD else pos
     for start in range(begin, end, TILE_N):
         pos = start + tl.arange(0, TILE_N)
-        if MASKED:
-            block = tl.load(table + pos // PAGE, mask=pos < key_end, other=0)
-        else:
-            block = tl.load(table + pos // PAGE)
+        if not AHEAD:
+            if MASKED:
+                block = tl.load(table + pos // PAGE, mask=pos < key_end, other=0)
+            else:
+                block = tl.load(table + pos // PAGE)
         offset = block.to(tl.int64) * stride_block + (pos % PAGE) * D
         at = keys + offset[:, None] + dims[None, :]
         k = tl.load(at, mask=dims[None, :] < D, other=0.0) if D != D_PAD else tl.load(at)
+        if AHEAD:
+            v = _values(at + stride_value, pos, dims, key_end, D, D_PAD, MASKED)
+            pos_ahead = pos + TILE_N
+            block = tl.load(table + pos_ahead // PAGE, mask=pos_ahead < key_end, other=0)
         logits = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
         if HAS_CAP:
             # tanh(x) = 1 - 2 / (exp(2x) + 1), with the right limits when exp overflows.
@@ -87,14 +111,8 @@ def _attend_tile(
         shrink = tl.exp2(row_max - safe_max)
         row_sum = row_sum * shrink + tl.sum(weights, 1)
         acc = acc * shrink[:, None]
-        # Past the last key lies what an earlier owner left: a weight of 0 times it must be 0.
-        if MASKED:
-            real = (pos[:, None] < key_end) & (dims[None, :] < D)
-            v = tl.load(at + stride_value, mask=real, other=0.0)
-        elif D != D_PAD:
-            v = tl.load(at + stride_value, mask=dims[None, :] < D, other=0.0)
-        else:
-            v = tl.load(at + stride_value)
+        if not AHEAD:
+            v = _values(at + stride_value, pos, dims, key_end, D, D_PAD, MASKED)
         acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc, input_precision="ieee")
         row_max = new_max
     return acc, row_max, row_sum
@@ -107,6 +125,7 @@ def attend_kernel(
     out_ptr,
     parts_ptr,
     part_weights_ptr,
+    arrivals_ptr,
     items_ptr,
     members_ptr,
     tables_ptr,
@@ -126,9 +145,15 @@ def attend_kernel(
     TILE_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    AHEAD: tl.constexpr,
+    MERGED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid (KV heads, items). Heads of `q` lie side by side, `out` is contiguous [t, h, d]."""
+    """Grid (KV heads, items). Heads of `q` lie side by side, `out` is contiguous [t, h, d].
+
+    With MERGED > 0 tiles have one token, and the program that leaves the last part of a tile merges
+    them, so many at a time; which one that is changes nothing.
+    """
     head = tl.program_id(0)
     item = items_ptr + tl.program_id(1) * _ITEM
     seq = tl.load(item)
@@ -144,6 +169,7 @@ def attend_kernel(
     part_row = tl.load(item + 6)
     has_members = tl.load(item + 7) > 0
 
+    GROUP_PAD: tl.constexpr = triton.next_power_of_2(GROUP)
     rows = tl.arange(0, TILE_M)
     dims = tl.arange(0, D_PAD)
     token = rows // GROUP
@@ -177,19 +203,19 @@ def attend_kernel(
         acc, row_max, row_sum = _attend_tile(
             q, acc, row_max, row_sum, key_begin, clear_begin, key_end, query_pos, table, keys,
             dims, stride_block, stride_value, scale_log2, scale, soft_cap, window,
-            PAGE, D, D_PAD, TILE_N, HAS_WINDOW, HAS_CAP, True,
+            PAGE, D, D_PAD, TILE_N, HAS_WINDOW, HAS_CAP, AHEAD, True,
         )  # fmt: skip
     clear = tl.maximum(tl.minimum(first_pos + 1, key_end) - clear_begin, 0) // TILE_N
     clear_end = clear_begin + clear * TILE_N
     acc, row_max, row_sum = _attend_tile(
         q, acc, row_max, row_sum, clear_begin, clear_end, key_end, query_pos, table, keys,
         dims, stride_block, stride_value, scale_log2, scale, soft_cap, window,
-        PAGE, D, D_PAD, TILE_N, HAS_WINDOW, HAS_CAP, False,
+        PAGE, D, D_PAD, TILE_N, HAS_WINDOW, HAS_CAP, AHEAD, False,
     )  # fmt: skip
     acc, row_max, row_sum = _attend_tile(
         q, acc, row_max, row_sum, clear_end, key_end, key_end, query_pos, table, keys,
         dims, stride_block, stride_value, scale_log2, scale, soft_cap, window,
-        PAGE, D, D_PAD, TILE_N, HAS_WINDOW, HAS_CAP, True,
+        PAGE, D, D_PAD, TILE_N, HAS_WINDOW, HAS_CAP, AHEAD, True,
     )  # fmt: skip
 
     result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
@@ -206,6 +232,71 @@ def attend_kernel(
         tl.store(parts_ptr + (row * D)[:, None] + dims[None, :], result, mask=real)
         weight = row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))
         tl.store(part_weights_ptr + row, weight, mask=real_row)
+        if MERGED > 0:
+            first_row = head.to(tl.int64) * part_rows + tl.load(item + 8)
+            count = tl.load(item + 9)
+            tl.debug_barrier()  # the whole program's stores come before its arrival
+            if tl.atomic_add(arrivals_ptr + first_row, 1, sem="acq_rel") == count - 1:
+                one = tl.arange(0, GROUP_PAD)
+                merged = _merged(
+                    parts_ptr, part_weights_ptr, first_row + one, 0, count, GROUP, 0, 0, count,
+                    one < GROUP, D, D_PAD, GROUP_PAD, MERGED, ".cg",
+                )  # fmt: skip
+                out_at = first_token * (HEADS * D) + (head * GROUP + one) * D
+                tl.store(
+                    out_ptr + out_at[:, None] + dims[None, :],
+                    merged.to(out_ptr.dtype.element_ty),
+                    mask=(one < GROUP)[:, None] & (dims[None, :] < D),
+                )
+                tl.store(arrivals_ptr + first_row, 0)  # for the next launch
+
+
+@triton.jit
+def _merged(
+    parts_ptr,
+    part_weights_ptr,
+    base,
+    row,
+    count,
+    step,
+    other_row,
+    other_step,
+    both,
+    real,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTS: tl.constexpr,
+    CACHE: tl.constexpr,
+):
+    """Weighted sum of two runs of parts, PARTS at a time, in their order: [ROWS, D_PAD]."""
+    dims = tl.arange(0, D_PAD)
+    acc = tl.zeros([ROWS, D_PAD], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    for first in range(0, both, PARTS):
+        part = first + tl.arange(0, PARTS)
+        run = tl.where(part < count, row + part * step, other_row + (part - count) * other_step)
+        at = base[None, :] + run[:, None]
+        there = (part < both)[:, None] & real[None, :]
+        # Other multiprocessors may have written them a moment ago: not from L1.
+        weight = tl.load(
+            part_weights_ptr + at, mask=there, other=float("-inf"), cache_modifier=CACHE
+        )
+        new_top = tl.maximum(top, tl.max(weight, 0))
+        safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)
+        share = tl.exp2(weight - safe_top[None, :])
+        values = tl.load(
+            parts_ptr + (at * D)[:, :, None] + dims[None, None, :],
+            mask=there[:, :, None] & (dims < D)[None, None, :],
+            other=0.0,
+            cache_modifier=CACHE,
+        )
+        shrink = tl.exp2(top - safe_top)
+        acc = acc * shrink[:, None] + tl.sum(values * share[:, :, None], 0)
+        total = total * shrink + tl.sum(share, 0)
+        top = new_top
+    return acc / tl.where(real, total, 1.0)[:, None]
 
 
 @triton.jit(do_not_specialize=["part_rows"])
@@ -243,32 +334,14 @@ def merge_kernel(
     both = count + tl.load(merge + 6)
     other_step = tl.load(merge + 7)
     real = rows < num_rows
+    result = _merged(
+        parts_ptr, part_weights_ptr, base, row, count, step, other_row, other_step, both, real,
+        D, D_PAD, ROWS, PARTS, "",
+    )  # fmt: skip
     dims = tl.arange(0, D_PAD)
-    acc = tl.zeros([ROWS, D_PAD], tl.float32)
-    top = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    for first in range(0, both, PARTS):
-        part = first + tl.arange(0, PARTS)
-        run = tl.where(part < count, row + part * step, other_row + (part - count) * other_step)
-        at = base[None, :] + run[:, None]
-        there = (part < both)[:, None] & real[None, :]
-        weight = tl.load(part_weights_ptr + at, mask=there, other=float("-inf"))
-        new_top = tl.maximum(top, tl.max(weight, 0))
-        safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)
-        share = tl.exp2(weight - safe_top[None, :])
-        values = tl.load(
-            parts_ptr + (at * D)[:, :, None] + dims[None, None, :],
-            mask=there[:, :, None] & (dims < D)[None, None, :],
-            other=0.0,
-        )
-        shrink = tl.exp2(top - safe_top)
-        acc = acc * shrink[:, None] + tl.sum(values * share[:, :, None], 0)
-        total = total * shrink + tl.sum(share, 0)
-        top = new_top
     token = first_token.to(tl.int64) + rows // GROUP
     query_head = head * GROUP + rows % GROUP
     out_at = (token * (HEADS * D) + query_head * D)[:, None] + dims[None, :]
-    result = acc / tl.where(real, total, 1.0)[:, None]
     tl.store(
         out_ptr + out_at,
         result.to(out_ptr.dtype.element_ty),

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from octavo.attention.torch_cpu import TorchAttention
-from octavo.attention.triton_paged import Sharing, TritonAttention, Tuning
+from octavo.attention.triton_paged import Sharing, TritonAttention, Tuning, Tunings
 from octavo.attention.work import StepShape
 from tests.attention.reference import Case, relative_error
 
 if TYPE_CHECKING:
-    from octavo.attention.interface import AttentionSpec, BatchLayout
+    from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
     from octavo.attention.triton_paged import TritonMetadata
 
 HAS_GPU = torch.cuda.is_available()
@@ -40,7 +40,9 @@ def triton_interpreted() -> TritonAttention:
         pytest.skip("the kernels are compiled in this process")
     tuning = Tuning(16, 16, 4, 2, programs_per_sm=1, min_chunk=16)
     long = Tuning(32, 16, 4, 2, 1, 32, merged_rows=4, merged_parts=2)
-    return TritonAttention(tuning, long, num_sms=8, sharing=Sharing(2, 1, 0))
+    many = replace(tuning, merged_parts=2, looks_ahead=True, max_chunk=32, most_per_sm=4)
+    tunings = Tunings(tuning, replace(long, looks_ahead=True), many, min_many=1)
+    return TritonAttention(tunings, num_sms=8, sharing=Sharing(2, 1, 0))
 
 
 @st.composite
@@ -139,10 +141,47 @@ class Padded(TritonAttention):
         return super().plan(spec, layout, shape)
 
 
+class Alone(TritonAttention):
+    """Plans as for a graph of decodes that share nothing, and answers everything three times."""
+
+    def plan(
+        self, spec: AttentionSpec, layout: BatchLayout, pad_to: StepShape | None = None
+    ) -> TritonMetadata:
+        num_seqs = len(layout.context_lens) + 20
+        shape = StepShape(num_seqs, num_seqs)
+        return super().plan(spec, layout, shape if layout.query_lens.max() == 1 else None)
+
+    def attend(
+        self, layer: LayerAttention, q_thd: torch.Tensor, cache: torch.Tensor, meta: TritonMetadata
+    ) -> torch.Tensor:
+        first = super().attend(layer, q_thd, cache, meta)
+        for _ in range(2):  # arrivals are counted anew, and the order of programs changes nothing
+            assert torch.equal(super().attend(layer, q_thd, cache, meta), first)
+        assert not meta.arrivals.any()
+        return first
+
+
+DECODES = {
+    "some divided": Case(seqs=((1, 0), (1, 15), (1, 200), (1, 17), (1, 130))),
+    "one": Case(seqs=((1, 255),)),
+    "a window, soft cap": Case(seqs=((1, 190), (1, 40)), windows=(100, None), soft_cap=2.0),
+    "three heads to a KV head": Case(
+        seqs=((1, 140), (1, 9)), head_dim=20, num_heads=9, num_kv_heads=3
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECODES)
+def test_triton_interpreted_on_decodes_that_merge_their_parts(name: str) -> None:
+    backend = triton_interpreted()
+    backend = Alone(backend._tunings, backend._num_sms, backend._sharing)
+    assert relative_error(backend, DECODES[name], torch.float32, CPU) < 2e-6
+
+
 @pytest.mark.parametrize("name", ["decodes", "windows", "a shared prefix and windows"])
 def test_triton_interpreted_on_padded_tables(name: str) -> None:
     backend = triton_interpreted()
-    backend = Padded(backend._short, backend._long, backend._num_sms, backend._sharing)
+    backend = Padded(backend._tunings, backend._num_sms, backend._sharing)
     assert relative_error(backend, FIXED[name], torch.float32, CPU) < 2e-6
 
 
@@ -236,6 +275,29 @@ def test_triton_on_the_device_with_a_cache_in_fp8(name: str) -> None:
     assert error < TOLERANCE[dtype]
 
 
+LARGE_DECODES = {
+    "one of 8192": Case(seqs=((1, 8191),), num_heads=32, num_kv_heads=8, head_dim=128),
+    "uneven": Case(
+        seqs=tuple((1, (37 * i * i) % 4000) for i in range(40)), num_heads=32, num_kv_heads=8,
+        head_dim=128,
+    ),
+    "heads of 256, a window": Case(
+        seqs=((1, 3000), (1, 700), (1, 5)), head_dim=256, windows=(512, None), soft_cap=50.0
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")
+@pytest.mark.parametrize("name", DECODES | LARGE_DECODES)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_triton_on_the_device_on_decodes_that_merge_their_parts(
+    name: str, dtype: torch.dtype
+) -> None:
+    case = (DECODES | LARGE_DECODES)[name]
+    assert relative_error(Alone(), case, dtype, CUDA) < TOLERANCE[dtype]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")
 @settings(deadline=None, max_examples=25)
@@ -260,7 +322,8 @@ def test_a_model_compiles_its_kernels_in_its_first_step() -> None:
     before = num_compiled()
     relative_error(backend, Case(seqs=((1, 0),), **model), torch.bfloat16, CUDA)
     after = num_compiled()
-    assert after - before == 2 * 2 + 3  # two tiles, with a window and without; two merges, a write
+    # Tiles of two shapes, one of them also merging, with a window and without; merges, a write.
+    assert after - before == 3 * 2 + 3
     for seqs in (((1, 5000),), ((300, 0), (1, 77)), ((16, 4096), (7, 13)), ((1, 0),) * 33):
         relative_error(backend, Case(seqs=seqs, **model), torch.bfloat16, CUDA)
     assert num_compiled() == after

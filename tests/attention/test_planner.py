@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.attention.interface import AttentionSpec, BatchLayout
-from octavo.attention.planner import Plan, Planner, Sharing, Tuning
+from octavo.attention.planner import Plan, Planner, Sharing, Tuning, Tunings
 from octavo.attention.work import StepShape
 
 SIZE = 16
@@ -92,8 +92,12 @@ def planners(draw: st.DrawFn, windows: frozenset[int | None] = frozenset({None})
     )
     return Planner(
         spec,
-        Tuning(16, 16, 4, 2, 1, min_chunk),
-        Tuning(32, 16, 4, 2, 2, min_chunk),
+        Tunings(
+            Tuning(16, 16, 4, 2, 1, min_chunk),
+            Tuning(32, 16, 4, 2, 2, min_chunk),
+            draw(st.none() | st.just(Tuning(16, 16, 4, 2, 1, 16, max_chunk=32, most_per_sm=3))),
+            min_many=draw(st.integers(1, 4)),
+        ),
         num_sms=draw(st.integers(1, 40)),
         sharing=Sharing(2, SIZE, 0),
     )
@@ -119,7 +123,7 @@ def test_every_token_meets_each_of_its_keys_once(
         items, others = plan.tables[2 * i : 2 * i + 2]
         if i and plan.kinds[i - 1].merge_tokens:
             assert not parts, "a launch writes over parts that nobody has merged"
-        for row, first, count, first_pos, begin, end, part, is_listed in items.tolist():
+        for row, first, count, first_pos, begin, end, part, is_listed, *_ in items.tolist():
             assert is_listed == (kind.merge_tokens == 0)
             tokens = others[first : first + count] if is_listed else range(first, first + count)
             assert len(tokens) == count
@@ -174,13 +178,67 @@ def test_any_step_fits_into_the_tables_of_its_shape(
     assert all((table == -1).all() for table in empty.tables)
     assert len(padded.kinds) == (2 if shape.is_decode else 4) + shape.shares
 
-    # What is not padding is the same work.
+    # What is not padding is the same work, unless it is divided by a rule of its own.
+    if planner._tunings.serve_apart(shape):
+        return
     tables = {kind: padded.tables[2 * i : 2 * i + 2] for i, kind in enumerate(padded.kinds)}
     for i, kind in enumerate(free.kinds):
         for table, larger in zip(free.tables[2 * i : 2 * i + 2], tables.pop(kind), strict=True):
             assert np.array_equal(table, larger[: len(table)])
             assert (larger[len(table) :] == -1).all()
     assert all((table == -1).all() for pair in tables.values() for table in pair)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 3000), min_size=1, max_size=30),
+    st.integers(0, 5),
+    st.none() | st.integers(1, 3000),
+    st.integers(1, 60),
+    st.integers(1, 4),
+)
+def test_many_decodes_are_divided_and_say_themselves_what_is_to_be_merged(
+    contexts: list[int], num_idle: int, window: int | None, num_sms: int, most_per_sm: int
+) -> None:
+    group, longest = 4, 128
+    spec = AttentionSpec(8, 2, 16, torch.float32, torch.device("cpu"), SIZE, frozenset({window}))
+    short = Tuning(16, 16, 4, 2, 1, 48)
+    many = replace(short, max_chunk=longest, most_per_sm=most_per_sm)
+    planner = Planner(spec, Tunings(short, short, many, min_many=1), num_sms, Sharing())
+    step = Step([(1, context) for context in contexts] + [(1, 0)] * num_idle, [])
+    rows = np.where(np.arange(len(step.seqs)) < len(contexts), step.rows, -1)
+    size = len(step.seqs) + 2
+    plan = planner.plan(step.layout, rows, StepShape(size, size), [])
+
+    (kind,), (items, merges) = plan.kinds, plan.tables
+    assert kind.merges_itself
+    assert len(merges) == 0
+    pieces: dict[int, list[list[int]]] = {}
+    for item in items[items[:, 0] >= 0].tolist():
+        assert item[2] == 1
+        pieces.setdefault(item[1], []).append(item)
+    assert set(pieces) == set(range(len(contexts)))
+    most_programs = max(most_per_sm * num_sms // 2, 1)
+    num_keys = sum(min(context + 1, window or context + 1) for context in contexts)
+    allowed = max(longest, -(-num_keys // most_programs) + 15)
+    taken: set[int] = set()
+    for token, found in pieces.items():
+        first = 0 if window is None else max(contexts[token] + 1 - window, 0)
+        ranges = sorted(item[4:6] for item in found)
+        assert [first, *(end for _, end in ranges)] == [
+            *(b for b, _ in ranges),
+            contexts[token] + 1,
+        ]
+        assert all(0 < end - begin <= allowed for begin, end in ranges)
+        if len(found) == 1:
+            assert found[0][6] == -1
+            continue
+        places = {item[6] + head for item in found for head in range(group)}
+        assert len(places) == len(found) * group  # no part lies in another
+        assert not places & taken
+        taken |= places
+        assert {tuple(item[8:10]) for item in found} == {(min(places), len(found))}
+        assert max(places) == min(places) + len(places) - 1 < plan.num_part_rows
 
 
 def plan_of_nothing(planner: Planner, shape: StepShape) -> Plan:
@@ -191,7 +249,8 @@ def plan_of_nothing(planner: Planner, shape: StepShape) -> Plan:
 def llama(num_sms: int = 132) -> Planner:
     spec = AttentionSpec(32, 8, 128, torch.bfloat16, torch.device("cpu"), SIZE, frozenset({None}))
     short, long = Tuning(16, 64, 2, 2, 2, 128), Tuning(128, 32, 4, 2, 2, 256)
-    return Planner(spec, short, long, num_sms, Sharing())
+    many = replace(short, max_chunk=512, most_per_sm=4)
+    return Planner(spec, Tunings(short, long, many), num_sms, Sharing())
 
 
 def test_how_large_the_tables_of_a_graph_are() -> None:
@@ -200,7 +259,8 @@ def test_how_large_the_tables_of_a_graph_are() -> None:
     def sizes(shape: StepShape) -> list[int]:
         return [len(table) for table in plan_of_nothing(llama(), shape).tables]
 
-    assert sizes(StepShape(256, 256)) == [256 + 32, 32]
+    assert sizes(StepShape(16, 16)) == [16 + 32, 16]
+    assert sizes(StepShape(256, 256)) == [256 + 65, 0]
     assert sizes(StepShape(1024, 256)) == [256 + 32, 32 * 4, 204 + 25 + 32, 32]
     assert sizes(StepShape(256, 256, shares=True)) == [64 + 6 + 32, 256, 256 + 32, 256]
 

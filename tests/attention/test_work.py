@@ -64,13 +64,19 @@ def test_every_visible_key_is_read_once_and_every_part_merged_once(
     writers: dict[int, int] = {}
     parts: dict[int, set[int]] = {}
     seq_of_row = {row: seq for seq, row in enumerate(rows.tolist())}
-    for row, first, count, pos, begin, end, part, is_listed in division.items.tolist():
+    for row, first, count, pos, begin, end, part, is_listed, *own in division.items.tolist():
         seq = seq_of_row[row]
         assert not is_listed
         assert seq in chosen
         assert 1 <= count <= shape.tokens
         assert begin < end
         assert part == -1 or 7 <= part <= 7 + division.num_part_rows - count * heads.group
+        if part == -1:
+            assert own == [0, 0, 0, 0]
+        else:  # which of the tile's parts this is
+            place, beyond = divmod(part - own[0], count * heads.group)
+            assert beyond == 0
+            assert 0 <= place < own[1]
         for i in range(count):
             token = first + i
             assert pos + i == layout.context_lens[seq] + token - layout.query_starts[seq]

@@ -15,7 +15,7 @@ import torch
 
 from octavo.attention.interface import AttentionSpec, BatchLayout
 from octavo.attention.torch_cpu import TorchAttention
-from octavo.attention.triton_paged import TritonAttention, Tuning
+from octavo.attention.triton_paged import TritonAttention, Tuning, Tunings
 from octavo.layers.batch import ForwardBatch
 from octavo.layers.mlp import MLP
 from octavo.layers.norm import RMSNorm
@@ -118,7 +118,7 @@ def test_a_model_computes_the_same_by_either_way(family: str) -> None:
     tuning = Tuning(16, 16, 4, 2, programs_per_sm=1, min_chunk=16)
     expected = run(model, TorchAttention())
     switch(model, fused=True)
-    got = run(model, TritonAttention(tuning, tuning, num_sms=4))
+    got = run(model, TritonAttention(Tunings(tuning, tuning), num_sms=4))
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 

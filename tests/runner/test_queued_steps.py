@@ -6,13 +6,14 @@ Without a GPU the kernels run in Triton's interpreter, and graphs are computatio
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
-from octavo.attention.planner import Sharing, Tuning
+from octavo.attention.planner import Sharing, Tuning, Tunings
 from octavo.attention.triton_paged import TritonAttention
 from octavo.attention.work import StepShape
 from octavo.config import EngineConfig
@@ -62,7 +63,9 @@ def make_runner(path: Path, *, queued: bool, shapes: tuple[StepShape, ...] = ())
         # What pays on a GPU would take the interpreter too long.
         sharing = Sharing(min_seqs=2, min_tokens=16, min_saved_bytes=1)
         long = Tuning(32, 16, 4, 2, 1, 32)
-        backend = TritonAttention(tuning, long, num_sms=8, sharing=sharing)
+        many = replace(tuning, merged_parts=2, looks_ahead=True, max_chunk=32, most_per_sm=4)
+        tunings = Tunings(tuning, long, many, min_many=3)
+        backend = TritonAttention(tunings, num_sms=8, sharing=sharing)
         num_layers = len(runner.kv_caches)
         num_blocks = runner.info.kv_cache.num_blocks
         caches = [backend.allocate(runner.spec, num_blocks) for _ in range(num_layers)]
