@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
-from octavo.attention.triton_paged import Sharing, TritonAttention, Tuning, default_tunings
+from octavo.attention.planner import Sharing, Tuning
+from octavo.attention.triton_paged import TritonAttention, default_tunings
 from octavo.attention.work import StepShape
 
 if TYPE_CHECKING:

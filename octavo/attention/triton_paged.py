@@ -10,7 +10,7 @@ compile-time constant, so a kernel is compiled once for a model.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from octavo.attention.interface import StepTensors
 from octavo.attention.planner import Kind, Planner, Sharing, Tuning, Tunings, tile_rows
 from octavo.attention.sections import ALIGN, fill, offsets, views
+from octavo.attention.triton_work import Launch, PlannedWork, Scratch
 from octavo.kernels.layout import ITEM_FIELDS
 
 if TYPE_CHECKING:
@@ -34,11 +35,8 @@ if TYPE_CHECKING:
         RotaryArgs,
     )
     from octavo.attention.shared_prefix import SharedPrefix
+    from octavo.attention.triton_work import TritonMetadata
     from octavo.attention.work import StepShape, Table
-
-__all__ = [
-    "PlannedWork", "Sharing", "TritonAttention", "Tuning", "Tunings", "default_tunings", "send",
-]  # fmt: skip
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 128
@@ -58,87 +56,6 @@ def default_tunings(head_dim: int, dtype: torch.dtype) -> Tunings:
         long=Tuning(128, 32, 4, 3, 2, 256, 8, 4, looks_ahead=True),
         many=replace(short, num_stages=4, merged_parts=8, max_chunk=512, most_per_sm=4),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Launch:
-    """One launch in a step. `merges` has nothing where parts wait for the next launch's."""
-
-    kind: Kind
-    items: torch.Tensor
-    members: torch.Tensor
-    merges: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class TritonMetadata:
-    """A step on the device.
-
-    Attributes:
-        step: what each token is.
-        launches: for each window.
-        parts: float32 scratch [k, rows, d] of divided tiles, used by one layer after the other.
-        part_weights: [k, rows].
-        arrivals: [k, rows] int32, zero between launches: parts of the tile whose first row it is.
-    """
-
-    spec: AttentionSpec
-    step: StepTensors
-    launches: dict[int | None, list[_Launch]]
-    parts: torch.Tensor
-    part_weights: torch.Tensor
-    arrivals: torch.Tensor
-
-
-class Scratch:
-    """Memory for parts, kept for all who come: they run one after the other, on one stream."""
-
-    def __init__(self) -> None:
-        self._parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-
-    def take(
-        self, spec: AttentionSpec, num_rows: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Parts, their weights and arrivals of `TritonMetadata`, of `num_rows` or more."""
-        if self._parts is None or self._parts[0].shape[1] < num_rows:
-            shape = (spec.num_kv_heads, num_rows, spec.head_dim)
-            parts = torch.empty(shape, dtype=torch.float32, device=spec.device)
-            weights = torch.empty(shape[:2], dtype=torch.float32, device=spec.device)
-            arrivals = torch.zeros(shape[:2], dtype=torch.int32, device=spec.device)
-            self._parts = parts, weights, arrivals
-        return self._parts
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedWork:
-    """A step's work on the host: integers to be sent, and what becomes of them on the device.
-
-    Attributes:
-        sections: in the order in which `bind` wants them.
-        kinds: for each two of them.
-        num_part_rows: rows of scratch that they need, per KV head.
-        scratch: of all graphs, if this may be captured in one.
-    """
-
-    spec: AttentionSpec
-    sections: list[Table]
-    kinds: list[Kind]
-    num_part_rows: int
-    scratch: Scratch | None
-
-    def bind(self, views: Sequence[torch.Tensor], step: StepTensors) -> TritonMetadata:
-        """The metadata over `views`, which hold the sections on the device."""
-        spec = self.spec
-        launches: dict[int | None, list[_Launch]] = {window: [] for window in spec.windows}
-        for i, kind in enumerate(self.kinds):
-            items, others = views[2 * i : 2 * i + 2]
-            if kind.merge_tokens:
-                launch = _Launch(kind, items, items, others)
-            else:
-                launch = _Launch(kind, items, others, items[:0])
-            launches[kind.window].append(launch)
-        scratch = self.scratch or Scratch()
-        return TritonMetadata(spec, step, launches, *scratch.take(spec, self.num_part_rows))
 
 
 class TritonAttention:
@@ -296,7 +213,8 @@ class TritonAttention:
         meta: TritonMetadata,
     ) -> torch.Tensor:
         """See `AttentionBackend.attend`."""
-        from octavo.kernels import paged_attention as kernels
+        from octavo.kernels.paged_attention import attend_kernel
+        from octavo.kernels.paged_parts import merge_kernel
         from octavo.kernels.pdl import options
 
         spec, tables = meta.spec, meta.step.block_tables
@@ -316,12 +234,12 @@ class TritonAttention:
             if tunings.many is not None:
                 kinds.append(Kind(layer.window, tunings.many, 1, merges_itself=True))
             idle = [
-                _Launch(kind, nothing, nothing, nothing[: not kind.merges_itself]) for kind in kinds
+                Launch(kind, nothing, nothing, nothing[: not kind.merges_itself]) for kind in kinds
             ]
             launches = idle + launches
         for launch in launches:
             tuning = launch.kind.tuning
-            kernels.attend_kernel[(kv_heads, len(launch.items))](
+            attend_kernel[(kv_heads, len(launch.items))](
                 q_thd, cache, out_thd, meta.parts, meta.part_weights, meta.arrivals, launch.items,
                 launch.members, tables, tables.stride(0), part_rows, q_thd.stride(0),
                 cache.stride(0),
@@ -336,7 +254,7 @@ class TritonAttention:
             # The next launch of this step writes to the same parts, after this merge has read them.
             if len(launch.merges):
                 blocks = -(-launch.kind.merge_tokens * group // tuning.merged_rows)
-                kernels.merge_kernel[(blocks, kv_heads, len(launch.merges))](
+                merge_kernel[(blocks, kv_heads, len(launch.merges))](
                     out_thd, meta.parts, meta.part_weights, launch.merges, part_rows,
                     HEADS=spec.num_heads, GROUP=group, D=dim, D_PAD=padded,
                     ROWS=tuning.merged_rows, PARTS=tuning.merged_parts, **overlap,

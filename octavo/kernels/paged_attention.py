@@ -1,4 +1,4 @@
-"""Paged attention in Triton: one kernel for decodes, chunks and prefills, and a merge of its parts.
+"""Paged attention in Triton: one kernel for decodes, chunks and prefills.
 
 Knows tensors and integers alone; which program does what is decided in `attention/work.py`.
 
@@ -6,8 +6,8 @@ Every program takes one row of `items` (see `layout.py`) and one KV head: a tile
 query tokens of one sequence, against a range of the sequence's keys. The query heads that share the
 KV head are packed into the tile's rows (row r is token r // GROUP of the tile, head r % GROUP of
 the group), so each key is read once for all of them. Where the keys of a tile are divided among
-several programs, each leaves a normalized part and the logarithm of its weight, and `merge_kernel`
-adds them up (as in Flash-Decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
+several programs, each leaves a normalized part and the logarithm of its weight, to be merged by
+`paged_parts.py` (as in Flash-Decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
 A tile may also be of tokens of several sequences that begin with the same blocks (`members`); what
 each of them has alone are other tiles, and both leave parts (cascade inference by FlashInfer, and
 Hydragen, arXiv 2402.05099).
@@ -16,7 +16,7 @@ Softmax is computed online, in float32 and base 2 (FlashAttention-2, arXiv 2307.
 Cache layout: [b, 2, k, p, d], block, keys or values, KV head, token in the block, dimension; its
 type may be narrower than the queries', which products are computed in.
 All address arithmetic that a large cache could overflow is in 64 bits.
-Items, merges, members and tables are a step's input, read before the wait of `pdl.py`.
+Items, members and tables are a step's input, read before the wait of `pdl.py`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from octavo.kernels.layout import ITEM_FIELDS, MERGE_FIELDS
+from octavo.kernels.layout import ITEM_FIELDS
+from octavo.kernels.paged_parts import merged_parts
 from octavo.kernels.pdl import wait_then_release
 
 _ITEM = tl.constexpr(ITEM_FIELDS)
-_MERGE = tl.constexpr(MERGE_FIELDS)
 
 
 @triton.jit
@@ -238,7 +238,7 @@ def attend_kernel(
             tl.debug_barrier()  # the whole program's stores come before its arrival
             if tl.atomic_add(arrivals_ptr + first_row, 1, sem="acq_rel") == count - 1:
                 one = tl.arange(0, GROUP_PAD)
-                merged = _merged(
+                merged = merged_parts(
                     parts_ptr, part_weights_ptr, first_row + one, 0, count, GROUP, 0, 0, count,
                     one < GROUP, D, D_PAD, GROUP_PAD, MERGED, ".cg",
                 )  # fmt: skip
@@ -249,104 +249,6 @@ def attend_kernel(
                     mask=(one < GROUP)[:, None] & (dims[None, :] < D),
                 )
                 tl.store(arrivals_ptr + first_row, 0)  # for the next launch
-
-
-@triton.jit
-def _merged(
-    parts_ptr,
-    part_weights_ptr,
-    base,
-    row,
-    count,
-    step,
-    other_row,
-    other_step,
-    both,
-    real,
-    D: tl.constexpr,
-    D_PAD: tl.constexpr,
-    ROWS: tl.constexpr,
-    PARTS: tl.constexpr,
-    CACHE: tl.constexpr,
-):
-    """Weighted sum of two runs of parts, PARTS at a time, in their order: [ROWS, D_PAD]."""
-    dims = tl.arange(0, D_PAD)
-    acc = tl.zeros([ROWS, D_PAD], tl.float32)
-    top = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    for first in range(0, both, PARTS):
-        part = first + tl.arange(0, PARTS)
-        run = tl.where(part < count, row + part * step, other_row + (part - count) * other_step)
-        at = base[None, :] + run[:, None]
-        there = (part < both)[:, None] & real[None, :]
-        # Other multiprocessors may have written them a moment ago: not from L1.
-        weight = tl.load(
-            part_weights_ptr + at, mask=there, other=float("-inf"), cache_modifier=CACHE
-        )
-        new_top = tl.maximum(top, tl.max(weight, 0))
-        safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)
-        share = tl.exp2(weight - safe_top[None, :])
-        values = tl.load(
-            parts_ptr + (at * D)[:, :, None] + dims[None, None, :],
-            mask=there[:, :, None] & (dims < D)[None, None, :],
-            other=0.0,
-            cache_modifier=CACHE,
-        )
-        shrink = tl.exp2(top - safe_top)
-        acc = acc * shrink[:, None] + tl.sum(values * share[:, :, None], 0)
-        total = total * shrink + tl.sum(share, 0)
-        top = new_top
-    return acc / tl.where(real, total, 1.0)[:, None]
-
-
-@triton.jit(do_not_specialize=["part_rows"])
-def merge_kernel(
-    out_ptr,
-    parts_ptr,
-    part_weights_ptr,
-    merges_ptr,
-    part_rows,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    D_PAD: tl.constexpr,
-    ROWS: tl.constexpr,
-    PARTS: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Grid (rows of a tile / ROWS, KV heads, merges): weighted sums, PARTS parts at a time."""
-    merge = merges_ptr + tl.program_id(2) * _MERGE
-    first_token = tl.load(merge)
-    if PDL:
-        wait_then_release()
-    if first_token < 0:
-        return
-    num_rows = tl.load(merge + 1) * GROUP
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    if tl.program_id(0) * ROWS >= num_rows:
-        return
-    head = tl.program_id(1)
-    base = head.to(tl.int64) * part_rows + rows
-    row = tl.load(merge + 2)
-    count = tl.load(merge + 3)
-    step = tl.load(merge + 4)
-    other_row = tl.load(merge + 5)
-    both = count + tl.load(merge + 6)
-    other_step = tl.load(merge + 7)
-    real = rows < num_rows
-    result = _merged(
-        parts_ptr, part_weights_ptr, base, row, count, step, other_row, other_step, both, real,
-        D, D_PAD, ROWS, PARTS, "",
-    )  # fmt: skip
-    dims = tl.arange(0, D_PAD)
-    token = first_token.to(tl.int64) + rows // GROUP
-    query_head = head * GROUP + rows % GROUP
-    out_at = (token * (HEADS * D) + query_head * D)[:, None] + dims[None, :]
-    tl.store(
-        out_ptr + out_at,
-        result.to(out_ptr.dtype.element_ty),
-        mask=real[:, None] & (dims[None, :] < D),
-    )
 
 
 @triton.jit(do_not_specialize=["table_stride"])

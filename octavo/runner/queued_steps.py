@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from octavo.attention.interface import AttentionSpec
     from octavo.attention.sections import Section
     from octavo.attention.shared_prefix import SharedPrefix
-    from octavo.attention.triton_paged import PlannedWork, TritonAttention
+    from octavo.attention.triton_paged import TritonAttention
+    from octavo.attention.triton_work import PlannedWork
     from octavo.models.base import CausalModel
     from octavo.runner.device_step import Mark
     from octavo.runner.prompt_logprobs import PromptReports, PromptTokens

@@ -15,14 +15,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from octavo.attention.planner import Sharing, Tuning, Tunings
 from octavo.attention.torch_cpu import TorchAttention
-from octavo.attention.triton_paged import Sharing, TritonAttention, Tuning, Tunings
+from octavo.attention.triton_paged import TritonAttention
 from octavo.attention.work import StepShape
 from tests.attention.reference import Case, relative_error
 
 if TYPE_CHECKING:
     from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
-    from octavo.attention.triton_paged import TritonMetadata
+    from octavo.attention.triton_work import TritonMetadata
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -310,9 +311,10 @@ def test_triton_on_the_device_on_random_steps(case: Case) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")
 def test_a_model_compiles_its_kernels_in_its_first_step() -> None:
-    from octavo.kernels import paged_attention as kernels
+    from octavo.kernels.paged_attention import attend_kernel, write_kernel
+    from octavo.kernels.paged_parts import merge_kernel
 
-    functions = (kernels.attend_kernel, kernels.merge_kernel, kernels.write_kernel)
+    functions = (attend_kernel, merge_kernel, write_kernel)
 
     def num_compiled() -> int:
         return sum(len(function.device_caches[0][0]) for function in functions)
