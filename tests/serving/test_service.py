@@ -110,6 +110,9 @@ def test_each_worker_tells_of_all(model: str, tmp_path: Path) -> None:
                 for _ in range(num):
                     body = completion(7)
                     assert client.post(f"{url}/completions", json=body).status_code == 200
+            # A worker may count a request only after its answer has gone out.
+            requests = 'http_requests_total{handler="/v1/completions",method="POST",status="2xx"}'
+            wait_for(lambda: samples(base, first).get(requests) == 8)
             told = [samples(base, client) for client in clients]
             assert told[0] == told[1]
             label = '{engine="0",model_name="fake"}'
