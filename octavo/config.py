@@ -96,6 +96,19 @@ def default_cpu_isa() -> str | None:
     return os.environ.get("OCTAVO_CPU_ISA") or None
 
 
+def cpu_activation_bits() -> int:
+    """Of activations in products with weights in blocks on a CPU: 8, or what
+    `$OCTAVO_CPU_ACTIVATION_BITS` says.
+
+    Raises:
+        ConfigError: that is neither 8 nor 16.
+    """
+    given = os.environ.get("OCTAVO_CPU_ACTIVATION_BITS") or "8"
+    if given not in ("8", "16"):
+        raise ConfigError(f"OCTAVO_CPU_ACTIVATION_BITS must be 8 or 16, got {given!r}")
+    return int(given)
+
+
 def default_ledger() -> str:
     """The ledger that servers write, and reports read, unless told otherwise: a file at home."""
     return str(default_home() / "ledger.db")

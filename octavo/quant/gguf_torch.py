@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from octavo.config import cpu_activation_bits
 from octavo.kernels.cpu import matmul
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ class GGUFTorch:
 def round_activations(x_tk: torch.Tensor) -> torch.Tensor:
     """X [t, k] float32 as products with packed blocks see it: 8 bits for each 32 columns, with one
     scale; the quarter of a row's blocks with the largest scales, the first ones among equals, has
-    what this leaves over in 8 bits as well, in steps of a 254th of that scale.
+    what this leaves over in 8 bits as well, in steps of a 254th of that scale. With 16 bits
+    (`config.cpu_activation_bits`) all blocks have.
 
     A block that has an infinite number, or something that is none, has no numbers.
     """
@@ -97,7 +99,7 @@ def round_activations(x_tk: torch.Tensor) -> torch.Tensor:
     blocks = x_tk.reshape(-1, BLOCK)
     values, scales = _eight_bits(blocks)
     num_blocks = num_cols // BLOCK
-    num_second = -(-num_blocks // 4)
+    num_second = num_blocks if cpu_activation_bits() == 16 else -(-num_blocks // 4)
     order = scales.view(num_rows, num_blocks).sort(dim=-1, descending=True, stable=True).indices
     chosen = order[:, :num_second]
     if num_rows > 1:

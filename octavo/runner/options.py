@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from octavo.config import cpu_activation_bits
 from octavo.errors import ConfigError
 from octavo.kernels import cpu as native
 from octavo.kernels.cpu import matmul
@@ -106,7 +107,11 @@ def pick_method(
             why_not,
         )
         return GGUFTorch(dense)
-    logger.info("weights stay as they are stored, native kernels compute (%s)", native.isa())
+    logger.info(
+        "weights stay as they are stored, native kernels compute (%s, activations of %d bits)",
+        native.isa(),
+        cpu_activation_bits(),
+    )
     return GGUFNative(dense)
 
 

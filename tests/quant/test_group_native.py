@@ -194,7 +194,7 @@ def test_the_engine_keeps_blocks_by_itself(
     caplog.set_level(logging.INFO, logger="octavo")
     path = write_folder(source, tmp_path / "model", *CASES["awq"][0])
     native = generate(path)
-    assert f"native kernels compute ({cpu.isa()})" in caplog.text
+    assert f"native kernels compute ({cpu.isa()}, activations of" in caplog.text
     assert "are decoded" not in caplog.text
     monkeypatch.setenv("OCTAVO_CPU_ISA", "off")
     cpu.forget()

@@ -12,10 +12,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from octavo.config import default_cpu_isa
+from octavo.config import cpu_activation_bits, default_cpu_isa
 
 LIBRARY_NAME = "liboctavo_cpu.so"
-ABI = 3
+ABI = 4
 """`OCTAVO_ABI` of src/abi.h."""
 
 OFF = "off"
@@ -28,6 +28,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "isas": (ctypes.c_char_p, []),
     "isa": (ctypes.c_char_p, []),
     "set_isa": (_INT, [ctypes.c_char_p]),
+    "set_activation_bits": (_INT, [_INT]),
     "set_threads": (None, [_INT]),
     "threads": (_INT, []),
     "packed_bytes": (_LONG, [_INT, _LONG, _LONG]),
@@ -115,6 +116,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     if wanted is not None and not loaded.octavo_set_isa(wanted.encode()):
         known = loaded.octavo_isas().decode().replace(",", ", ")
         return None, f"OCTAVO_CPU_ISA={wanted} is not one of {known}, {OFF}"
+    loaded.octavo_set_activation_bits(cpu_activation_bits())  # a number that it knows
     return loaded, None
 
 

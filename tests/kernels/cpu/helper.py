@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from octavo.config import cpu_activation_bits
 from octavo.kernels.cpu import build, matmul
 from octavo.weights.block_formats import FORMATS_BY_NAME
 from octavo.weights.gguf_blocks import dequantize
@@ -59,14 +60,16 @@ def decode(stored: NDArray[np.uint8], name: str, shape: tuple[int, int]) -> NDAr
 
 def rounded(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """X [t, k] as the kernels round it: 8 bits for each 32 columns, one scale; the quarter of the
-    blocks with the largest scales has what is left over in 8 bits as well, in steps of a 254th.
+    blocks with the largest scales has what is left over in 8 bits as well, in steps of a 254th;
+    all have if activations are to have 16 bits.
     """
     blocks = x.astype(np.float32).reshape(len(x), -1, 32)
     codes, scale = eight_bits(blocks)
     values = codes * scale.astype(np.float64)
     steps = np.divide(np.float32(254), scale, out=np.zeros_like(scale), where=scale > 0)
     second = np.rint((blocks - codes * scale) * steps)
-    num_second = -(-blocks.shape[1] // 4)
+    num_blocks = blocks.shape[1]
+    num_second = num_blocks if cpu_activation_bits() == 16 else -(-num_blocks // 4)
     largest = np.argsort(-scale[..., 0], axis=1, kind="stable")[:, :num_second]
     rows = np.arange(len(x))[:, None]
     values[rows, largest] += (second * scale.astype(np.float64) / 254)[rows, largest]

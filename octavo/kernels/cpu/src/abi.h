@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#define OCTAVO_ABI 3
+#define OCTAVO_ABI 4
 #define OCTAVO_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Element types of activations.
@@ -21,6 +21,11 @@ OCTAVO_EXPORT int32_t octavo_set_isa(const char *name);
 
 // The one in force.
 OCTAVO_EXPORT const char *octavo_isa();
+
+// Bits of activations in products with packed weights: 8, with what that leaves over kept for the
+// quarter of a row's blocks with the largest scales (as it is at first), or 16, where it is kept for
+// all. Not to be changed once anything was computed. Returns 0 for another number.
+OCTAVO_EXPORT int32_t octavo_set_activation_bits(int32_t bits);
 
 // Threads that kernels may use, the caller's among them; at least 1.
 OCTAVO_EXPORT void octavo_set_threads(int32_t count);

@@ -1,6 +1,7 @@
 // Activations in 8 bits: each run of 32 columns of a row has a scale of its own, as ggml's Q8_1.
 //
-// The blocks with the largest scales, one in four, have a second code: what the first one's rounding
+// The blocks with the largest scales, one in four unless all of them are asked for (acts_share.h),
+// have a second code: what the first one's rounding
 // left over, in 8 bits again, in steps of a 254th, of which 127 are half a step. A few columns of a
 // model's activations are a hundred times as large as the rest, and with one code of 8 bits nothing
 // is left of their neighbours; so this takes away most of the error for a quarter of the work at most
@@ -17,6 +18,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "acts_share.h"
 #include "blocks.h"
 
 #if defined(__AVX2__)
@@ -34,7 +36,9 @@ constexpr int kSecondBytes = 64;  // of a second code: kActBytes, i32 number of 
 constexpr float kSecondSteps = 254;  // in one step of a first code
 
 // Second codes of each row, but for blocks of zeros.
-static inline int64_t num_second(int64_t num_blocks) { return (num_blocks + 3) / 4; }
+static inline int64_t num_second(int64_t num_blocks) {
+  return (num_blocks + second_every - 1) / second_every;
+}
 
 // Bytes of one row's share of a tile.
 static inline int64_t act_row_bytes(int64_t num_blocks) {

@@ -5,10 +5,13 @@
 #include <cstring>
 #include <string>
 
+#include "acts_share.h"
 #include "neondot.h"
 #include "table.h"
 
 namespace octavo {
+
+int64_t second_every = 4;
 
 #ifdef OCTAVO_HAS_avx512vnni
 namespace avx512vnni {
@@ -112,6 +115,12 @@ int32_t octavo_set_isa(const char *name) {
     }
   }
   return 0;
+}
+
+int32_t octavo_set_activation_bits(int32_t bits) {
+  if (bits != 8 && bits != 16) return 0;
+  octavo::second_every = bits == 8 ? 4 : 1;
+  return 1;
 }
 
 const char *octavo_isa() { return current().load()->name; }

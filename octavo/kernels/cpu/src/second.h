@@ -26,6 +26,7 @@ struct LeastSecond {
 // are `stride` bytes apart. Zero or more scales of a float order as their bits do.
 static inline LeastSecond least_second(const uint8_t *scales, int64_t stride, int64_t num_blocks,
                                        int64_t count) {
+  if (count >= num_blocks) return {0, 0};  // all of them
   constexpr int64_t kMost = 1024;
   constexpr int32_t kInfinite = 0x7f800000;
   int32_t own[kMost];  // side by side, for most rows
