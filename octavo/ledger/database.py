@@ -161,7 +161,7 @@ PG_OPTIONS: dict[str, Any] = {
 def prepare_sqlite(raw: Any) -> None:
     """Set what every SQLite connection of a ledger needs. Takes a sqlite3 connection."""
     raw.execute(f"PRAGMA busy_timeout={int(BUSY_S * 1000)}").fetchall()
-    _use_wal(raw)
+    use_wal(raw)
     for pragma in (
         "synchronous=FULL",
         "journal_size_limit=67108864",  # a write-ahead log that a burst blew up shrinks again
@@ -169,12 +169,18 @@ def prepare_sqlite(raw: Any) -> None:
         raw.execute(f"PRAGMA {pragma}").fetchall()
 
 
-def _use_wal(raw: Any) -> None:
+def use_wal(raw: Any) -> None:
     """Switch to write-ahead logging, which waits for other writers as statements do.
 
     SQLite itself does not wait here: the switch turns a read lock into an exclusive one, and where
     another process is about to write, waiting with a read lock in hand could be a deadlock, so it
     fails at once. Nothing is held after that, and asking again is safe.
+
+    Args:
+        raw: a sqlite3 connection.
+
+    Raises:
+        sqlite3.OperationalError: others keep it from that for longer than `BUSY_S`.
     """
     deadline = time.monotonic() + BUSY_S
     while True:

@@ -15,13 +15,13 @@ import shutil
 import sqlite3
 import tempfile
 import threading
-import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from octavo.errors import RequestError
+from octavo.ledger.database import use_wal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -135,15 +135,7 @@ class StateFolder:
         weakref.finalize(self, connection.close)
         try:
             connection.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
-            # Several processes may do this at once, and changing the mode does not wait for locks.
-            for _ in range(100):
-                try:
-                    connection.execute("PRAGMA journal_mode = WAL")
-                    break
-                except sqlite3.OperationalError as exc:
-                    if "locked" not in str(exc):
-                        raise
-                    time.sleep(0.05)
+            use_wal(connection)  # several processes may do this at once
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.executescript(self._schema)
         except BaseException:
