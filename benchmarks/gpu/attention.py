@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from benchmarks.gpu.graph_timing import graph_ms
 from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
 from octavo.attention.planner import Sharing, Tuning
 from octavo.attention.triton_paged import TritonAttention, default_tunings
@@ -96,27 +97,6 @@ def layout_of(seqs: Seqs, page: int, prefix: int = 0) -> tuple[BatchLayout, int]
     return BatchLayout(np.concatenate([[0], np.cumsum(query)]), context, tables), int(counts.sum())
 
 
-def graph_ms(calls: list[Callable[[], Any]], repeats: int = 9) -> float:
-    """Milliseconds of one call."""
-    for call in calls[:2]:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    times = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / len(calls))
-    return statistics.median(times)
-
-
 NEVER_SHARES = TritonAttention(sharing=Sharing(min_seqs=10**6))
 
 
@@ -151,7 +131,7 @@ class Problem:
         out = call(self.caches[0])
         error = (out.float() - self.expected.float()).norm() / self.expected.float().norm()
         assert error < 1e-2, f"relative error {error}"
-        return graph_ms([lambda c=c: call(c) for c in self.caches])
+        return graph_ms([lambda c=c: call(c) for c in self.caches], num_warm_ups=2)
 
 
 def sweep(kind: str, base: Tuning) -> Iterator[Tuning]:
@@ -213,7 +193,7 @@ def sdpa_ms(backend: torch.nn.attention.SDPBackend) -> float:
     k, v = (torch.randn(1, HEADS, 4096, DIM, device=DEVICE, dtype=DTYPE) for _ in range(2))
     with torch.nn.attention.sdpa_kernel(backend):
         attend = torch.nn.functional.scaled_dot_product_attention
-        return graph_ms([lambda: attend(q, k, v, is_causal=True)] * 10)
+        return graph_ms([lambda: attend(q, k, v, is_causal=True)] * 10, num_warm_ups=2)
 
 
 def host_us(backend: TritonAttention, seqs: Seqs) -> tuple[float, float]:

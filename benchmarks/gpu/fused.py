@@ -28,6 +28,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks.gpu.graph_timing import replay_ms
 from octavo.kernels import pdl
 from octavo.kernels.activation import gated
 from octavo.kernels.norm import add_rms_norm, rms_norm
@@ -335,7 +336,7 @@ def graph_us(calls: list[Callable[[], Any]], repeats: int = 9) -> float:
     """Microseconds of one call; the first is made, and compiled, before the capture."""
     graph, results = captured(calls)
     del results
-    return replay_us(graph, repeats) / len(calls)
+    return replay_ms(graph, repeats) * 1000 / len(calls)
 
 
 def captured(calls: list[Callable[[], Any]]) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
@@ -345,19 +346,6 @@ def captured(calls: list[Callable[[], Any]]) -> tuple[torch.cuda.CUDAGraph, list
     with torch.cuda.graph(graph):
         results = [call() for call in calls]
     return graph, results
-
-
-def replay_us(graph: torch.cuda.CUDAGraph, repeats: int) -> float:
-    graph.replay()
-    times = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(float(begin.elapsed_time(end)))
-    return statistics.median(times) * 1000
 
 
 def host_us(call: Callable[[], Any]) -> float:
@@ -469,7 +457,7 @@ def chain_us(chain: Chain, product: Product, overlap: bool) -> tuple[float, list
         graph, (outputs,) = captured([partial(chain.step, product)])
     finally:
         pdl.set_enabled(True)
-    us = replay_us(graph, 15)
+    us = replay_ms(graph, 15) * 1000
     first = [out.clone() for out in outputs]
     for _ in range(5):
         for tensor in outputs:

@@ -30,12 +30,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks.gpu.graph_timing import graph_ms
 from octavo.kernels import skinny_linear as skinny
 from octavo.kernels.norm import rms_norm
 from octavo.kernels.skinny_linear import Config, compile_all, skinny_linear
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
 DTYPE, DEVICE = torch.bfloat16, torch.device("cuda:0")
 ROTATED_BYTES = 256 * 1024**2
@@ -139,26 +140,6 @@ def divided(config: Config, shape: Shape, num_sms: int) -> list[Config]:
     return [replace(config, split_k=s) for s in splits]
 
 
-def graph_ms(calls: Sequence[Callable[[], Any]], repeats: int = 11) -> float:
-    """Milliseconds of one call."""
-    calls[0]()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    times = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / len(calls))
-    return statistics.median(times)
-
-
 class Problem:
     """One shape's weights, and inputs of up to 128 rows with their products in float32."""
 
@@ -173,7 +154,7 @@ class Problem:
 
     def library_ms(self, m: int) -> float:
         x = self.x[:m]
-        return graph_ms([lambda w=w: F.linear(x, w) for w in self.weights])
+        return graph_ms([lambda w=w: F.linear(x, w) for w in self.weights], 11)
 
     def check(self, m: int, config: Config) -> None:
         """Raises AssertionError: not float32's result, or not the same twice, or rows mix."""
@@ -193,7 +174,7 @@ class Problem:
     def ms(self, m: int, config: Config) -> float:
         self.check(m, config)
         x = self.x[:m]
-        return graph_ms([lambda w=w: skinny_linear(x, w, None, config) for w in self.weights])
+        return graph_ms([lambda w=w: skinny_linear(x, w, None, config) for w in self.weights], 11)
 
 
 Cell = tuple[Shape, int]
@@ -443,7 +424,7 @@ class Step:
                 else:
                     skinny_linear(x, weight, None, config)
 
-        return graph_ms([run], repeats=9)
+        return graph_ms([run])
 
 
 def print_steps(tables: dict[str, Table], models: Sequence[str], rows: Sequence[int]) -> list[Any]:

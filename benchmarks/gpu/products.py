@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.common import environment, make_console
+from benchmarks.gpu.graph_timing import graph_ms
 from octavo.kernels.cublaslt import Library
 from octavo.kernels.library_products import (
     Card,
@@ -76,24 +77,6 @@ def rows_of(shape: Shape) -> list[int]:
     return sorted(m for m in rows if choose(m, n, k) is None and m >= 8)
 
 
-def graph_us(calls: Sequence[Callable[[], Any]], repeats: int) -> float:
-    """Microseconds of one call."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    times = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / len(calls) * 1e3)
-    return statistics.median(times)
-
-
 class Weights:
     """One shape, with as many copies as L2 cannot hold."""
 
@@ -128,9 +111,8 @@ class Weights:
             return [lambda w=w: product.multiply(x, w, algorithm) for w in weights]
 
         def torch_us() -> float:
-            return graph_us([lambda w=w: F.linear(x, w) for w in weights], 3)
+            return graph_ms([lambda w=w: F.linear(x, w) for w in weights], 3) * 1e3
 
-        torch_us()
         first: dict[bytes, float] = {}
         loaded: dict[bytes, Any] = {}
         for algorithm in self.candidates(m, rows):
@@ -142,14 +124,14 @@ class Weights:
             if error > 5e-3:
                 raise RuntimeError(f"an algorithm's result is wrong by {error}")
             loaded[algorithm] = made
-            first[algorithm] = graph_us(calls_of(made), 1)
+            first[algorithm] = graph_ms(calls_of(made), 1) * 1e3
         best = sorted(first, key=lambda algorithm: first[algorithm])[:NUM_FINALISTS]
         theirs: list[float] = []
         ours: dict[bytes, list[float]] = {algorithm: [] for algorithm in best}
         for _ in range(5):
             theirs.append(torch_us())
             for algorithm in best:
-                ours[algorithm].append(graph_us(calls_of(loaded[algorithm]), 3))
+                ours[algorithm].append(graph_ms(calls_of(loaded[algorithm]), 3) * 1e3)
         base = statistics.median(theirs)
         if not best:
             return base, base, None
@@ -184,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     library, dtype = Library(DEVICE), getattr(torch, args.dtype)
     card = card_of(library)
     table: Table = _kept(args.out, card)
+    measured_on = str(environment()["card"])
     shapes = dict.fromkeys(shape for model in args.models for shape in shapes_of(model))
     shapes |= dict.fromkeys(_parse(text) for text in args.shapes)
     for shape in shapes:
@@ -197,10 +180,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"{shape[0]}x{shape[1]}, {took:.1f} s, torch/best us: {line}", markup=False,
                       highlight=False, soft_wrap=True)  # fmt: skip
         if args.out is not None:
-            about = environment()
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(
-                write_table(card, table, measured_on=str(about["card"]), torch=torch.__version__)
+                write_table(card, table, measured_on=measured_on, torch=torch.__version__)
             )
     return 0
 

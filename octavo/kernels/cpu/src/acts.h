@@ -1,11 +1,10 @@
 // Activations in 8 bits: each run of 32 columns of a row has a scale of its own, as ggml's Q8_1.
 //
 // The blocks with the largest scales, one in four unless all of them are asked for (acts_share.h),
-// have a second code: what the first one's rounding
-// left over, in 8 bits again, in steps of a 254th, of which 127 are half a step. A few columns of a
-// model's activations are a hundred times as large as the rest, and with one code of 8 bits nothing
-// is left of their neighbours; so this takes away most of the error for a quarter of the work at most
-// (docs/decisions has the figures).
+// have a second code: what the first one's rounding left over, in 8 bits again, in steps of a 254th,
+// of which 127 are half a step. A few columns of a model's activations are a hundred times as large as
+// the rest, and with one code of 8 bits nothing is left of their neighbours; so this takes away most
+// of the error for a quarter of the work at most (docs/decisions has the figures).
 //
 // Rows are taken together in tiles of R, so that a kernel walks along one pointer. A tile is, for
 // each block of 32 columns: R x 32 codes i8 in -127..127, R scales f32, R sums f32 (scale times the
