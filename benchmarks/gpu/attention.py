@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.gpu.graph_timing import graph_ms
 from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
-from octavo.attention.planner import Sharing, Tuning
 from octavo.attention.triton_paged import TritonAttention, default_tunings
+from octavo.attention.tunings import Sharing, Tuning
 from octavo.attention.work import StepShape
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import numpy as np
 
 from octavo.attention.bounds import bound_long, bound_prefixes, bound_short, pad
 from octavo.attention.shared_prefix import PrefixFinder
+from octavo.attention.tunings import Kind, padded_group, tile_rows
 from octavo.attention.work import (
     Heads,
     TileShape,
@@ -33,97 +34,10 @@ if TYPE_CHECKING:
     from octavo.attention.bounds import Bound
     from octavo.attention.interface import AttentionSpec, BatchLayout, IntArray
     from octavo.attention.shared_prefix import SharedPrefix
+    from octavo.attention.tunings import Sharing, Tuning, Tunings
     from octavo.attention.work import Prefixes, StepShape, Table
 
 _NONE = np.zeros(0, np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """Shape of one kind of launch.
-
-    Attributes:
-        rows: query rows (tokens times heads of a group) of a tile, a power of two >= 16.
-        key_tile: keys folded in at a time, a power of two >= 16.
-        num_warps, num_stages: of Triton's compiler.
-        programs_per_sm: programs that a launch should have for each multiprocessor.
-        min_chunk: fewest keys worth a program of their own.
-        merged_rows, merged_parts: of a tile whose parts are added up, those that one program takes
-            and those that it holds at a time; powers of two.
-        looks_ahead: blocks are looked up a tile in advance, so that stages hold tiles to come.
-        max_chunk: most keys of a program, as long as `most_per_sm` programs for each
-            multiprocessor, besides one for each tile and KV head, suffice for that; None: any.
-    """
-
-    rows: int
-    key_tile: int
-    num_warps: int
-    num_stages: int
-    programs_per_sm: int
-    min_chunk: int
-    merged_rows: int = 1
-    merged_parts: int = 16
-    looks_ahead: bool = False
-    max_chunk: int | None = None
-    most_per_sm: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Tunings:
-    """Of a model's launches.
-
-    Attributes:
-        short, long: for chunks of few and of many tokens.
-        many: for graphs of `min_many` decodes or more that share nothing: the program that leaves
-            a tile's last part merges them. None: as other short chunks.
-    """
-
-    short: Tuning
-    long: Tuning
-    many: Tuning | None = None
-    min_many: int = 17
-
-    def serve_apart(self, step: StepShape | None) -> bool:
-        """Whether `many` is for a graph of this shape; None: not a graph."""
-        if step is None or self.many is None or step.shares or not step.is_decode:
-            return False
-        return step.num_seqs >= self.min_many
-
-
-@dataclass(frozen=True, slots=True)
-class Sharing:
-    """When decodes read a prefix that they share once for all of them.
-
-    It takes a launch more, and parts that are written and added up.
-
-    Attributes:
-        min_seqs: fewest sequences with one prefix, >= 2.
-        min_tokens: fewest tokens of it.
-        min_saved_bytes: fewest bytes of keys and values that a layer must be spared.
-    """
-
-    min_seqs: int = 4
-    min_tokens: int = 256
-    # About what an H100 reads in the 8 us that two more launches take.
-    min_saved_bytes: int = 24 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What a launch is, apart from its tables.
-
-    Attributes:
-        window: of the layers that it is for.
-        tuning: of its tiles.
-        merge_tokens: most tokens of a merge; 0: a shared prefix, whose second table is a list of
-            tokens, and whose parts are merged by the next launch.
-        merges_itself: the program that leaves a tile's last part merges them; tiles have a token.
-    """
-
-    window: int | None
-    tuning: Tuning
-    merge_tokens: int
-    merges_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +73,12 @@ class Planner:
         self._tunings = tunings
         self._short = self._shape_of(tunings.short, num_sms)
         self._long = self._shape_of(tunings.long, num_sms)
+        self._prompts = self._long
+        if tunings.prompts is not None:
+            # Tiles and chunks are the same for both, so that the one may be chosen after dividing.
+            shape = self._shape_of(tunings.prompts.many_keys, num_sms)
+            group = padded_group(self._heads.group)
+            self._prompts = replace(shape, tokens=tunings.prompts.many_keys.rows // group)
         self._many = self._shape_of(tunings.many or tunings.short, num_sms)
         self._sharing = sharing
         self._finder = PrefixFinder(spec.block_size, sharing.min_seqs, sharing.min_tokens)
@@ -267,12 +187,17 @@ class Planner:
         bound: Bound | None,
     ) -> None:
         """By now the parts of short ones and of prefixes have been merged: rows begin at 0."""
-        shape = self._long
+        shape = self._prompts
         seqs = _NONE if seqs is None else seqs
         tiles = tile_sequences(layout, rows, seqs, window, shape.tokens)
         division = divide(tiles, shape, self._heads)
         merges = merge_tiles(tiles, division, self._heads)
-        kind = Kind(window, self._tunings.long, shape.tokens)
+        tuning, prompts = self._tunings.long, self._tunings.prompts
+        if prompts is not None:
+            num_keys = int((tiles.key_end - tiles.key_begin).sum())
+            has_many = bound is None and num_keys >= prompts.min_mean_keys * len(tiles.first)
+            tuning = prompts.many_keys if has_many else prompts.few_keys
+        kind = Kind(window, tuning, shape.tokens, is_prompts=prompts is not None)
         plan.add(kind, division.items, merges, division.num_part_rows, bound)
 
     def _bounds_of(self, step: StepShape) -> tuple[Bound, Bound, Bound]:
@@ -287,7 +212,7 @@ class Planner:
                 tiles = bound_short(step, short, self._heads, first_row)
             self._bounds[step] = (
                 tiles,
-                bound_long(step, long, self._heads, shortest=short.tokens + 1),
+                bound_long(step, self._prompts, self._heads, shortest=short.tokens + 1),
                 prefixes,
             )
         return self._bounds[step]
@@ -321,11 +246,6 @@ class _Tables:
         self.kinds.append(kind)
         self.tables.extend((items, others))
         self.num_part_rows = max(self.num_part_rows, num_part_rows)
-
-
-def tile_rows(tuning: Tuning, group: int) -> int:
-    """Rows of a tile, at least one token's."""
-    return max(tuning.rows, 1 << (group - 1).bit_length())
 
 
 def _select(mask: npt.NDArray[np.bool_]) -> IntArray | slice | None:

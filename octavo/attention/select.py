@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from octavo.attention.native_cpu import NativeAttention
@@ -11,6 +12,8 @@ from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
     from octavo.attention.interface import AttentionBackend, AttentionSpec
+
+logger = logging.getLogger("octavo")
 
 BACKENDS: tuple[type[AttentionBackend], ...] = (TritonAttention, TorchAttention, NativeAttention)
 """In order of preference."""
@@ -22,7 +25,7 @@ def select_backend(
     """The backend called `name`, or for `auto` the first that can serve `spec`.
 
     Where the rest of the model is native too (`prefers_native`), or keys and values are kept in
-    another type than they are computed in, `native` comes before all others.
+    another type than they are computed in, `native` comes before all others. The log says which.
 
     Raises:
         ConfigError: none can; the message has every backend's reason.
@@ -37,6 +40,8 @@ def select_backend(
         instance = backend()
         reason = instance.why_not(spec)
         if reason is None:
+            more = instance.describe(spec) if isinstance(instance, TritonAttention) else ""
+            logger.info("attention: %s%s", instance.name, more)
             return instance
         reasons.append(f"{instance.name}: {reason}")
     raise ConfigError(f"no attention backend can serve this model ({'; '.join(reasons)})")

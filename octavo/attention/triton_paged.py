@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from octavo.attention import hopper_prompts
 from octavo.attention.interface import StepTensors
-from octavo.attention.planner import Kind, Planner, Sharing, Tuning, Tunings, tile_rows
+from octavo.attention.planner import Planner
 from octavo.attention.sections import ALIGN, fill, offsets, views
 from octavo.attention.triton_work import Launch, PlannedWork, Scratch
+from octavo.attention.tunings import Kind, Sharing, Tuning, Tunings, tile_rows
 from octavo.kernels.layout import ITEM_FIELDS
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class TritonAttention:
     ) -> None:
         self._tunings, self._num_sms = tunings, num_sms
         self._sharing = sharing or Sharing()
+        self._chosen: dict[AttentionSpec, Tunings] = {}
         self._planners: dict[AttentionSpec, Planner] = {}
         self._scratch: dict[AttentionSpec, Scratch] = {}
         self._compiled: set[tuple[AttentionSpec, int | None]] = set()
@@ -96,6 +99,13 @@ class TritonAttention:
         if spec.num_heads // spec.num_kv_heads > MAX_GROUP:
             return f"more than {MAX_GROUP} query heads to a KV head"
         return None
+
+    def describe(self, spec: AttentionSpec) -> str:
+        """For the log, behind the name: which kernel computes prompts."""
+        reason = hopper_prompts.why_not(spec)
+        if reason is None:
+            return ", prompts by the kernel for Hopper"
+        return f", prompts by the kernel for all GPUs ({reason})"
 
     def allocate(self, spec: AttentionSpec, num_blocks: int) -> torch.Tensor:
         """Zeroed memory."""
@@ -213,56 +223,54 @@ class TritonAttention:
         meta: TritonMetadata,
     ) -> torch.Tensor:
         """See `AttentionBackend.attend`."""
-        from octavo.kernels.paged_attention import attend_kernel
         from octavo.kernels.paged_parts import merge_kernel
         from octavo.kernels.pdl import options
 
-        spec, tables = meta.spec, meta.step.block_tables
-        dim, page, kv_heads = spec.head_dim, spec.block_size, spec.num_kv_heads
-        group, padded = spec.num_heads // kv_heads, _padded(spec.head_dim)
+        spec, kv_heads, dim = meta.spec, meta.spec.num_kv_heads, meta.spec.head_dim
+        group = spec.num_heads // kv_heads
         q_thd = _packed(q_thd)
         out_thd = torch.empty(q_thd.shape, dtype=q_thd.dtype, device=q_thd.device)
-        part_rows = meta.parts.shape[1]
         launches = meta.launches[layer.window]
-        overlap = options(q_thd.device)
         if (spec, layer.window) not in self._compiled:
             # Every kernel at once, with nothing to do, so that no later step waits for a compiler.
             self._compiled.add((spec, layer.window))
-            nothing = torch.full((1, ITEM_FIELDS), -1, dtype=torch.int32, device=spec.device)
-            tunings = self._tunings_of(spec)
-            kinds = [Kind(layer.window, tunings.short, 1), Kind(layer.window, tunings.long, 1)]
-            if tunings.many is not None:
-                kinds.append(Kind(layer.window, tunings.many, 1, merges_itself=True))
-            idle = [
-                Launch(kind, nothing, nothing, nothing[: not kind.merges_itself]) for kind in kinds
-            ]
-            launches = idle + launches
+            launches = self._idle_launches(spec, layer.window) + launches
         for launch in launches:
-            tuning = launch.kind.tuning
-            attend_kernel[(kv_heads, len(launch.items))](
-                q_thd, cache, out_thd, meta.parts, meta.part_weights, meta.arrivals, launch.items,
-                launch.members, tables, tables.stride(0), part_rows, q_thd.stride(0),
-                cache.stride(0),
-                layer.scale, spec.soft_cap or 1.0, layer.window or 0,
-                HEADS=spec.num_heads, GROUP=group, PAGE=page, D=dim, D_PAD=padded,
-                TILE_M=tile_rows(tuning, group), TILE_N=tuning.key_tile,
-                HAS_WINDOW=layer.window is not None, HAS_CAP=spec.soft_cap is not None,
-                AHEAD=tuning.looks_ahead,
-                MERGED=tuning.merged_parts if launch.kind.merges_itself else 0,
-                num_warps=tuning.num_warps, num_stages=tuning.num_stages, **overlap,
-            )  # fmt: skip
+            if launch.kind.is_prompts:
+                num_sms = self._sms(spec.device)
+                hopper_prompts.attend(layer, q_thd, cache, out_thd, launch, meta, num_sms)
+            else:
+                _attend(layer, q_thd, cache, out_thd, launch, meta)
             # The next launch of this step writes to the same parts, after this merge has read them.
             if len(launch.merges):
+                tuning = launch.kind.tuning
                 blocks = -(-launch.kind.merge_tokens * group // tuning.merged_rows)
                 merge_kernel[(blocks, kv_heads, len(launch.merges))](
-                    out_thd, meta.parts, meta.part_weights, launch.merges, part_rows,
-                    HEADS=spec.num_heads, GROUP=group, D=dim, D_PAD=padded,
-                    ROWS=tuning.merged_rows, PARTS=tuning.merged_parts, **overlap,
+                    out_thd, meta.parts, meta.part_weights, launch.merges, meta.parts.shape[1],
+                    HEADS=spec.num_heads, GROUP=group, D=dim, D_PAD=_padded(dim),
+                    ROWS=tuning.merged_rows, PARTS=tuning.merged_parts, **options(q_thd.device),
                 )  # fmt: skip
         return out_thd
 
+    def _idle_launches(self, spec: AttentionSpec, window: int | None) -> list[Launch]:
+        """One of each kind that there is."""
+        nothing = torch.full((1, ITEM_FIELDS), -1, dtype=torch.int32, device=spec.device)
+        tunings = self._tunings_of(spec)
+        kinds = [Kind(window, tunings.short, 1), Kind(window, tunings.long, 1)]
+        if tunings.many is not None:
+            kinds.append(Kind(window, tunings.many, 1, merges_itself=True))
+        if (prompts := tunings.prompts) is not None:
+            kinds.append(Kind(window, prompts.few_keys, 1, is_prompts=True))
+            kinds.append(Kind(window, prompts.many_keys, 1, is_prompts=True))
+        return [Launch(kind, nothing, nothing, nothing[: not kind.merges_itself]) for kind in kinds]
+
     def _tunings_of(self, spec: AttentionSpec) -> Tunings:
-        return self._tunings or default_tunings(spec.head_dim, spec.dtype)
+        if spec not in self._chosen:
+            tunings = self._tunings or default_tunings(spec.head_dim, spec.dtype)
+            if self._tunings is None:
+                tunings = replace(tunings, prompts=hopper_prompts.tunings_for(spec))
+            self._chosen[spec] = tunings
+        return self._chosen[spec]
 
     def _planner(self, spec: AttentionSpec) -> Planner:
         planner = self._planners.get(spec)
@@ -276,6 +284,35 @@ class TritonAttention:
         if self._num_sms is None:
             self._num_sms = torch.cuda.get_device_properties(device).multi_processor_count
         return self._num_sms
+
+
+def _attend(
+    layer: LayerAttention,
+    q_thd: torch.Tensor,
+    cache: torch.Tensor,
+    out_thd: torch.Tensor,
+    launch: Launch,
+    meta: TritonMetadata,
+) -> None:
+    """Fill in `out_thd`, or leave parts, for a launch's items, by the kernel for all GPUs."""
+    from octavo.kernels.paged_attention import attend_kernel
+    from octavo.kernels.pdl import options
+
+    spec, tables, tuning = meta.spec, meta.step.block_tables, launch.kind.tuning
+    group = spec.num_heads // spec.num_kv_heads
+    attend_kernel[(spec.num_kv_heads, len(launch.items))](
+        q_thd, cache, out_thd, meta.parts, meta.part_weights, meta.arrivals, launch.items,
+        launch.members, tables, tables.stride(0), meta.parts.shape[1], q_thd.stride(0),
+        cache.stride(0),
+        layer.scale, spec.soft_cap or 1.0, layer.window or 0,
+        HEADS=spec.num_heads, GROUP=group, PAGE=spec.block_size, D=spec.head_dim,
+        D_PAD=_padded(spec.head_dim),
+        TILE_M=tile_rows(tuning, group), TILE_N=tuning.key_tile,
+        HAS_WINDOW=layer.window is not None, HAS_CAP=spec.soft_cap is not None,
+        AHEAD=tuning.looks_ahead,
+        MERGED=tuning.merged_parts if launch.kind.merges_itself else 0,
+        num_warps=tuning.num_warps, num_stages=tuning.num_stages, **options(q_thd.device),
+    )  # fmt: skip
 
 
 def send(sections: list[Table], device: torch.device) -> list[torch.Tensor]:

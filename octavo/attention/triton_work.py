@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from octavo.attention.interface import AttentionSpec, StepTensors
-    from octavo.attention.planner import Kind
+    from octavo.attention.tunings import Kind
     from octavo.attention.work import Table
 
 

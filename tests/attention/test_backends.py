@@ -15,9 +15,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from octavo.attention.planner import Sharing, Tuning, Tunings
 from octavo.attention.torch_cpu import TorchAttention
 from octavo.attention.triton_paged import TritonAttention
+from octavo.attention.tunings import Sharing, Tuning, Tunings
 from octavo.attention.work import StepShape
 from tests.attention.reference import Case, relative_error
 

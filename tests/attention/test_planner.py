@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.attention.interface import AttentionSpec, BatchLayout
-from octavo.attention.planner import Plan, Planner, Sharing, Tuning, Tunings
+from octavo.attention.planner import Plan, Planner
+from octavo.attention.tunings import Kind, PromptTunings, Sharing, Tuning, Tunings
 from octavo.attention.work import StepShape
 
 SIZE = 16
@@ -77,6 +78,11 @@ def shapes_of(draw: st.DrawFn, step: Step, shares: bool) -> StepShape:
     return StepShape(max(num_tokens, num_seqs + 1), num_seqs, shares)
 
 
+def prompt_tunings(min_mean_keys: int) -> PromptTunings:
+    few, many = Tuning(32, 16, 4, 4, 1, 64), Tuning(32, 32, 4, 2, 1, 64)
+    return PromptTunings(few, many, min_mean_keys)
+
+
 @st.composite
 def planners(draw: st.DrawFn, windows: frozenset[int | None] = frozenset({None})) -> Planner:
     num_kv_heads, group = draw(st.integers(1, 8)), draw(st.integers(1, 8))
@@ -97,6 +103,7 @@ def planners(draw: st.DrawFn, windows: frozenset[int | None] = frozenset({None})
             Tuning(32, 16, 4, 2, 2, min_chunk),
             draw(st.none() | st.just(Tuning(16, 16, 4, 2, 1, 16, max_chunk=32, most_per_sm=3))),
             min_many=draw(st.integers(1, 4)),
+            prompts=draw(st.none() | st.builds(prompt_tunings, st.sampled_from([0, 100, 5000]))),
         ),
         num_sms=draw(st.integers(1, 40)),
         sharing=Sharing(2, SIZE, 0),
@@ -183,7 +190,9 @@ def test_any_step_fits_into_the_tables_of_its_shape(
         return
     tables = {kind: padded.tables[2 * i : 2 * i + 2] for i, kind in enumerate(padded.kinds)}
     for i, kind in enumerate(free.kinds):
-        for table, larger in zip(free.tables[2 * i : 2 * i + 2], tables.pop(kind), strict=True):
+        padded_kind = in_a_graph(planner, kind)
+        pairs = zip(free.tables[2 * i : 2 * i + 2], tables.pop(padded_kind), strict=True)
+        for table, larger in pairs:
             assert np.array_equal(table, larger[: len(table)])
             assert (larger[len(table) :] == -1).all()
     assert all((table == -1).all() for pair in tables.values() for table in pair)
@@ -239,6 +248,27 @@ def test_many_decodes_are_divided_and_say_themselves_what_is_to_be_merged(
         taken |= places
         assert {tuple(item[8:10]) for item in found} == {(min(places), len(found))}
         assert max(places) == min(places) + len(places) - 1 < plan.num_part_rows
+
+
+def in_a_graph(planner: Planner, kind: Kind) -> Kind:
+    prompts = planner._tunings.prompts
+    return (
+        kind if prompts is None or not kind.is_prompts else replace(kind, tuning=prompts.few_keys)
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=8), st.integers(0, 2000))
+def test_long_prompts_get_tiles_of_more_keys(lens: list[int], min_mean_keys: int) -> None:
+    spec = AttentionSpec(8, 2, 64, torch.float16, torch.device("cpu"), SIZE, frozenset({None}))
+    short, prompts = Tuning(16, 16, 4, 2, 1, 64), prompt_tunings(min_mean_keys)
+    planner = Planner(spec, Tunings(short, short, prompts=prompts), 4, Sharing())
+    step = Step([(n + 8, 0) for n in lens], [])
+    (kind,) = planner.plan(step.layout, step.rows, None, []).kinds
+    ends = [np.minimum(np.arange(8, n + 16, 8), n + 8) for n in lens]  # tiles have 8 tokens
+    mean = np.concatenate(ends).mean()
+    assert kind.is_prompts
+    assert kind.tuning == (prompts.many_keys if mean >= min_mean_keys else prompts.few_keys)
 
 
 def plan_of_nothing(planner: Planner, shape: StepShape) -> Plan:

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from octavo.attention.interface import AttentionSpec, BatchLayout
-from octavo.attention.planner import Tuning, Tunings
 from octavo.attention.torch_cpu import TorchAttention
 from octavo.attention.triton_paged import TritonAttention
+from octavo.attention.tunings import Tuning, Tunings
 from octavo.layers.batch import ForwardBatch
 from octavo.layers.mlp import MLP
 from octavo.layers.norm import RMSNorm

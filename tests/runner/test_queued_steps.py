@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.attention.planner import Sharing, Tuning, Tunings
 from octavo.attention.triton_paged import TritonAttention
+from octavo.attention.tunings import Sharing, Tuning, Tunings
 from octavo.attention.work import StepShape
 from octavo.config import EngineConfig
 from octavo.engine.core import EngineCore

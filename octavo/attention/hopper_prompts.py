@@ -1,0 +1,114 @@
+"""Attention of prompts by the kernel for Hopper: when it can be used, and its launches.
+
+Knows devices, versions and tensors; who computes what was planned elsewhere, as for the kernels for
+all GPUs, and the results are the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from octavo.attention.tunings import PromptTunings, Tuning, padded_group
+
+if TYPE_CHECKING:
+    from octavo.attention.interface import AttentionSpec, LayerAttention
+    from octavo.attention.triton_work import Launch, TritonMetadata
+
+ROWS = 128
+_PANEL, _HALF, _MOST_SLAB = 64, 64, 64  # as in `kernels/prompt_attention.py`
+_HOPPER = (9, 0)
+_VERSIONS = ((3, 6), (3, 8))
+"""Of Triton, first and last that the kernel was compiled with: Gluon is still in motion."""
+
+# Measured with heads of 128: docs/decisions/0024-attention-of-prompts-on-hopper.md.
+TUNINGS = PromptTunings(
+    few_keys=Tuning(ROWS, 64, 4, 4, 1, 256, 8, 4),
+    many_keys=Tuning(ROWS, 128, 4, 2, 1, 256, 8, 4),
+    min_mean_keys=640,
+)
+
+
+def tunings_for(spec: AttentionSpec) -> PromptTunings | None:
+    """Shapes of tiles, or None if the kernel cannot serve `spec` on its device."""
+    return None if why_not(spec) else TUNINGS
+
+
+def why_not(spec: AttentionSpec) -> str | None:
+    """Why the kernel cannot serve `spec`, or None when it can."""
+    if spec.dtype.itemsize != 2 or spec.stored_dtype != spec.dtype:
+        return "queries, keys and values are of 16 bits"
+    if spec.head_dim not in (64, 128):
+        return f"heads of {spec.head_dim}, not 64 or 128"
+    if spec.block_size & (spec.block_size - 1) or spec.block_size < 8:
+        return f"blocks of {spec.block_size} tokens, not a power of two from 8 on"
+    if spec.num_heads // spec.num_kv_heads > _HALF:
+        return f"more than {_HALF} query heads to a KV head"
+    return _why_not_on(spec.device)
+
+
+@functools.cache
+def _why_not_on(device: torch.device) -> str | None:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return "needs a Hopper GPU"
+    if torch.cuda.get_device_capability(device) != _HOPPER:
+        return "needs a Hopper GPU (compute capability 9.0)"
+    version = importlib.metadata.version("triton")
+    release = tuple(int(part) for part in version.split(".")[:2])
+    if not _VERSIONS[0] <= release <= _VERSIONS[1]:
+        return f"Triton {version} was not tried"
+    return None
+
+
+def attend(
+    layer: LayerAttention,
+    q_thd: torch.Tensor,
+    cache: torch.Tensor,
+    out_thd: torch.Tensor,
+    launch: Launch,
+    meta: TritonMetadata,
+    num_sms: int,
+) -> None:
+    """Fill in `out_thd`, or leave parts, for the items of a launch.
+
+    Args:
+        layer: of the model.
+        q_thd: [t, h, d]; tokens may be apart, heads may not.
+        cache: [b, 2, k, p, d].
+        out_thd: contiguous.
+        launch: of whole items; none is of tokens that lie apart.
+        meta: of the step.
+        num_sms: multiprocessors of the device.
+    """
+    from octavo.kernels.prompt_attention import attend_prompts_kernel
+
+    spec, tables, tuning = meta.spec, meta.step.block_tables, launch.kind.tuning
+    dim, kv_heads, cap = spec.head_dim, spec.num_kv_heads, spec.soft_cap
+    group = spec.num_heads // kv_heads
+    wide = padded_group(group)
+    rows = cache.view(-1, dim)
+    slab = min(spec.block_size, _MOST_SLAB)
+    num_work = len(launch.items) * kv_heads
+    log2 = math.log2(math.e)
+    attend_prompts_kernel[(min(num_sms, num_work),)](
+        _descriptor(q_thd, [_HALF // wide, wide, _PANEL]), _descriptor(rows, [slab, _PANEL]),
+        out_thd, meta.parts, meta.part_weights, launch.items, tables, tables.stride(0),
+        meta.parts.shape[1], num_work, len(rows),
+        log2 if cap else layer.scale * log2, layer.scale * 2 * log2 / (cap or 1.0), cap or 1.0,
+        layer.window or 0,
+        KV=kv_heads, GROUP=group, GROUP_PAD=wide, PAGE=spec.block_size, D=dim,
+        N=tuning.key_tile, STAGES=tuning.num_stages,
+        HAS_WINDOW=layer.window is not None, HAS_CAP=cap is not None, num_warps=tuning.num_warps,
+    )  # fmt: skip
+
+
+def _descriptor(x: torch.Tensor, box: list[int]) -> object:
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    layout = NVMMASharedLayout(128, 16, rank=len(box))
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), box, layout)

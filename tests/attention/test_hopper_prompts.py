@@ -1,0 +1,217 @@
+"""The kernel for prompts: when it is taken, that it compiles, and on a Hopper GPU what it computes.
+
+Gluon has no interpreter: without such a GPU it is compiled for one, by a driver that launches
+nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from octavo.attention import hopper_prompts
+from octavo.attention.interface import AttentionSpec
+from octavo.attention.triton_paged import TritonAttention
+from tests.attention.reference import Case, relative_error
+from tests.kernels.offline import run_offline
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CUDA = torch.device("cuda:0")
+HAS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+LLAMA = AttentionSpec(32, 8, 128, torch.bfloat16, CUDA, 16, frozenset({None}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"dtype": torch.float32}, "16 bits"),
+        ({"cache_dtype": torch.float8_e4m3fn}, "16 bits"),
+        ({"head_dim": 96}, "heads of 96"),
+        ({"head_dim": 256}, "heads of 256"),
+        ({"block_size": 12}, "blocks of 12"),
+        ({"block_size": 4}, "blocks of 4"),
+        ({"num_heads": 128, "num_kv_heads": 1}, "more than 64"),
+        ({"device": torch.device("cpu")}, "Hopper"),
+    ],
+)
+def test_who_is_not_served(changed: dict[str, Any], reason: str) -> None:
+    found = hopper_prompts.why_not(replace(LLAMA, **changed))
+    assert found is not None
+    assert reason in found
+    assert hopper_prompts.tunings_for(replace(LLAMA, **changed)) is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "served"),
+    [
+        ((9, 0), "3.6.0", True),
+        ((9, 0), "3.8.1", True),
+        ((9, 0), "3.5.1", False),
+        ((9, 0), "3.9.0", False),
+        ((8, 0), "3.6.0", False),
+        ((10, 0), "3.6.0", False),
+    ],
+)
+def test_which_devices_and_versions_are_served(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], version: str, served: bool
+) -> None:
+    hopper_prompts._why_not_on.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: version)
+    try:
+        assert (hopper_prompts.tunings_for(LLAMA) is not None) == served
+    finally:
+        hopper_prompts._why_not_on.cache_clear()
+
+
+def test_the_log_says_which_kernel_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TritonAttention().describe(replace(LLAMA, head_dim=96)).endswith(
+        "prompts by the kernel for all GPUs (heads of 96, not 64 or 128)"
+    )
+    monkeypatch.setattr(hopper_prompts, "_why_not_on", lambda _: None)
+    assert TritonAttention().describe(LLAMA) == ", prompts by the kernel for Hopper"
+
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+import numpy as np, torch
+from tests.kernels.offline import use_offline_driver
+driver = use_offline_driver()
+from octavo.attention import hopper_prompts
+from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
+from octavo.attention.triton_paged import TritonAttention, default_tunings
+
+heads, kv_heads, dim, page, window, cap = map(int, sys.argv[1:])
+window = window or None
+cpu, dtype = torch.device("cpu"), torch.bfloat16
+spec = AttentionSpec(heads, kv_heads, dim, dtype, cpu, page, frozenset({window}), cap or None)
+tunings = replace(default_tunings(dim, dtype), prompts=hopper_prompts.TUNINGS)
+backend = TritonAttention(tunings, num_sms=132)
+layout = BatchLayout(np.array([0, 200, 201, 900]), np.array([0, 7, 100]), np.zeros((3, 60), int))
+meta = backend.plan(spec, layout)
+cache = backend.allocate(spec, 2)
+q = torch.zeros(900, heads, dim, dtype=dtype)
+backend.attend(LayerAttention(1.0, window), q, cache, meta)
+loaded = [name for _, name in driver.loaded_in].count("attend_prompts_kernel")
+print(loaded, driver.launches.count("attend_prompts_kernel"))
+"""
+
+
+@pytest.mark.parametrize(
+    "model",
+    [(32, 8, 128, 16, 0, 0), (7, 1, 64, 128, 300, 0), (4, 4, 64, 8, 0, 30), (64, 1, 128, 64, 9, 9)],
+    ids=str,
+)
+def test_it_compiles_for_hopper(model: tuple[int, ...], tmp_path: Path) -> None:
+    done = run_offline(SCRIPT, tmp_path, *map(str, model))
+    # Both shapes of tiles come into being, one of them has something to do.
+    assert done.stdout.split() == ["2", "3"]
+
+
+FIXED = {
+    "a prompt": Case(seqs=((300, 0),)),
+    "prompts of few tokens": Case(seqs=((5, 0), (6, 0), (31, 0), (32, 0), (33, 0), (1, 9))),
+    "chunks whose keys begin and end within a block": Case(
+        seqs=((37, 5), (211, 0), (130, 777), (999, 3)), windows=(None, 100, 7)
+    ),
+    "more work than programs, long and short": Case(
+        seqs=tuple((90 + 131 * i % 700, 0) for i in range(24)), num_heads=16, num_kv_heads=8
+    ),
+    "divided among programs": Case(seqs=((64, 6000), (9, 3000))),
+    "seven heads to a KV head": Case(seqs=((300, 50), (64, 0)), num_heads=14),
+    "three heads to a KV head, divided": Case(seqs=((40, 5000),), num_heads=6),
+    "64 heads to one KV head": Case(seqs=((100, 20),), num_heads=64, num_kv_heads=1),
+    "soft cap and windows": Case(seqs=((500, 700), (80, 0)), windows=(64, None), soft_cap=3.0),
+    "decodes beside prompts": Case(seqs=((1, 900), (400, 0), (1, 3), (4, 70), (260, 1100))),
+    "decodes that share a prefix beside prompts": Case(
+        seqs=((1, 700), (1, 650), (300, 0), (1, 800), (1, 640)), shared=(((0, 1, 3, 4), 640),)
+    ),
+}
+
+
+# Query heads to a KV head, KV heads, dimensions, tokens of a block, whether there is a window and a
+# soft cap: each of these is compiled for itself.
+MODELS = [
+    (4, 2, 128, 16, False, False),
+    (7, 1, 64, 8, True, False),
+    (1, 3, 128, 32, True, True),
+    (16, 1, 64, 128, False, False),
+    (5, 2, 128, 64, True, False),
+]
+
+
+@st.composite
+def prompts(draw: st.DrawFn) -> Case:
+    group, kv_heads, head_dim, block_size, has_window, has_cap = draw(st.sampled_from(MODELS))
+    lens = st.integers(1, 60) | st.integers(1, 700)
+    seqs = draw(st.lists(st.tuples(lens, st.just(0) | lens), min_size=1, max_size=6))
+    return Case(
+        seqs=tuple(seqs),
+        num_heads=group * kv_heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        block_size=block_size,
+        windows=(draw(st.integers(1, 900)),) if has_window else (None,),
+        soft_cap=1.5 if has_cap else None,
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+class Always(TritonAttention):
+    """Without a rule that chooses: few keys a tile, or many."""
+
+    def __init__(self, min_mean_keys: int) -> None:
+        super().__init__()
+        self._least = min_mean_keys
+
+    def _tunings_of(self, spec: AttentionSpec) -> Any:
+        tunings = super()._tunings_of(spec)
+        assert tunings.prompts is not None
+        return replace(tunings, prompts=replace(tunings.prompts, min_mean_keys=self._least))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_HOPPER, reason="no Hopper GPU")
+@pytest.mark.parametrize("min_mean_keys", [0, 10**9], ids=["many keys", "few keys"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_fixed_steps(name: str, dtype: torch.dtype, head_dim: int, min_mean_keys: int) -> None:
+    case = replace(FIXED[name], head_dim=head_dim)
+    assert relative_error(Always(min_mean_keys), case, dtype, CUDA) < TOLERANCE[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_HOPPER, reason="no Hopper GPU")
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(prompts(), st.sampled_from([0, 10**9]))
+def test_random_steps(case: Case, min_mean_keys: int) -> None:
+    error = relative_error(Always(min_mean_keys), case, torch.bfloat16, CUDA)
+    assert error < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_HOPPER, reason="no Hopper GPU")
+def test_the_same_result_every_time() -> None:
+    """A race would show as different bits."""
+    case = FIXED["more work than programs, long and short"]
+
+    class Thrice(TritonAttention):
+        def attend(self, *args: Any) -> torch.Tensor:
+            first = super().attend(*args)
+            for _ in range(20):
+                assert torch.equal(super().attend(*args), first)
+            return first
+
+    assert relative_error(Thrice(), replace(case, head_dim=128), torch.bfloat16, CUDA) < 1e-2
