@@ -115,10 +115,9 @@ int main(int argc, char **) {
     begin = end + 1;
     for (const Format &format : kFormats) {
       const double worst = check(format, isa);
-      const bool is_near = worst < 2e-4;
-      is_good &= is_near;
+      is_good &= worst == 0;
       std::printf("%s %s: %s, largest difference %.1e\n", isa.c_str(), format.name,
-                  is_near ? "good" : "WRONG", worst);
+                  worst == 0 ? "good" : "WRONG", worst);
       if (argc > 1 && isa != "portable") time_one(format, isa);
     }
   }

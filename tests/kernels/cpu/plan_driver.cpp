@@ -164,11 +164,9 @@ int main() {
         const double difference = std::fabs(double(got[i]) - want[i]);
         if (!(difference <= worst)) worst = difference;
       }
-      // Rounding to the cache's few bits may fall the other way.
-      const bool is_near = worst < (shape.cache == kF32 ? 1e-3 : 0.5);
-      is_good &= is_near;
+      is_good &= worst == 0;
       std::printf("%s, heads of %d: %s, largest difference %.1e\n", isa.c_str(), shape.dim,
-                  is_near ? "good" : "WRONG", worst);
+                  worst == 0 ? "good" : "WRONG", worst);
     }
   }
   return is_good ? 0 : 1;

@@ -1,4 +1,6 @@
-"""The kernels for 64-bit Arm, cross-compiled and run under emulation, against float64."""
+"""The kernels for 64-bit Arm, cross-compiled and run under emulation, against float64 and, bit for
+bit, against those of this processor.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ import pytest
 import torch
 
 from octavo.kernels import cpu
+from octavo.kernels.cpu import matmul
 from octavo.kernels.cpu.build import ARM, FLAGS, HERE, build
 from octavo.kernels.cpu.matmul import TYPES
 from octavo.weights.block_formats import FORMATS_BY_NAME
-from tests.kernels.cpu.helper import bound, decode, random_blocks, rounded
+from tests.kernels.cpu.helper import bound, decode, pack, random_blocks, rounded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -140,7 +143,7 @@ class TestDrivers:
 @pytest.mark.slow
 @pytest.mark.parametrize(("processor", "isa"), SETS)
 class TestProducts:
-    def test_products(self, emulated: Emulated, processor: str, isa: str) -> None:
+    def test_products(self, emulated: Emulated, processor: str, isa: str, native: None) -> None:
         rng = np.random.default_rng(1)
         cases = []
         for name, tokens in itertools.product(FORMATS, range(1, 14)):
@@ -152,6 +155,9 @@ class TestProducts:
         for case, y in zip(cases, emulated.multiply(processor, isa, cases), strict=True):
             exact, w = case.x.astype(np.float64), case.weights()
             size = np.abs(exact).sum(axis=1, keepdims=True) * np.abs(w).max() * 4
+            packed = pack(case.stored, case.name, (case.num_rows, case.x.shape[1]))
+            here = matmul.linear(torch.from_numpy(case.x), packed, case.num_rows, None)
+            assert y.tobytes() == here.numpy().tobytes(), case.name
             assert np.all(np.abs(y - rounded(exact) @ w.T) <= 2e-6 * size + 1e-7), case.name
             assert np.all(np.abs(y - exact @ w.T) <= bound(exact, w) + 2e-6 * size), case.name
 

@@ -8,9 +8,14 @@
 //
 // Rows are taken together in tiles of R, so that a kernel walks along one pointer. A tile is, for
 // each block of 32 columns: R x 32 codes i8 in -127..127, R scales f32, R sums f32 (scale times the
-// sum of the codes, which a weight's minimum is multiplied by), R x 2 such sums of 16 columns. Then,
-// row by row, its second codes: for each, the same as of a tile of one row, and its block's number.
-// (acts_wide.h has them otherwise.)
+// sum of the codes, which a weight's minimum is multiplied by), R x 2 such sums of 16 columns; then
+// R factors f32 and R places i32. Of a block with a second code the scale is that code's, the sums
+// are those of both, the factor says how often the first codes' products count (1 in other blocks),
+// and the place is how far the second ones' products are behind those of no second code, in bytes,
+// 32 for each. Behind the blocks are, row by row, the second codes, 32 each, and their block's number.
+// (acts_wide.h has what follows the sums otherwise.)
+//
+// So a product with a block is one number, rounded to float32 once, for both codes together.
 #pragma once
 
 #include <cmath>
@@ -29,8 +34,11 @@
 namespace octavo {
 namespace OCTAVO_ISA {
 
-constexpr int kActBytes = 48;     // of one row and block
-constexpr int kSecondBytes = 64;  // of a second code: kActBytes, i32 number of its block, unused
+constexpr int kActBytes = 56;     // of one row and block
+constexpr int kSecondBytes = 48;  // of a second code, the number of its block, and unused ones
+
+constexpr int kPlainBytes = 48;    // of one row and block up to the sums
+constexpr int kRestBytes = 32;     // of a second code's products with 8 rows
 
 constexpr float kSecondSteps = 254;  // in one step of a first code
 
@@ -120,8 +128,7 @@ static inline void leave_rest(const uint8_t *codes, float scale, Numbers *number
   for (int i = 0; i < 4; ++i) {
     const void *eight = codes + 8 * i;
     const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(eight)));
-    __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(wide), _mm256_set1_ps(scale));
-    asm volatile("" : "+x"(product));  // keeps the compiler from fusing it with the difference
+    const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(wide), _mm256_set1_ps(scale));
     numbers->v[i] = _mm256_sub_ps(numbers->v[i], product);
   }
 }
@@ -164,11 +171,8 @@ static inline float largest_of(const Numbers &numbers) {
 }
 
 static inline void leave_rest(const uint8_t *codes, float scale, Numbers *numbers) {
-  alignas(32) float products[kBlock];
   for (int i = 0; i < kBlock; ++i)
-    products[i] = scale * static_cast<float>(static_cast<int8_t>(codes[i]));
-  asm volatile("" : : "r"(products) : "memory");  // as above, for processors that fuse by themselves
-  for (int i = 0; i < kBlock; ++i) numbers->v[i] -= products[i];
+    numbers->v[i] -= scale * static_cast<float>(static_cast<int8_t>(codes[i]));
 }
 
 static inline void round_numbers(const Numbers &numbers, float inverse, uint8_t *codes,
@@ -184,8 +188,8 @@ static inline void round_numbers(const Numbers &numbers, float inverse, uint8_t 
 
 #endif
 
-// Row r of a tile's block of `rows`.
-static inline void write_block(const Numbers &numbers, Rounding rounding, uint8_t *block, int rows,
+// Row r of a tile's block of `rows`; returns the sum of its codes.
+static inline int32_t write_block(const Numbers &numbers, Rounding rounding, uint8_t *block, int rows,
                                int r) {
   int32_t sums[2];
   round_numbers(numbers, rounding.inverse, block + 32 * r, sums);
@@ -193,8 +197,9 @@ static inline void write_block(const Numbers &numbers, Rounding rounding, uint8_
   float *scales = reinterpret_cast<float *>(block + 32 * rows);
   scales[r] = rounding.scale;
   scales[rows + r] = rounding.scale * static_cast<float>(sums[0] + sums[1]);
-  scales[2 * rows + 2 * r] = rounding.scale * static_cast<float>(sums[0]);
-  scales[2 * rows + 2 * r + 1] = rounding.scale * static_cast<float>(sums[1]);
+  for (int h = 0; h < 2; ++h)
+    scales[2 * rows + 2 * r + h] = rounding.scale * static_cast<float>(sums[h]);
+  return sums[0] + sums[1];
 }
 
 }  // namespace OCTAVO_ISA

@@ -38,8 +38,7 @@ static inline void leave_rest(const uint8_t *codes, float scale, Numbers *number
     const int16x8_t wide = vmovl_s8(vreinterpret_s8_u8(vld1_u8(codes + 8 * i)));
     const int32x4_t parts[2] = {vmovl_s16(vget_low_s16(wide)), vmovl_high_s16(wide)};
     for (int j = 0; j < 2; ++j) {
-      float32x4_t product = vmulq_n_f32(vcvtq_f32_s32(parts[j]), scale);
-      asm volatile("" : "+w"(product));  // keeps the compiler from fusing it with the difference
+      const float32x4_t product = vmulq_n_f32(vcvtq_f32_s32(parts[j]), scale);
       float32x4_t &v = numbers->v[2 * i + j];
       v = vsubq_f32(v, product);
     }

@@ -1,9 +1,10 @@
 // Tiles of activations for dot_wide.h's products: the numbers of acts.h, 16 rows at a time, of which
 // each is in a lane of its own once its columns are done with.
 //
-// A tile's blocks are as in acts.h. Second codes follow in the order in which products take them: by
-// blocks, and by rows within a block, 32 codes each. Behind them is, for each block, which rows have
-// one. Such a row's scale is that of its second code, and its sums are those of both codes together.
+// A tile's blocks are as in acts.h up to the sums; then they have R offsets i32, by which products with
+// 8-bit codes are too large: those codes count as unsigned, moved up by 128. Second codes follow in the
+// order in which products take them: by blocks, and by rows within a block, 32 codes each. Behind them
+// is, for each block, which rows have one.
 #pragma once
 
 #include "second.h"
@@ -68,7 +69,14 @@ struct WideRows {
   int64_t at, stride, num_blocks;
   uint8_t *tile;
   int rows;
-  bool has_halves;  // sums of 16 columns are needed
+  bool has_halves;   // sums of 16 columns are needed
+  bool has_offsets;  // offsets are
+
+  uint8_t *block(int64_t b) const { return tile + b * rows * kActBytes; }
+  float *scales(int64_t b) const { return reinterpret_cast<float *>(block(b) + kBlock * rows); }
+  int32_t *offsets(int64_t b) const {
+    return reinterpret_cast<int32_t *>(block(b) + kPlainBytes * rows);
+  }
 };
 
 // The largest magnitudes of N rows' 32 numbers, by their bits, which order like the numbers, with
@@ -120,8 +128,8 @@ static inline void round_group(const WideRows &own, int first, int num) {
   const auto lanes = static_cast<__mmask16>((1u << num) - 1);
   const __m512 least = _mm512_set1_ps(1e-35f), none = _mm512_set1_ps(NAN);
   for (int64_t b = 0; b < own.num_blocks; ++b) {
-    uint8_t *block = own.tile + b * own.rows * kActBytes;
-    float *scales = reinterpret_cast<float *>(block + kBlock * own.rows);
+    uint8_t *block = own.block(b);
+    float *scales = own.scales(b);
     const int64_t at = own.at + first * own.stride + b * kBlock;
     __m512i fours[4] = {}, sums[2][4] = {};
     for (int i = 0; 4 * i < num; ++i) {
@@ -166,6 +174,8 @@ static inline void round_group(const WideRows &own, int first, int num) {
     }
     _mm512_mask_storeu_ps(scales + own.rows + first, lanes,
                           _mm512_mul_ps(scale, _mm512_cvtepi32_ps(sum)));
+    if (own.has_offsets)
+      _mm512_mask_storeu_epi32(own.offsets(b) + first, lanes, _mm512_slli_epi32(sum, 7));
   }
 }
 
@@ -234,8 +244,7 @@ static OCTAVO_INLINE __m512i round_rest(const void *x, int64_t at, const uint8_t
                                         float scale, uint8_t *second) {
   const void *sixteen = codes;
   const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(sixteen)));
-  __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(wide), _mm512_set1_ps(scale));
-  asm volatile("" : "+v"(product));  // keeps the compiler from fusing it with the difference
+  const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(wide), _mm512_set1_ps(scale));
   const __m512 rest = _mm512_sub_ps(load16<kDtype>(x, at), product);
   const __m512i rounded =
       _mm512_cvtps_epi32(_mm512_mul_ps(rest, _mm512_set1_ps(kSecondSteps / scale)));
@@ -247,22 +256,25 @@ static OCTAVO_INLINE __m512i round_rest(const void *x, int64_t at, const uint8_t
 // The second code of row r's block b; scale and sums become those of both codes.
 template <int32_t kDtype>
 static OCTAVO_INLINE void add_second(const WideRows &own, int r, int64_t b, uint8_t *second) {
-  uint8_t *block = own.tile + b * own.rows * kActBytes;
-  const uint8_t *codes = block + kBlock * r;
-  float *scales = reinterpret_cast<float *>(block + kBlock * own.rows);
+  const uint8_t *codes = own.block(b) + kBlock * r;
+  float *scales = own.scales(b);
   const float scale = scales[r], step = scale / kSecondSteps;
   const int64_t at = own.at + r * own.stride + b * kBlock;
   const __m512i low = round_rest<kDtype>(own.x, at, codes, scale, second);
   const __m512i high = round_rest<kDtype>(own.x, at + 16, codes + 16, scale, second + 16);
   scales[r] = step;
+  const int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
+  float *of_all = scales + own.rows + r;
+  *of_all = __builtin_fmaf(step, static_cast<float>(sum), *of_all);
   if (own.has_halves) {
     const int32_t sums[2] = {_mm512_reduce_add_epi32(low), _mm512_reduce_add_epi32(high)};
     float *halves = scales + 2 * (own.rows + r);
-    for (int h = 0; h < 2; ++h) halves[h] += step * static_cast<float>(sums[h]);
-    scales[own.rows + r] += step * static_cast<float>(sums[0] + sums[1]);
-  } else {
-    const int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
-    scales[own.rows + r] += step * static_cast<float>(sum);
+    for (int h = 0; h < 2; ++h)
+      halves[h] = __builtin_fmaf(step, static_cast<float>(sums[h]), halves[h]);
+  }
+  if (own.has_offsets) {
+    int32_t &offset = own.offsets(b)[r];
+    offset = static_cast<int32_t>(kSecondSteps) * offset + 128 * sum;
   }
 }
 
@@ -290,10 +302,11 @@ static inline void round_few_rows(const WideRows &own, uint32_t *masks) {
   const int64_t block_bytes = static_cast<int64_t>(own.rows) * kActBytes;
   for (int64_t b = 0; b < own.num_blocks; ++b) masks[b] = 0;
   for (int r = 0; r < own.rows; ++r) {
-    uint8_t *block = own.tile;
-    for (int64_t b = 0; b < own.num_blocks; ++b, block += block_bytes) {
+    for (int64_t b = 0; b < own.num_blocks; ++b) {
       const Numbers numbers = load_numbers(own.x, own.at + r * own.stride + b * kBlock, kDtype);
-      write_block(numbers, rounding_of(largest_of(numbers)), block, own.rows, r);
+      const int32_t sum =
+          write_block(numbers, rounding_of(largest_of(numbers)), own.block(b), own.rows, r);
+      if (own.has_offsets) own.offsets(b)[r] = 128 * sum;
     }
     const uint8_t *scales = own.tile + kBlock * own.rows + 4 * r;
     LeastSecond least =

@@ -149,7 +149,7 @@ void add_by_rows(const Tile &tile, const T *values, int64_t at, int64_t count, i
   for (int64_t row = 0; row < tile.rows;) {
     const int64_t take = tile.rows - row < 6 ? tile.rows - row : 6;
     const float *weights = tile.weights + row * kPart + at;
-#define CALL(R) add_values<R>(weights, values, count, dim, ahead, tile.part + row * dim)
+#define CALL(R) add_values<R>(weights, values, at, count, dim, ahead, tile.part + row * dim)
     OCTAVO_FOR_ROWS(take, CALL)
 #undef CALL
     row += take;
@@ -193,7 +193,7 @@ void make_logits(const Tile &tile, const Cache<T> &cache, int64_t begin, int64_t
       for (int64_t row = 0; row < tile.rows; ++row) {
         float sum = 0;
         for (int64_t i = 0; i < dim; ++i)
-          sum += tile.queries[row * dim + i] * load_one(key + i * size);
+          sum = fused(tile.queries[row * dim + i], load_one(key + i * size), sum);
         tile.weights[row * kPart + j - begin] = sum;
       }
     }
@@ -203,7 +203,8 @@ void make_logits(const Tile &tile, const Cache<T> &cache, int64_t begin, int64_t
 // Logits [from, to) of one row to weights, of which those outside [low, high) are 0.
 void make_weights(const Op &op, float *x, int64_t from, int64_t to, int64_t low, int64_t high,
                   float *most, float *sum) {
-  const int64_t begin = from / kLanes * kLanes, end = (to + kLanes - 1) / kLanes * kLanes;
+  const int64_t begin = from / kSumLanes * kSumLanes;
+  const int64_t end = (to + kSumLanes - 1) / kSumLanes * kSumLanes;
   if (low >= high) {
     for (int64_t j = begin; j < end; ++j) x[j] = 0;
     *most = -INFINITY;
@@ -212,7 +213,7 @@ void make_weights(const Op &op, float *x, int64_t from, int64_t to, int64_t low,
   }
   if (op.soft_cap != 0) {
     const float inverse = 1.0f / op.soft_cap;
-    for (int64_t j = begin; j < end; j += kLanes)
+    for (int64_t j = from / kLanes * kLanes; j < to; j += kLanes)
       store(x + j, op.soft_cap * tangent(load(x + j) * inverse));
   }
   for (int64_t j = begin; j < low; ++j) x[j] = -INFINITY;
@@ -220,12 +221,13 @@ void make_weights(const Op &op, float *x, int64_t from, int64_t to, int64_t low,
   Vec tops = load(x + begin);
   for (int64_t j = begin + kLanes; j < end; j += kLanes) tops = larger(load(x + j), tops);
   const float top = largest_of(tops);
-  Vec sums = {};
-  for (int64_t j = begin; j < end; j += kLanes) {
-    const Vec weights = exponential(load(x + j) - top);
-    sums += weights;
-    store(x + j, weights);
-  }
+  Vec sums[kSumVecs] = {};
+  for (int64_t j = begin; j < end; j += kSumLanes)
+    for (int v = 0; v < kSumVecs; ++v) {
+      const Vec weights = exponential(load(x + j + v * kLanes) - top);
+      sums[v] += weights;
+      store(x + j + v * kLanes, weights);
+    }
   *most = top;
   *sum = sum_of(sums);
 }
@@ -256,11 +258,14 @@ void attend_part(const Job &job, const Tile &tile, int64_t part) {
       scale_by(tile.scales + kPart + (from - begin), to - from, x + (from - begin));
   }
   memset(tile.part, 0, sizeof(float) * static_cast<size_t>(tile.rows * dim));
-  const bool is_widened = sizeof(T) < sizeof(float) && tile.rows >= kManyRows;
+  // Where runs do not end with blocks, all values of the part are put side by side.
+  const bool is_whole = size % kRun == 0;
+  const bool is_widened = (sizeof(T) < sizeof(float) && tile.rows >= kManyRows) || !is_whole;
+  const int64_t most = is_whole ? kChunk : kPart;
   for (int64_t j = from, chunk = from; j < to;) {
     const int64_t block_end = (j / size + 1) * size, end = block_end < to ? block_end : to;
     if (is_widened) {
-      if (end - chunk > kChunk && j > chunk) {
+      if (end - chunk > most && j > chunk) {
         add_by_rows<float>(tile, tile.widened, chunk - begin, j - chunk, dim, nullptr);
         chunk = j;
       }
@@ -278,8 +283,11 @@ void attend_part(const Job &job, const Tile &tile, int64_t part) {
 void join(float *total, float *total_max, float *total_sum, const float *part, float part_max,
           float part_sum, float old, float own, int64_t dim) {
   if (part_max == -INFINITY) return;
-  for (int64_t i = 0; i < dim; ++i) total[i] = total[i] * old + part[i] * own;
-  *total_sum = *total_sum * old + part_sum * own;
+  int64_t i = 0;
+  for (; i + kLanes <= dim; i += kLanes)
+    store(total + i, fused(load(part + i), all(own), load(total + i) * old));
+  for (; i < dim; ++i) total[i] = fused(part[i], own, total[i] * old);
+  *total_sum = fused(part_sum, own, *total_sum * old);
   *total_max = part_max > *total_max ? part_max : *total_max;
 }
 

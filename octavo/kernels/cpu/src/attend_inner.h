@@ -1,7 +1,7 @@
 // The innermost loops of attention: rows of queries with vectors of keys, weights with values.
 //
-// Every sum goes along the dimensions, or along the keys, one by one: how many rows and vectors are
-// computed together changes no result.
+// Every sum goes along the dimensions, or along a run of keys, one by one: how many rows and vectors
+// are computed together changes no result.
 #pragma once
 
 #include "vec.h"
@@ -10,6 +10,7 @@ namespace octavo {
 namespace OCTAVO_ISA {
 
 constexpr int64_t kPart = 128;  // positions whose logits are held at a time
+constexpr int64_t kRun = 16;    // positions whose values are added up before they join a part's
 
 // Vectors that R rows are computed with at a time: so many sums that none waits for the one before
 // it, and not more than there are registers.
@@ -33,7 +34,7 @@ static inline void multiply_keys(const float *queries, int64_t dim, const T *con
       for (int v = 0; v < V; ++v) __builtin_prefetch(ahead[v] + i * kLanes);
     for (int r = 0; r < R; ++r) {
       const Vec query = all(queries[r * dim + i]);
-      for (int v = 0; v < V; ++v) sums[r][v] += query * keys[v];
+      for (int v = 0; v < V; ++v) sums[r][v] = fused(query, keys[v], sums[r][v]);
     }
   }
   for (int r = 0; r < R; ++r)
@@ -53,15 +54,15 @@ static void multiply_all_keys(const float *queries, int64_t dim, const T *const 
                         out + v * kLanes);
 }
 
-// Adds `count` values [count, dim], each times its weight in each of R rows, from dimension i on. As
-// many numbers at `ahead`, unless that is null, are brought into the cache meanwhile.
+// Adds a run of `count` values [count, dim], each times its weight in each of R rows, from dimension i
+// on. As many numbers at `ahead`, unless that is null, are brought into the cache meanwhile.
 template <int R, int V, typename T>
 static inline void add_vectors(const float *weights, const T *values, int64_t count, int64_t dim,
                                int64_t i, const T *ahead, float *out) {
   constexpr int kEvery = kLine / (kLanes * sizeof(T));
   Vec sums[R][V];
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) sums[r][v] = load(out + r * dim + i + v * kLanes);
+    for (int v = 0; v < V; ++v) sums[r][v] = Vec{};
   for (int64_t j = 0; j < count; ++j) {
     Vec value[V];
     for (int v = 0; v < V; ++v) value[v] = load(values + j * dim + i + v * kLanes);
@@ -70,16 +71,19 @@ static inline void add_vectors(const float *weights, const T *values, int64_t co
         __builtin_prefetch(ahead + j * dim + i + v * kLanes, 0, 2);
     for (int r = 0; r < R; ++r) {
       const Vec weight = all(weights[r * kPart + j]);
-      for (int v = 0; v < V; ++v) sums[r][v] += weight * value[v];
+      for (int v = 0; v < V; ++v) sums[r][v] = fused(weight, value[v], sums[r][v]);
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) store(out + r * dim + i + v * kLanes, sums[r][v]);
+    for (int v = 0; v < V; ++v) {
+      float *at = out + r * dim + i + v * kLanes;
+      store(at, load(at) + sums[r][v]);
+    }
 }
 
 template <int R, typename T>
-static void add_values(const float *weights, const T *values, int64_t count, int64_t dim,
-                       const T *ahead, float *out) {
+static inline void add_run(const float *weights, const T *values, int64_t count, int64_t dim,
+                           const T *ahead, float *out) {
   constexpr int kWide = vectors_of(R);
   int64_t i = 0;
   for (; i + kWide * kLanes <= dim; i += kWide * kLanes)
@@ -88,10 +92,26 @@ static void add_values(const float *weights, const T *values, int64_t count, int
     add_vectors<R, 1>(weights, values, count, dim, i, ahead, out);
   for (; i < dim; ++i)
     for (int r = 0; r < R; ++r) {
-      float sum = out[r * dim + i];
-      for (int64_t j = 0; j < count; ++j) sum += weights[r * kPart + j] * load_one(values + j * dim + i);
-      out[r * dim + i] = sum;
+      float sum = 0;
+      for (int64_t j = 0; j < count; ++j)
+        sum = fused(weights[r * kPart + j], load_one(values + j * dim + i), sum);
+      out[r * dim + i] += sum;
     }
+}
+
+// Adds `count` values that begin `at` places behind a part's beginning, run by run.
+template <int R, typename T>
+static void add_values(const float *weights, const T *values, int64_t at, int64_t count, int64_t dim,
+                       const T *ahead, float *out) {
+  while (count > 0) {
+    const int64_t left = kRun - at % kRun, take = left < count ? left : count;
+    add_run<R>(weights, values, take, dim, ahead, out);
+    if (ahead != nullptr) ahead += take * dim;
+    weights += take;
+    values += take * dim;
+    at += take;
+    count -= take;
+  }
 }
 
 // Float32 of 16-bit or 8-bit numbers; what is behind the last whole vector is taken one by one.

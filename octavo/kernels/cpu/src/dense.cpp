@@ -1,6 +1,6 @@
 // Activations times plain weights, float32 or bfloat16: for layers of a plan that are not kept in
-// blocks. Every result is one sum along vectors of the columns, whatever is computed beside it, so
-// that a row's results do not depend on the other rows.
+// blocks. Every result is one sum along 16 lanes of the columns, whatever is computed beside it, so
+// that a row's results depend neither on the other rows nor on how wide vectors are.
 #include "dense.h"
 
 #include "pool.h"
@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kCachedRows = 48;      // of x, which a core's cache holds beside some weights
 constexpr int64_t kLeastWork = 1 << 17;  // products of a piece: some 5 us
+constexpr int kRows = kLanes >= 8 ? kLanes / 4 : 1;  // at a time: their sums fit the registers
 
 struct Job {
   const float *x;
@@ -25,22 +26,26 @@ struct Job {
 template <int R, int N, typename T>
 inline void multiply(const Job &job, const float *x, const T *weight, int64_t row, int64_t output) {
   const int64_t cols = job.cols;
-  Vec sums[R][N];
+  Vec sums[R][N][kSumVecs];
   for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) sums[r][n] = Vec{};
+    for (int n = 0; n < N; ++n)
+      for (int v = 0; v < kSumVecs; ++v) sums[r][n][v] = Vec{};
   int64_t i = 0;
-  for (; i + kLanes <= cols; i += kLanes) {
-    Vec own[R];
-    for (int r = 0; r < R; ++r) own[r] = load(x + r * cols + i);
-    for (int n = 0; n < N; ++n) {
-      const Vec w = load(weight + n * cols + i);
-      for (int r = 0; r < R; ++r) sums[r][n] += own[r] * w;
+  for (; i + kSumLanes <= cols; i += kSumLanes)
+    for (int v = 0; v < kSumVecs; ++v) {
+      const int64_t at = i + v * kLanes;
+      Vec own[R];
+      for (int r = 0; r < R; ++r) own[r] = load(x + r * cols + at);
+      for (int n = 0; n < N; ++n) {
+        const Vec w = load(weight + n * cols + at);
+        for (int r = 0; r < R; ++r) sums[r][n][v] = fused(own[r], w, sums[r][n][v]);
+      }
     }
-  }
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) {
       float sum = sum_of(sums[r][n]);
-      for (int64_t j = i; j < cols; ++j) sum += x[r * cols + j] * load_one(weight + n * cols + j);
+      for (int64_t j = i; j < cols; ++j)
+        sum = fused(x[r * cols + j], load_one(weight + n * cols + j), sum);
       if (job.bias != nullptr) sum += job.bias[output + n];
       job.y[(row + r) * job.outputs + output + n] = sum;
     }
@@ -49,8 +54,8 @@ inline void multiply(const Job &job, const float *x, const T *weight, int64_t ro
 template <int N, typename T>
 void multiply_rows(const Job &job, const T *weight, int64_t begin, int64_t end, int64_t output) {
   int64_t row = begin;
-  for (; row + 4 <= end; row += 4)
-    multiply<4, N>(job, job.x + row * job.cols, weight, row, output);
+  for (; row + kRows <= end; row += kRows)
+    multiply<kRows, N>(job, job.x + row * job.cols, weight, row, output);
   for (; row < end; ++row) multiply<1, N>(job, job.x + row * job.cols, weight, row, output);
 }
 

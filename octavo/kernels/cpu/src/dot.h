@@ -3,6 +3,7 @@
 #pragma once
 
 #include "second.h"
+#include "vec.h"
 
 namespace octavo {
 namespace OCTAVO_ISA {
@@ -69,7 +70,7 @@ static inline __m256 load_bytes(const uint8_t *at, bool is_signed) {
   return _mm256_cvtepi32_ps(is_signed ? _mm256_cvtepi8_epi32(eight) : _mm256_cvtepu8_epi32(eight));
 }
 
-// Scales and minima of 8 rows, of half h of block b; Q8_0's minimum is for codes moved up by 128.
+// Scales and minima of 8 rows, of half h of block b.
 template <int32_t kType>
 static inline void scales_at(const uint8_t *scales, int64_t b, int h, __m256 *d, __m256 *m) {
   if constexpr (kType == kQ4_K || kType == kQ5_K) {
@@ -86,7 +87,7 @@ static inline void scales_at(const uint8_t *scales, int64_t b, int h, __m256 *d,
     *m = load_halves(scales + b * 32 + 16);
   } else {
     *d = load_halves(scales + b * 16);
-    *m = _mm256_mul_ps(*d, _mm256_set1_ps(kType == kQ4_0 ? -8 : kType == kQ5_0 ? -16 : -128));
+    *m = _mm256_mul_ps(*d, _mm256_set1_ps(kType == kQ4_0 ? -8 : kType == kQ5_0 ? -16 : 0));
   }
 }
 
@@ -125,28 +126,59 @@ static inline void add_groups(const uint8_t *codes, const uint8_t *acts, __m256i
   if constexpr (G + 1 < kLast) add_groups<kBits, R, G + 1, kLast>(codes, acts, words, sums);
 }
 
+// sums[r][0..7] = products of half h of a block's codes of 8 rows with row r's, of integers.
+template <int32_t kType, int R>
+static inline void multiply_codes(const uint8_t *own, int h, const uint8_t *acts, __m256i *sums) {
+  constexpr int kBits = bits_of(kType), kGroups = 8 / subs_of(kType);
+  __m256i words[R];
+  for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_si256();
+  if (h == 0)
+    add_groups<kBits, R, 0, kGroups>(own, acts, words, sums);
+  else
+    add_groups<kBits, R, kGroups % 8, 8>(own, acts, words, sums);
+}
+
 // Adds to totals[r][0..7] the products of one block of the panel's 8 rows, its codes at `own` and
-// number b among its scales, with row r of a tile's block.
+// number b among its scales, with row r of a tile's block; `rests` has those with second codes.
 template <int32_t kType, int R>
 static inline void add_block(const uint8_t *own, const uint8_t *scales, int64_t b,
-                             const uint8_t *block, __m256 *totals) {
-  constexpr int kBits = bits_of(kType), kSubs = subs_of(kType), kGroups = 8 / kSubs;
-  constexpr bool kHasMin = kType != kQ8_0;
-  const float *act_scales = reinterpret_cast<const float *>(block + 32 * R);
+                             const uint8_t *block, const uint8_t *rests, int64_t rests_stride,
+                             __m256 *totals) {
+  constexpr int kSubs = subs_of(kType);
+  const float *act_scales = reinterpret_cast<const float *>(block + kBlock * R);
+  const float *factors = reinterpret_cast<const float *>(block + kPlainBytes * R);
+  const int32_t *places = reinterpret_cast<const int32_t *>(factors + R);
   for (int h = 0; h < kSubs; ++h) {
-    __m256i words[R], sums[R];
-    for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_si256();
-    if (h == 0)
-      add_groups<kBits, R, 0, kGroups>(own, block, words, sums);
-    else
-      add_groups<kBits, R, kGroups % 8, 8>(own, block, words, sums);
+    __m256i sums[R];
+    multiply_codes<kType, R>(own, h, block, sums);
     __m256 d, m;
     scales_at<kType>(scales, b, h, &d, &m);
     for (int r = 0; r < R; ++r) {
       const __m256 both = _mm256_mul_ps(d, _mm256_set1_ps(act_scales[r]));
-      totals[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r]), both, totals[r]);
+      const auto *rest = reinterpret_cast<const float *>(rests + h * rests_stride + places[r]);
+      // As if integers were added up and then rounded to float32.
+      const __m256 products = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r]),
+                                              _mm256_set1_ps(factors[r]), _mm256_load_ps(rest));
+      totals[r] = _mm256_fmadd_ps(products, both, totals[r]);
       const float sum = kSubs == 1 ? act_scales[R + r] : act_scales[2 * R + 2 * r + h];
-      if constexpr (kHasMin) totals[r] = _mm256_fmadd_ps(m, _mm256_set1_ps(sum), totals[r]);
+      if constexpr (kType != kQ8_0)
+        totals[r] = _mm256_fmadd_ps(m, _mm256_set1_ps(sum), totals[r]);
+    }
+  }
+}
+
+// The products with all second codes of a tile, to `rests` behind those of none.
+template <int32_t kType>
+static inline void multiply_seconds(const uint8_t *codes, const uint8_t *seconds, int64_t count,
+                                    uint8_t *rests, int64_t rests_stride) {
+  for (int h = 0; h < subs_of(kType); ++h) {
+    float *rest = reinterpret_cast<float *>(rests + h * rests_stride);
+    _mm256_store_ps(rest, _mm256_setzero_ps());
+    for (int64_t i = 0; i < count; ++i) {
+      const uint8_t *second = seconds + i * kSecondBytes;
+      __m256i sums[1];
+      multiply_codes<kType, 1>(codes + block_of(second) * code_bytes_of(kType), h, second, sums);
+      _mm256_store_ps(rest + (i + 1) * kPanel, _mm256_cvtepi32_ps(sums[0]));
     }
   }
 }
@@ -163,8 +195,11 @@ constexpr int kAhead = 8192;  // bytes; prefetching beyond a matrix's end is har
 // R, so that a token's result does not depend on those beside it in the batch.
 template <int32_t kType, int R>
 static void dot_tile(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks,
-                     const uint8_t *acts, float *out) {
+                     const uint8_t *acts, uint8_t *rests, float *out) {
   constexpr int kCodeBytes = code_bytes_of(kType), kStride = kCodeBytes + scale_bytes_of(kType);
+  const int64_t stride = rests_stride(num_blocks, R);
+  multiply_seconds<kType>(codes, acts + num_blocks * R * kActBytes, R * num_second(num_blocks),
+                          rests, stride);
   __m256 totals[R];
   for (int r = 0; r < R; ++r) totals[r] = _mm256_setzero_ps();
   for (int64_t b = 0; b < num_blocks; ++b) {
@@ -172,20 +207,9 @@ static void dot_tile(const uint8_t *codes, const uint8_t *scales, int64_t num_bl
     // Codes, scales and the next panel's codes follow each other: one stream, fetched at one pace.
     for (int line = 0; line < kStride; line += 64)
       _mm_prefetch(reinterpret_cast<const char *>(codes) + b * kStride + kAhead + line, _MM_HINT_T0);
-    add_block<kType, R>(own, scales, b, acts + b * R * kActBytes, totals);
+    add_block<kType, R>(own, scales, b, acts + b * R * kActBytes, rests, stride, totals);
   }
   for (int r = 0; r < R; ++r) _mm256_storeu_ps(out + kPanel * r, totals[r]);
-  const int64_t count = num_second(num_blocks);
-  const uint8_t *second = acts + num_blocks * R * kActBytes;
-  for (int r = 0; r < R; ++r) {
-    __m256 total = _mm256_loadu_ps(out + kPanel * r);
-    for (int64_t i = 0; i < count; ++i, second += kSecondBytes) {
-      int32_t b;
-      memcpy(&b, second + kActBytes, sizeof(b));
-      add_block<kType, 1>(codes + b * kCodeBytes, scales, b, second, &total);
-    }
-    _mm256_storeu_ps(out + kPanel * r, total);
-  }
 }
 
 constexpr int kMaxTile = 6;
@@ -194,24 +218,40 @@ constexpr int kMaxTile = 6;
 
 template <int32_t kType, int R>
 static void add_block(const uint8_t *own, const uint8_t *scales, int64_t b, const uint8_t *block,
-                      float *out) {
-  constexpr int kBits = bits_of(kType);
-  const float *act_scales = reinterpret_cast<const float *>(block + 32 * R);
+                      const uint8_t *seconds, float *out) {
+  constexpr int kBits = bits_of(kType), kSubs = subs_of(kType), kCols = kBlock / kSubs;
+  const float *act_scales = reinterpret_cast<const float *>(block + kBlock * R);
+  const float *act_sums = act_scales + (kSubs == 1 ? R : 2 * R);
+  const int32_t *places = reinterpret_cast<const int32_t *>(block + (kPlainBytes + 4) * R);
   int8_t weights[kPanel][kBlock];
-  float d[2][kPanel], m[2][kPanel];
+  float d[kSubs][kPanel], m[kSubs][kPanel];
   for (int row = 0; row < kPanel; ++row) {
     for (int c = 0; c < kBlock; ++c)
       weights[row][c] = static_cast<int8_t>(code_at(kBits, own, row, c));
-    for (int h = 0; h < 2; ++h) scale_at(kType, scales, b, h, row, &d[h][row], &m[h][row]);
+    for (int h = 0; h < kSubs; ++h) scale_at(kType, scales, b, h, row, &d[h][row], &m[h][row]);
   }
   for (int r = 0; r < R; ++r) {
-    const int8_t *a = reinterpret_cast<const int8_t *>(block + 32 * r);
-    for (int row = 0; row < kPanel; ++row) {
-      for (int h = 0; h < 2; ++h) {
-        int32_t sum = 0;
-        for (int c = 16 * h; c < 16 * h + 16; ++c) sum += weights[row][c] * a[c];
-        out[kPanel * r + row] += static_cast<float>(sum) * d[h][row] * act_scales[r] +
-                                 m[h][row] * act_scales[2 * R + 2 * r + h];
+    const int64_t place = places[r] / kRestBytes;
+    const void *codes = block + kBlock * r, *rest = seconds + (place - 1) * kSecondBytes;
+    for (int h = 0; h < kSubs; ++h) {
+      const int8_t *first = static_cast<const int8_t *>(codes) + kCols * h;
+      const int8_t *second = static_cast<const int8_t *>(rest) + kCols * h;
+      float products[kPanel];
+      for (int row = 0; row < kPanel; ++row) {
+        const int8_t *w = weights[row] + kCols * h;
+        int32_t sum = 0, more = 0;
+        for (int c = 0; c < kCols; ++c) sum += w[c] * first[c];
+        if (place > 0) {
+          for (int c = 0; c < kCols; ++c) more += w[c] * second[c];
+          sum = static_cast<int32_t>(kSecondSteps) * sum + more;
+        }
+        products[row] = static_cast<float>(sum);
+      }
+      for (int i = 0; i < kPanel; i += kLanes) {
+        float *at = out + kPanel * r + i;
+        Vec total = fused(load(products + i), load(d[h] + i) * all(act_scales[r]), load(at));
+        if (kType != kQ8_0) total = fused(load(m[h] + i), all(act_sums[kSubs * r + h]), total);
+        store(at, total);
       }
     }
   }
@@ -219,20 +259,12 @@ static void add_block(const uint8_t *own, const uint8_t *scales, int64_t b, cons
 
 template <int32_t kType, int R>
 static void dot_tile(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks,
-                     const uint8_t *acts, float *out) {
+                     const uint8_t *acts, uint8_t *, float *out) {
   constexpr int kCodeBytes = code_bytes_of(kType);
+  const uint8_t *seconds = acts + num_blocks * R * kActBytes;
   for (int i = 0; i < kPanel * R; ++i) out[i] = 0;
   for (int64_t b = 0; b < num_blocks; ++b)
-    add_block<kType, R>(codes + b * kCodeBytes, scales, b, acts + b * R * kActBytes, out);
-  const int64_t count = num_second(num_blocks);
-  const uint8_t *second = acts + num_blocks * R * kActBytes;
-  for (int r = 0; r < R; ++r) {
-    for (int64_t i = 0; i < count; ++i, second += kSecondBytes) {
-      int32_t b;
-      memcpy(&b, second + kActBytes, sizeof(b));
-      add_block<kType, 1>(codes + b * kCodeBytes, scales, b, second, out + kPanel * r);
-    }
-  }
+    add_block<kType, R>(codes + b * kCodeBytes, scales, b, acts + b * R * kActBytes, seconds, out);
 }
 
 constexpr int kMaxTile = 4;

@@ -175,27 +175,41 @@ static inline void scales_at(const uint8_t *scales, int64_t b, int h, float32x4_
   }
 }
 
+// sums[r] = products of half h of a block's codes of 8 rows with row r's, of integers.
+template <int32_t kType, int R>
+OCTAVO_INLINE void multiply_codes(const uint8_t *own, int h, const uint8_t *acts,
+                                  int32x4_t (*sums)[2]) {
+  constexpr int kBits = bits_of(kType), kGroups = 8 / subs_of(kType);
+  if (h == 0)
+    multiply_groups<kBits, R, 0, kGroups>(own, acts, sums);
+  else
+    multiply_groups<kBits, R, kGroups % 8, 8>(own, acts, sums);
+}
+
 // Adds to totals[r] the products of one block of the panel's 8 rows, its codes at `own` and number
-// b among its scales, with row r of a tile's block. Every sum is written out as a fused one, so that
-// it is the same for every R.
+// b among its scales, with row r of a tile's block; `rests` has those with second codes.
 template <int32_t kType, int R>
 OCTAVO_INLINE void add_block(const uint8_t *own, const uint8_t *scales, int64_t b,
-                             const uint8_t *block, float32x4_t (*totals)[2]) {
-  constexpr int kBits = bits_of(kType), kSubs = subs_of(kType), kGroups = 8 / kSubs;
-  const float *act_scales = reinterpret_cast<const float *>(block + 32 * R);
+                             const uint8_t *block, const uint8_t *rests, int64_t rests_stride,
+                             float32x4_t (*totals)[2]) {
+  constexpr int kSubs = subs_of(kType);
+  const float *act_scales = reinterpret_cast<const float *>(block + kBlock * R);
+  const float *factors = reinterpret_cast<const float *>(block + kPlainBytes * R);
+  const int32_t *places = reinterpret_cast<const int32_t *>(factors + R);
   for (int h = 0; h < kSubs; ++h) {
     int32x4_t sums[R][2];
-    if (h == 0)
-      multiply_groups<kBits, R, 0, kGroups>(own, block, sums);
-    else
-      multiply_groups<kBits, R, kGroups % 8, 8>(own, block, sums);
+    multiply_codes<kType, R>(own, h, block, sums);
     float32x4_t d[2], m[2];
     scales_at<kType>(scales, b, h, d, m);
     for (int r = 0; r < R; ++r) {
       const float sum = kSubs == 1 ? act_scales[R + r] : act_scales[2 * R + 2 * r + h];
+      const auto *rest = reinterpret_cast<const float *>(rests + h * rests_stride + places[r]);
       for (int half = 0; half < 2; ++half) {
         const float32x4_t both = vmulq_n_f32(d[half], act_scales[r]);
-        float32x4_t total = vfmaq_f32(totals[r][half], vcvtq_f32_s32(sums[r][half]), both);
+        // As if integers were added up and then rounded to float32.
+        const float32x4_t products =
+            vfmaq_n_f32(vld1q_f32(rest + 4 * half), vcvtq_f32_s32(sums[r][half]), factors[r]);
+        float32x4_t total = vfmaq_f32(totals[r][half], products, both);
         if constexpr (kType != kQ8_0) total = vfmaq_n_f32(total, m[half], sum);
         totals[r][half] = total;
       }
@@ -203,23 +217,37 @@ OCTAVO_INLINE void add_block(const uint8_t *own, const uint8_t *scales, int64_t 
   }
 }
 
+// The products with all second codes of a tile, to `rests` behind those of none.
+template <int32_t kType>
+static inline void multiply_seconds(const uint8_t *codes, const uint8_t *seconds, int64_t count,
+                                    uint8_t *rests, int64_t rests_stride) {
+  for (int h = 0; h < subs_of(kType); ++h) {
+    float *rest = reinterpret_cast<float *>(rests + h * rests_stride);
+    for (int half = 0; half < 2; ++half) vst1q_f32(rest + 4 * half, vdupq_n_f32(0));
+    for (int64_t i = 0; i < count; ++i) {
+      const uint8_t *second = seconds + i * kSecondBytes;
+      int32x4_t sums[1][2];
+      multiply_codes<kType, 1>(codes + block_of(second) * code_bytes_of(kType), h, second, sums);
+      for (int half = 0; half < 2; ++half)
+        vst1q_f32(rest + (i + 1) * kPanel + 4 * half, vcvtq_f32_s32(sums[0][half]));
+    }
+  }
+}
+
 // out[r][0..7] = the panel's 8 rows times row r of the tile.
 template <int32_t kType, int R>
 static void dot_tile(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks,
-                     const uint8_t *acts, float *out) {
+                     const uint8_t *acts, uint8_t *rests, float *out) {
   constexpr int kCodeBytes = code_bytes_of(kType);
+  const int64_t stride = rests_stride(num_blocks, R);
+  multiply_seconds<kType>(codes, acts + num_blocks * R * kActBytes, R * num_second(num_blocks),
+                          rests, stride);
   float32x4_t totals[R][2];
   for (int r = 0; r < R; ++r) totals[r][0] = totals[r][1] = vdupq_n_f32(0);
   for (int64_t b = 0; b < num_blocks; ++b)
-    add_block<kType, R>(codes + b * kCodeBytes, scales, b, acts + b * R * kActBytes, totals);
-  const int64_t count = num_second(num_blocks);
-  const uint8_t *second = acts + num_blocks * R * kActBytes;
+    add_block<kType, R>(codes + b * kCodeBytes, scales, b, acts + b * R * kActBytes, rests, stride,
+                        totals);
   for (int r = 0; r < R; ++r) {
-    for (int64_t i = 0; i < count; ++i, second += kSecondBytes) {
-      int32_t b;
-      memcpy(&b, second + kActBytes, sizeof(b));
-      add_block<kType, 1>(codes + b * kCodeBytes, scales, b, second, totals + r);
-    }
     vst1q_f32(out + kPanel * r, totals[r][0]);
     vst1q_f32(out + kPanel * r + 4, totals[r][1]);
   }

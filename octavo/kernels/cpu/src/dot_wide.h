@@ -106,6 +106,7 @@ struct WideBlock {
 struct WideRow {
   const uint8_t *codes;
   const float *scale, *sums;  // one sum, or one for each half
+  const int32_t *offset;
   float *total, *result;
 };
 
@@ -134,14 +135,19 @@ static OCTAVO_INLINE void multiply_codes(const WideBlock<kType> &block, int h,
 template <int32_t kType, int kPlace>
 static OCTAVO_INLINE void add_products(const WideBlock<kType> &block, int h, const __m512i *sums,
                                        const WideRow &row) {
-  const __m512 scale = _mm512_set1_ps(*row.scale), sum = _mm512_set1_ps(row.sums[h]);
+  const __m512 scale = _mm512_set1_ps(*row.scale);
   const bool is_first = (kPlace & kFirst) && h == 0;
   const bool is_last = (kPlace & kLast) && h + 1 == subs_of(kType);
   for (int p = 0; p < kPairs; ++p) {
     float *at = row.total + 2 * kPanel * p;
     __m512 total = is_first ? _mm512_setzero_ps() : _mm512_load_ps(at);
-    total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[p]), _mm512_mul_ps(block.d[p][h], scale), total);
-    total = _mm512_fmadd_ps(block.m[p][h], sum, total);
+    __m512i products = sums[p];
+    if constexpr (kType == kQ8_0)
+      products = _mm512_sub_epi32(products, _mm512_set1_epi32(*row.offset));
+    const __m512 both = _mm512_mul_ps(block.d[p][h], scale);
+    total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), both, total);
+    if constexpr (kType != kQ8_0)
+      total = _mm512_fmadd_ps(block.m[p][h], _mm512_set1_ps(row.sums[h]), total);
     if (is_last)
       _mm512_storeu_ps(row.result + 2 * kPanel * p, total);
     else
@@ -181,13 +187,14 @@ static OCTAVO_INLINE void add_row_of_two(const WideBlock<kType> &block, const Wi
 struct WideActs {
   const uint8_t *codes;
   const float *scales, *sums;
+  const int32_t *offsets;
   float *totals, *results;
   int64_t stride;
 
   template <int32_t kType>
   OCTAVO_INLINE WideRow row(int r) const {
-    return {codes + kBlock * r, scales + r, sums + subs_of(kType) * r, totals + kWide * r,
-            results + stride * r};
+    return {codes + kBlock * r, scales + r, sums + subs_of(kType) * r, offsets + r,
+            totals + kWide * r, results + stride * r};
   }
 };
 
@@ -203,7 +210,8 @@ static OCTAVO_INLINE void add_block_of_four(const Panels &panels, int64_t num_bl
   const uint8_t *codes = acts + i * rows * kActBytes;
   const float *scales = reinterpret_cast<const float *>(codes + kBlock * rows);
   const float *sums = scales + (subs_of(kType) == 1 ? rows : 2 * rows);
-  const WideActs own = {codes, scales, sums, totals, results, stride};
+  const auto *offsets = reinterpret_cast<const int32_t *>(codes + kPlainBytes * rows);
+  const WideActs own = {codes, scales, sums, offsets, totals, results, stride};
   uint32_t left = ~with_second & (~0u >> (kWideTile - rows));
   while (left != 0) {
     WideRow two[2];

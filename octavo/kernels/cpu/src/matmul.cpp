@@ -43,7 +43,7 @@ DotWide wide_for(int32_t type) {
 constexpr int kUnitRows = kPanel, kTileRows = kMaxTile;
 
 using DotTile = void (*)(const uint8_t *codes, const uint8_t *scales, int64_t num_blocks,
-                         const uint8_t *acts, float *out);
+                         const uint8_t *acts, uint8_t *rests, float *out);
 
 template <int32_t kType>
 DotTile dot_for(int rows) {
@@ -97,7 +97,8 @@ struct Job {
   int64_t x_stride, y_stride, num_blocks, row_bytes;  // row_bytes: of quantized activations
   int64_t begin_row, end_row, run_rows, num_units, num_tiles, num_full;
   int32_t dtype, tile_rows, num_parts;
-  bool has_halves;  // some weights have scales for 16 columns
+  bool has_halves;   // some weights have scales for 16 columns
+  bool has_offsets;  // some have codes of 8 bits
   uint8_t *acts;
   Part parts[kMaxParts];
 
@@ -114,7 +115,7 @@ void quantize_tiles(void *context, int64_t begin, int64_t end, int32_t) {
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t at = (job.begin_row + job.row_of(tile)) * job.x_stride;
     const WideRows rows = {job.x, at, job.x_stride, job.num_blocks, job.acts_of(tile),
-                           job.rows_of(tile), job.has_halves};
+                           job.rows_of(tile), job.has_halves, job.has_offsets};
     if (job.dtype == 0)
       quantize_tile<0>(rows);
     else
@@ -187,6 +188,8 @@ void multiply_units(void *context, int64_t begin, int64_t end, int32_t) {
 #else
 void multiply_units(void *context, int64_t begin, int64_t end, int32_t) {
   const Job &job = *static_cast<const Job *>(context);
+  auto *rests = static_cast<uint8_t *>(scratch(1, rests_bytes(job.num_blocks, job.tile_rows)));
+  if (rests == nullptr) return;
   int at = 0;
   for (int64_t i = begin; i < end; ++i) {
     while (at + 1 < job.num_parts && i >= job.parts[at + 1].first_unit) ++at;
@@ -200,7 +203,7 @@ void multiply_units(void *context, int64_t begin, int64_t end, int32_t) {
       const int rows = job.rows_of(tile);
       alignas(64) float out[kPanel * kMaxTile];
       (tile < job.num_full ? part.full : part.short_by_one)(codes, scales, job.num_blocks,
-                                                            job.acts_of(tile), out);
+                                                            job.acts_of(tile), rests, out);
       for (int r = 0; r < rows; ++r)
         store(job, job.begin_row + job.row_of(tile) + r, column, left < kPanel ? left : kPanel,
               out + kPanel * r);
@@ -263,7 +266,7 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
   job.y_stride = y_stride;
   job.dtype = dtype;
   job.num_parts = 0;
-  job.has_halves = false;
+  job.has_halves = job.has_offsets = false;
   int64_t num_units = 0, num_all_rows = 0, next = 0;
   do {
     Part &part = job.parts[job.num_parts++];
@@ -273,6 +276,7 @@ void linear(const uint8_t *packed, const void *x, int64_t num_rows, int64_t x_st
     part.first_unit = num_units;
     part.first_row = num_all_rows;
     job.has_halves |= part.header.type == kQ6_K;
+    job.has_offsets |= part.header.type == kQ8_0;
     num_units += (part.header.rows + kUnitRows - 1) / kUnitRows;
     num_all_rows += part.header.rows;
     next = part.header.next;

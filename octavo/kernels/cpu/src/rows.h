@@ -8,23 +8,10 @@
 namespace octavo {
 namespace OCTAVO_ISA {
 
-static inline float sum_of_squares(const float *x, int64_t width) {
-  Vec sums[2] = {};
-  int64_t i = 0;
-  for (; i + 2 * kLanes <= width; i += 2 * kLanes) {
-    const Vec a = load(x + i), b = load(x + i + kLanes);
-    sums[0] += a * a;
-    sums[1] += b * b;
-  }
-  float sum = sum_of(sums[0] + sums[1]);
-  for (; i < width; ++i) sum += x[i] * x[i];
-  return sum;
-}
-
 // out = x / sqrt(mean(x^2) + eps) * weight; out may be x.
 static inline void norm_row(const float *x, const float *weight, int64_t width, float eps,
                             float *out) {
-  const float mean = sum_of_squares(x, width) / static_cast<float>(width);
+  const float mean = static_cast<float>(sum_of_squares(x, width)) / static_cast<float>(width);
   const float inverse = 1.0f / sqrtf(mean + eps);
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes)
@@ -42,7 +29,7 @@ template <int kWhich>
 static inline Vec activated(Vec x) {
   if constexpr (kWhich == kSilu) return x / (1.0f + exponential(-x));
   // x (1 + tanh(u)) / 2, where (1 + tanh(u)) / 2 is the logistic function of 2 u.
-  const Vec u = x * 1.5957691216057308f * (1.0f + 0.044715f * x * x);
+  const Vec u = x * 1.5957691216057308f * fused(0.044715f * x, x, all(1.0f));
   return x / (1.0f + exponential(-u));
 }
 
@@ -72,13 +59,13 @@ static inline void rotate_head(float *x, const float *angles, int64_t dim) {
   int64_t i = 0;
   for (; i + kLanes <= half; i += kLanes) {
     const Vec a = load(x + i), b = load(x + half + i), c = load(cosines + i), s = load(sines + i);
-    store(x + i, a * c - b * s);
-    store(x + half + i, b * c + a * s);
+    store(x + i, fused(-b, s, a * c));
+    store(x + half + i, fused(a, s, b * c));
   }
   for (; i < half; ++i) {
     const float a = x[i], b = x[half + i];
-    x[i] = a * cosines[i] - b * sines[i];
-    x[half + i] = b * cosines[i] + a * sines[i];
+    x[i] = fused(-b, sines[i], a * cosines[i]);
+    x[half + i] = fused(a, sines[i], b * cosines[i]);
   }
 }
 

@@ -6,13 +6,21 @@
 namespace octavo {
 namespace OCTAVO_ISA {
 
-// What a block's codes left over, of x from element `at` on, as a block of a tile of one row. The
-// product is rounded before it is taken away, whatever the processor, so that all get the same codes.
-static inline void quantize_rest(const void *x, int64_t at, int32_t dtype, const uint8_t *codes,
-                                 float scale, uint8_t *second) {
-  Numbers numbers = load_numbers(x, at, dtype);
-  leave_rest(codes, scale, &numbers);
-  write_block(numbers, {kSecondSteps / scale, scale / kSecondSteps}, second, 1, 0);
+// Memory for the second codes' products of a tile with one panel: first those of no second code, which
+// are zeros, then the tile's, row by row; and the same again for the second halves of blocks.
+static inline int64_t rests_stride(int64_t num_blocks, int64_t rows) {
+  return (1 + rows * num_second(num_blocks)) * kRestBytes;
+}
+
+static inline int64_t rests_bytes(int64_t num_blocks, int64_t rows) {
+  return 2 * rests_stride(num_blocks, rows);
+}
+
+// The number of a second code's block.
+static inline int32_t block_of(const uint8_t *second) {
+  int32_t number;
+  memcpy(&number, second + kBlock, sizeof(number));
+  return number;
 }
 
 // Which blocks of a row have a second code: those whose scale is above `scale`, and the first
@@ -58,19 +66,21 @@ static inline LeastSecond least_second(const uint8_t *scales, int64_t stride, in
   }
 }
 
-// The second code of block b of a row, to `second`.
-static inline void write_second(const void *x, int64_t at, int32_t dtype, const uint8_t *codes,
-                                float scale, int64_t b, uint8_t *second) {
-  quantize_rest(x, at + b * kBlock, dtype, codes, scale, second);
-  const auto number = static_cast<int32_t>(b);
-  memcpy(second + kActBytes, &number, sizeof(number));
-}
-
-// A second code of nothing, which counts as the last block's.
-static inline void write_no_second(int64_t num_blocks, uint8_t *second) {
-  const auto number = static_cast<int32_t>(num_blocks - 1);
-  memset(second, 0, kSecondBytes);
-  memcpy(second + kActBytes, &number, sizeof(number));
+// The second code of row r of a block, whose numbers are x from element `at` on, to `second`: what its
+// first codes left over. The row's scale and sums become those of both.
+static inline void write_second(const void *x, int64_t at, int32_t dtype, uint8_t *block, int rows,
+                                int r, uint8_t *second) {
+  float *scales = reinterpret_cast<float *>(block + 32 * rows), *halves = scales + 2 * rows + 2 * r;
+  const float scale = scales[r], step = scale / kSecondSteps;
+  Numbers numbers = load_numbers(x, at, dtype);
+  leave_rest(block + 32 * r, scale, &numbers);
+  int32_t sums[2];
+  round_numbers(numbers, kSecondSteps / scale, second, sums);
+  const auto sum = static_cast<float>(sums[0] + sums[1]);
+  scales[r] = step;
+  scales[rows + r] = __builtin_fmaf(step, sum, scales[rows + r]);
+  for (int h = 0; h < 2; ++h)
+    halves[h] = __builtin_fmaf(step, static_cast<float>(sums[h]), halves[h]);
 }
 
 // One row of a tile of `rows`: `num_blocks` blocks from element `at` of x on.
@@ -84,16 +94,27 @@ static inline void quantize_row(const void *x, int64_t at, int32_t dtype, int64_
   const uint8_t *scales = tile + 32 * rows + 4 * r;
   const int64_t count = num_second(num_blocks);
   const LeastSecond least = least_second(scales, stride, num_blocks, count);
-  uint8_t *second = tile + num_blocks * stride + r * count * kSecondBytes;
-  uint8_t *const end = second + count * kSecondBytes;
-  int64_t num_equal = least.num_equal;
-  for (int64_t b = 0; b < num_blocks && second < end; ++b) {
+  uint8_t *const seconds = tile + num_blocks * stride;
+  int64_t num_equal = least.num_equal, place = r * count;
+  const int64_t end = place + count;
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    uint8_t *block = tile + b * stride;
+    float *factor = reinterpret_cast<float *>(block + kPlainBytes * rows) + r;
+    int32_t *at_rests = reinterpret_cast<int32_t *>(factor + rows);
     const float scale = load_float(scales + b * stride);
-    if (!(scale > least.scale) && !(scale == least.scale && num_equal-- > 0)) continue;
-    write_second(x, at, dtype, tile + b * stride + 32 * r, scale, b, second);
-    second += kSecondBytes;
+    *factor = 1;
+    *at_rests = 0;
+    if (place == end || (!(scale > least.scale) && !(scale == least.scale && num_equal-- > 0)))
+      continue;
+    uint8_t *second = seconds + place++ * kSecondBytes;
+    const auto number = static_cast<int32_t>(b);
+    write_second(x, at + b * kBlock, dtype, block, rows, r, second);
+    memcpy(second + kBlock, &number, sizeof(number));
+    *factor = kSecondSteps;
+    *at_rests = static_cast<int32_t>(place) * kRestBytes;
   }
-  for (; second < end; second += kSecondBytes) write_no_second(num_blocks, second);
+  // Blocks of zeros have none; what counts for them is multiplied, and never read.
+  for (; place < end; ++place) memset(seconds + place * kSecondBytes, 0, kSecondBytes);
 }
 
 }  // namespace OCTAVO_ISA

@@ -240,7 +240,7 @@ static inline void weigh_above(const Row<T> &row, const float *bounds, double *t
     }
     if ((span + 1) % kPartSpans != 0 && span + 1 < num_spans(row.vocab)) continue;
     for (int j = 0; j < kBounds; ++j) {
-      totals[j] += sum_of(sums[j]);
+      for (int lane = 0; lane < kLanes; ++lane) totals[j] += sums[j][lane];
       sums[j] = Vec{};
     }
   }

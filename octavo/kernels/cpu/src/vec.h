@@ -1,4 +1,8 @@
 // Vectors of float32 by the compiler's own extension, as wide as the instruction set has them.
+//
+// Every instruction set gets the same bits: a product and a sum are rounded once where `fused` is
+// written and twice where it is not (the compiler may fuse nothing by itself, see build.py), and
+// sums across lanes are those of 16 lanes everywhere.
 #pragma once
 
 #include <cmath>
@@ -28,6 +32,11 @@ typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
 typedef int8_t ByteVec __attribute__((vector_size(kLanes)));
+typedef double WideVec __attribute__((vector_size(4 * kLanes)));
+typedef float NarrowVec __attribute__((vector_size(2 * kLanes)));  // what becomes a WideVec
+
+constexpr int kSumLanes = 16;  // that sums across numbers have
+constexpr int kSumVecs = kSumLanes / kLanes;
 
 static inline Vec load(const float *at) {
   Vec v;
@@ -86,12 +95,66 @@ static inline Vec all(float value) { return value - Vec{}; }
 
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
-static inline float sum_of(Vec v) {
-  float lanes[kLanes], sum = 0;
-  store(lanes, v);
-  for (int width = kLanes / 2; width > 0; width /= 2)
+// a * b + c, rounded once.
+static inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
+static inline Vec fused(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  Vec sum;
+  for (int i = 0; i < kLanes; ++i) sum[i] = fused(a[i], b[i], c[i]);
+  return sum;
+#else
+  typedef double Doubles __attribute__((vector_size(8 * kLanes)));
+  typedef int64_t Longs __attribute__((vector_size(8 * kLanes)));
+  // The product is exact in float64. So is the sum nearly always; where not, rounding it again to
+  // float32 goes wrong only from the middle between two numbers.
+  const Doubles sum = __builtin_convertvector(a, Doubles) * __builtin_convertvector(b, Doubles) +
+                      __builtin_convertvector(c, Doubles);
+  Longs bits;
+  memcpy(&bits, &sum, sizeof bits);
+  const Longs is_middle = (bits & 0x1fffffff) == 0x10000000;
+  Vec rounded = __builtin_convertvector(sum, Vec);
+  int64_t any = 0;
+  for (int i = 0; i < kLanes; ++i) any |= is_middle[i];
+  if (any)
+    for (int i = 0; i < kLanes; ++i) rounded[i] = fused(a[i], b[i], c[i]);
+  return rounded;
+#endif
+}
+
+// The sum of 16 lanes: those above a half are added to those below, until one is left.
+template <typename V, typename T>
+static inline T sum_of(const V (&vectors)[kSumLanes * sizeof(T) / sizeof(V)], T *lanes) {
+  memcpy(lanes, vectors, sizeof vectors);
+  for (int width = kSumLanes / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  sum += lanes[0];
+  return lanes[0];
+}
+
+static inline float sum_of(const Vec (&vectors)[kSumVecs]) {
+  float lanes[kSumLanes];
+  return sum_of(vectors, lanes);
+}
+
+// The sum of squares, in float64.
+static inline double sum_of_squares(const float *x, int64_t width) {
+  constexpr int kWideLanes = kLanes / 2;
+  WideVec sums[kSumLanes / kWideLanes] = {};
+  int64_t i = 0;
+  for (; i + kSumLanes <= width; i += kSumLanes)
+    for (int v = 0; v < kSumLanes / kWideLanes; ++v) {
+      NarrowVec own;
+      memcpy(&own, x + i + v * kWideLanes, sizeof own);
+      const WideVec wide = __builtin_convertvector(own, WideVec);
+      sums[v] += wide * wide;  // a product is exact
+    }
+  double lanes[kSumLanes];
+  double sum = sum_of(sums, lanes);
+  for (; i < width; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
   return sum;
 }
 
@@ -113,15 +176,15 @@ static inline Vec exponential(Vec x) {
   const Vec top = all(88.3f);
   const Vec bounded = x > top ? top : x;
 #endif
-  const Vec shifted = bounded * 1.44269504f + kMagic;
+  const Vec shifted = fused(bounded, all(1.44269504f), all(kMagic));
   const Vec n = shifted - kMagic;
-  const Vec f = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
-  Vec p = f * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * f + 8.3334519073e-3f;
-  p = p * f + 4.1665795894e-2f;
-  p = p * f + 1.6666665459e-1f;
-  p = p * f + 5.0000001201e-1f;
-  p = p * (f * f) + f + 1.0f;
+  const Vec f = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), bounded));
+  Vec p = fused(f, all(1.9875691500e-4f), all(1.3981999507e-3f));
+  p = fused(p, f, all(8.3334519073e-3f));
+  p = fused(p, f, all(4.1665795894e-2f));
+  p = fused(p, f, all(1.6666665459e-1f));
+  p = fused(p, f, all(5.0000001201e-1f));
+  p = fused(p, f * f, f) + 1.0f;
 #if defined(__AVX512F__)
   return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, all(-87.3f), _CMP_NLT_UQ), p, n);
 #else
