@@ -75,8 +75,10 @@ def test_which_devices_and_versions_are_served(
 
 
 def test_the_log_says_which_kernel_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert TritonAttention().describe(replace(LLAMA, head_dim=96)).endswith(
-        "prompts by the kernel for all GPUs (heads of 96, not 64 or 128)"
+    assert (
+        TritonAttention()
+        .describe(replace(LLAMA, head_dim=96))
+        .endswith("prompts by the kernel for all GPUs (heads of 96, not 64 or 128)")
     )
     monkeypatch.setattr(hopper_prompts, "_why_not_on", lambda _: None)
     assert TritonAttention().describe(LLAMA) == ", prompts by the kernel for Hopper"
