@@ -86,7 +86,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 HITS = "prefix hits"
 """The prompts of the first way once more, on the same engine."""
-QUICK_MODELS = ("llama, untied, llama3 rope", "qwen3, tied", "gemma3")
+QUICK_MODELS = ("llama, untied, llama3 rope", "qwen3, tied", "qwen3, heads of 128", "gemma3")
 QUICK_WAYS = ("batch of 64", "graphs off", "chunks of 96")
 FAMILIES: dict[str, str] = {
     "llama": "Llama",
