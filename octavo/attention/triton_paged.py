@@ -232,7 +232,7 @@ class TritonAttention:
         out_thd = torch.empty(q_thd.shape, dtype=q_thd.dtype, device=q_thd.device)
         launches = meta.launches[layer.window]
         if (spec, layer.window) not in self._compiled:
-            # Every kernel at once, with nothing to do, so that no later step waits for a compiler.
+            # Kernels at once, with nothing to do, so that no later step waits for a compiler.
             self._compiled.add((spec, layer.window))
             launches = self._idle_launches(spec, layer.window) + launches
         for launch in launches:
@@ -253,7 +253,7 @@ class TritonAttention:
         return out_thd
 
     def _idle_launches(self, spec: AttentionSpec, window: int | None) -> list[Launch]:
-        """One of each kind that there is."""
+        """One of each kind that there is, but for long prompts: their kernel takes long itself."""
         nothing = torch.full((1, ITEM_FIELDS), -1, dtype=torch.int32, device=spec.device)
         tunings = self._tunings_of(spec)
         kinds = [Kind(window, tunings.short, 1), Kind(window, tunings.long, 1)]
@@ -261,7 +261,6 @@ class TritonAttention:
             kinds.append(Kind(window, tunings.many, 1, merges_itself=True))
         if (prompts := tunings.prompts) is not None:
             kinds.append(Kind(window, prompts.few_keys, 1, is_prompts=True))
-            kinds.append(Kind(window, prompts.many_keys, 1, is_prompts=True))
         return [Launch(kind, nothing, nothing, nothing[: not kind.merges_itself]) for kind in kinds]
 
     def _tunings_of(self, spec: AttentionSpec) -> Tunings:

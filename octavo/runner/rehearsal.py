@@ -33,6 +33,7 @@ NUM_TOKENS = (1, 16, 32, 64)
 """Sizes of a batch: steps of up to so many tokens may launch products that larger ones do not."""
 
 _PROMPT_LEN = 256  # more than a tile's
+_LONG_PROMPT_LEN = 2048  # of which tiles have many keys
 _MOST_THREADS = 16
 
 
@@ -67,26 +68,60 @@ def rehearse_steps(
     """
     prompt_len = min(_PROMPT_LEN, max_len)
     cache = backend.allocate(spec, 1)
-    kv_caches = [cache] * model.shape.num_layers
     with distinct_layers(model):
         for num_seqs, length in [(1, prompt_len), *((num_tokens, 1) for num_tokens in NUM_TOKENS)]:
-            num_tokens = num_seqs * length
-            layout = BatchLayout(
-                query_starts=np.arange(num_seqs + 1) * length,
-                context_lens=np.zeros(num_seqs, np.int64),
-                block_tables=np.zeros((num_seqs, -(-length // spec.block_size)), np.int64),
-            )
-            batch = ForwardBatch(
-                token_ids=torch.zeros(num_tokens, dtype=torch.int32, device=spec.device),
-                positions=torch.from_numpy(layout.positions).to(spec.device),
-                logit_indices=torch.arange(num_seqs, device=spec.device) * length,
-                backend=backend,
-                meta=backend.plan(spec, layout),
-                kv_caches=kv_caches,
-            )
-            logits: torch.Tensor = model(batch)
+            logits = _run(model, backend, spec, cache, num_seqs, length)
     if backend.fuses_rotary:
         _rehearse_around_the_model(logits)
+    return logits
+
+
+@torch.inference_mode()
+def rehearse_rare(
+    model: CausalModel,
+    backend: AttentionBackend,
+    spec: AttentionSpec,
+    max_len: int,
+    logits: torch.Tensor,
+) -> None:
+    """A prompt so long that attention may have a kernel for it, and whatever requests may ask for.
+
+    Args:
+        model: as above, and so are
+        backend: its attention,
+        spec: of the backend, and
+        max_len: of the model.
+        logits: what came of the steps above.
+    """
+    with distinct_layers(model):
+        _run(model, backend, spec, backend.allocate(spec, 1), 1, min(_LONG_PROMPT_LEN, max_len))
+    rehearse_special(logits, spec.block_size)
+
+
+def _run(
+    model: CausalModel,
+    backend: AttentionBackend,
+    spec: AttentionSpec,
+    cache: torch.Tensor,
+    num_seqs: int,
+    length: int,
+) -> torch.Tensor:
+    """The logits of a step of equal sequences, whose layers share a cache of one block."""
+    num_tokens = num_seqs * length
+    layout = BatchLayout(
+        query_starts=np.arange(num_seqs + 1) * length,
+        context_lens=np.zeros(num_seqs, np.int64),
+        block_tables=np.zeros((num_seqs, -(-length // spec.block_size)), np.int64),
+    )
+    batch = ForwardBatch(
+        token_ids=torch.zeros(num_tokens, dtype=torch.int32, device=spec.device),
+        positions=torch.from_numpy(layout.positions).to(spec.device),
+        logit_indices=torch.arange(num_seqs, device=spec.device) * length,
+        backend=backend,
+        meta=backend.plan(spec, layout),
+        kv_caches=[cache] * model.shape.num_layers,
+    )
+    logits: torch.Tensor = model(batch)
     return logits
 
 
