@@ -1,13 +1,13 @@
 """Whether greedy texts are the same whatever computes them, and how far logits differ where not.
 
     python benchmarks/cpu/texts.py --model smollm2
-    python benchmarks/cpu/texts.py --ways avx2 off off+1-thread decoded decoded+bfloat16 --json
+    python benchmarks/cpu/texts.py --ways avx2 off off+float32 decoded decoded+bfloat16 --json
 
 A way is the value of OCTAVO_CPU_ISA (`avx512vnni`, `avx2`, `portable`, `off`), or `decoded`, which
 is `--load-format decoded`: float32 weights, activations that are not rounded. Behind it may stand
-`+1-thread`, so that torch sums in another order, and `+bfloat16`, the KV cache's type (which it is
-anyway where activations are rounded). `off+reverse` sums from the last column and key to the first,
-`off+float64` and `off+float64+reverse` in float64 (`texts_sums.py`).
+`+1-thread`, and `+bfloat16`, the KV cache's type (which it is anyway where activations are
+rounded). `off+float32` sums as torch likes, `off+reverse` from the last column and key to the
+first, and `off+float64` and `off+float64+reverse` in float64 (`texts_sums.py`).
 
 Each way, in a process of its own, answers 16 chat prompts, and is then led along the first way's
 answers; prompts run one at a time and token by token, as an engine runs them. Printed for each pair
@@ -38,10 +38,12 @@ from texts_sums import sum_otherwise
 
 from octavo.attention.interface import BatchLayout
 from octavo.attention.native_cpu import NativeAttention
+from octavo.attention.reference import ReferenceAttention
 from octavo.config import EngineConfig, default_thread_waiting
 from octavo.layers.batch import ForwardBatch
 from octavo.runner.forward import LayerByLayer
 from octavo.runner.native_plan import NativePlan
+from octavo.runner.reference import ReferenceForward
 from octavo.runner.runner import ModelRunner
 from octavo.text.tokenizer import load_tokenizer
 from octavo.weights.open import open_checkpoint
@@ -104,7 +106,8 @@ class Walker:
 
     def __init__(self, path: Path, way: str) -> None:
         base, *options = way.split("+")
-        if base == "off" and {"float64", "reverse"} & set(options):
+        is_otherwise = base == "off" and bool({"float32", "float64", "reverse"} & set(options))
+        if is_otherwise:
             dtype = torch.float64 if "float64" in options else torch.float32
             sum_otherwise(dtype, in_reverse="reverse" in options)
         config = EngineConfig(
@@ -113,6 +116,7 @@ class Walker:
             load_format=DECODED if base == DECODED else "auto",
             dtype="float32" if base == DECODED else "auto",
             kv_cache_dtype="bfloat16" if "bfloat16" in options else "auto",
+            attention_backend="torch" if is_otherwise else "auto",
             num_threads=1 if "1-thread" in options else 2,
             max_model_len=MAX_LEN,
             max_num_seqs=1,
@@ -124,6 +128,8 @@ class Walker:
         self._forward: Forward = LayerByLayer(runner.model)
         if isinstance(runner.backend, NativeAttention):
             self._forward = NativePlan(runner.model, runner.spec, runner.kv_caches)
+        elif isinstance(runner.backend, ReferenceAttention):
+            self._forward = ReferenceForward(runner.model, runner.spec)
         self._num_old = 0
 
     @torch.inference_mode()
@@ -277,6 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first ones")
     parser.add_argument("--ways", nargs="+", default=["avx2", "off", "avx512vnni", DECODED])
     parser.add_argument("--json", action="store_true", help="one line for each pair instead")
     parser.add_argument("--walk", help=argparse.SUPPRESS)
@@ -292,7 +299,7 @@ def main() -> None:
     template = tokenizer.require_chat_template()
     end_ids = set(tokenizer.eos_token_ids)
     prompts = []
-    for prompt in PROMPTS:
+    for prompt in PROMPTS[: args.prompts]:
         text = template.render([{"role": "user", "content": prompt}])
         prompts.append(list(tokenizer.encode(text, add_special_tokens=False)))
     with tempfile.TemporaryDirectory() as name:

@@ -1,7 +1,8 @@
 """Other ways to sum for `texts.py`: in float64, and from the last column and key to the first.
 
-Replaces what torch computes where the native kernels are missing: products, norms and attention.
-With float64 a result is rounded once, at its end, so that the order of its sum hardly ever shows.
+Replaces what torch computes where the native kernels are missing: products, norms and attention,
+which is torch's own then. With float64 a result is rounded once, at its end, so that the order of
+its sum hardly ever shows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 
 from octavo.attention import torch_cpu
 from octavo.layers.norm import RMSNorm
-from octavo.quant.gguf_torch import DECODED, GGUFTorch, round_activations
+from octavo.quant.gguf_torch import GGUFTorch, decoded, round_activations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,11 +32,12 @@ def sum_otherwise(dtype: torch.dtype, *, in_reverse: bool) -> None:
     def multiply(
         _: GGUFTorch, x: torch.Tensor, params: dict[str, torch.Tensor], bias: torch.Tensor | None
     ) -> torch.Tensor:
-        weight = params[DECODED]
-        own = weights.get(weight.data_ptr())
+        place = next(iter(params.values())).data_ptr()
+        own = weights.get(place)
         if own is None:
-            own = weights[weight.data_ptr()] = turned(weight).contiguous()
-        y = F.linear(turned(round_activations(x)), own, None if bias is None else bias.to(dtype))
+            own = weights[place] = turned(decoded(params)).contiguous()
+        rounded = turned(round_activations(x).numbers())
+        y = F.linear(rounded, own, None if bias is None else bias.to(dtype))
         return y.float()
 
     def normalize(norm: RMSNorm, x: torch.Tensor) -> torch.Tensor:

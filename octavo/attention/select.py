@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from octavo.attention.native_cpu import NativeAttention
+from octavo.attention.reference import ReferenceAttention
 from octavo.attention.torch_cpu import TorchAttention
 from octavo.attention.triton_paged import TritonAttention
 from octavo.errors import ConfigError
@@ -15,17 +16,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("octavo")
 
-BACKENDS: tuple[type[AttentionBackend], ...] = (TritonAttention, TorchAttention, NativeAttention)
+BACKENDS: tuple[type[AttentionBackend], ...] = (
+    TritonAttention,
+    TorchAttention,
+    NativeAttention,
+    ReferenceAttention,
+)
 """In order of preference."""
 
 
 def select_backend(
-    name: str, spec: AttentionSpec, *, prefers_native: bool = False
+    name: str, spec: AttentionSpec, *, prefers: str | None = None
 ) -> AttentionBackend:
     """The backend called `name`, or for `auto` the first that can serve `spec`.
 
-    Where the rest of the model is native too (`prefers_native`), or keys and values are kept in
-    another type than they are computed in, `native` comes before all others. The log says which.
+    `auto` asks the one first that goes with the rest of the model (`prefers`); where keys and
+    values are kept in another type than they are computed in, that is `native`. The log says which.
 
     Raises:
         ConfigError: none can; the message has every backend's reason.
@@ -34,8 +40,9 @@ def select_backend(
     if name != "auto" and name not in known:
         raise ConfigError(f"--attention-backend {name}: unknown, choose from {', '.join(known)}")
     reasons = []
-    prefers_native |= spec.stored_dtype != spec.dtype
-    usual = sorted(BACKENDS, key=lambda b: prefers_native and b is not NativeAttention)
+    if prefers is None and spec.stored_dtype != spec.dtype:
+        prefers = NativeAttention.name
+    usual = sorted(BACKENDS, key=lambda backend: backend.name != prefers)
     for backend in usual if name == "auto" else [known[name]]:
         instance = backend()
         reason = instance.why_not(spec)

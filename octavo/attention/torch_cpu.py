@@ -28,7 +28,7 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class Group:
     """Sequences that one attention call serves: g of them, each with q query tokens and n blocks.
 
     Attributes:
@@ -66,7 +66,7 @@ class TorchMetadata:
     slots: torch.Tensor
     prefixes: list[_Prefix]
     num_shared_blocks: IntArray
-    groups: dict[int | None, list[_Group]] = field(default_factory=dict)
+    groups: dict[int | None, list[Group]] = field(default_factory=dict)
 
 
 class TorchAttention:
@@ -149,7 +149,7 @@ class TorchAttention:
         prefixes = meta.prefixes if layer.window is None else []
         groups = meta.groups.get(layer.window)
         if groups is None:
-            groups = meta.groups[layer.window] = _make_groups(
+            groups = meta.groups[layer.window] = make_groups(
                 spec, meta.layout, layer.window, meta.num_shared_blocks
             )
         if len(groups) == 1 and isinstance(groups[0].tokens, slice) and not prefixes:
@@ -172,7 +172,7 @@ class TorchAttention:
         layer: LayerAttention,
         q_thd: torch.Tensor,
         cache: torch.Tensor,
-        group: _Group,
+        group: Group,
         spec: AttentionSpec,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Out [t, h, d], and for a group behind a shared prefix its weights' logarithms [t, h]."""
@@ -242,12 +242,17 @@ class TorchAttention:
         return keys, values
 
 
-def _make_groups(
-    spec: AttentionSpec, layout: BatchLayout, window: int | None, num_shared_blocks: IntArray
-) -> list[_Group]:
+def make_groups(
+    spec: AttentionSpec,
+    layout: BatchLayout,
+    window: int | None,
+    num_shared_blocks: IntArray,
+    alignment: int = 1,
+) -> list[Group]:
     """Group decodes by the blocks they read; every longer chunk stands alone.
 
-    Layers without a window leave out the shared blocks of each sequence.
+    Layers without a window leave out the shared blocks of each sequence; with one, blocks begin at
+    a multiple of `alignment`.
     """
     size = spec.block_size
     lens, ends = layout.query_lens, layout.seq_lens
@@ -256,6 +261,7 @@ def _make_groups(
         np.zeros_like(ends) if window is None else np.maximum(layout.context_lens + 1 - window, 0)
     )
     first_block = first // size if window is not None else num_shared_blocks
+    first_block = first_block // alignment * alignment
     num_blocks = (ends + size - 1) // size - first_block
 
     members: dict[tuple[int, int, int], list[int]] = {}
@@ -277,7 +283,7 @@ def _make_groups(
             visible &= key_pos[:, None, :] > query_pos[:, :, None] - window
         mask = np.where(visible, np.float32(0), np.float32(-np.inf))[:, None]
         groups.append(
-            _Group(
+            Group(
                 tokens=_tokens_of(layout, seqs, query_len, spec.device),
                 block_ids=torch.from_numpy(block_ids.reshape(-1)).to(spec.device),
                 mask=torch.from_numpy(mask).to(device=spec.device, dtype=spec.dtype),

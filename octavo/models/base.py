@@ -180,13 +180,17 @@ class CausalModel(LoadableModel):
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [m, vocab] of hidden states [m, hidden], in the model's dtype."""
-        if self.lm_head is not None:
-            logits: torch.Tensor = self.lm_head(hidden)
-        else:
-            embedding = self.model.embed_tokens
-            assert isinstance(embedding, Embedding)
-            logits = self._method.apply(hidden, embedding.tensors(), None)
+        logits = self.uncapped_logits(hidden)
         if self.logit_soft_cap is not None:
             capped = torch.tanh(logits.float() / self.logit_soft_cap) * self.logit_soft_cap
             logits = capped.to(logits.dtype)
         return logits
+
+    def uncapped_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The output layer's product alone."""
+        if self.lm_head is not None:
+            logits: torch.Tensor = self.lm_head(hidden)
+            return logits
+        embedding = self.model.embed_tokens
+        assert isinstance(embedding, Embedding)
+        return self._method.apply(hidden, embedding.tensors(), None)

@@ -87,7 +87,7 @@ def pick_method(
 
     On a CPU those of a GGUF file stay in the file's blocks, and integers in groups become such
     blocks, unless `--load-format` says otherwise; if the library of kernels is missing, torch
-    computes the same on decoded ones (the log says which).
+    computes the same, bit for bit (the log says which).
 
     Raises:
         ConfigError: blocks were asked for, and there are none to keep or no CPU that computes.
@@ -103,7 +103,7 @@ def pick_method(
     why_not = native.why_not()
     if why_not is not None:
         logger.warning(
-            "weights are decoded, torch computes what kernels would: no native kernels (%s)",
+            "weights take four bytes, torch computes what kernels would: no native kernels (%s)",
             why_not,
         )
         return GGUFTorch(dense)

@@ -15,12 +15,14 @@ import torch
 
 from octavo.attention.interface import AttentionSpec
 from octavo.attention.native_cpu import NativeAttention
+from octavo.attention.reference import ReferenceAttention
 from octavo.attention.select import select_backend
 from octavo.kernels.compile_later import LateKernels
 from octavo.layers.symbol import CannotRecordError
 from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
 from octavo.quant.gguf_native import GGUFNative
+from octavo.quant.gguf_torch import GGUFTorch
 from octavo.quant.method import BlockMethod
 from octavo.runner.forward import LayerByLayer
 from octavo.runner.loader import load_weights, model_bytes, read_config
@@ -45,7 +47,8 @@ from octavo.runner.options import (
     set_num_threads,
 )
 from octavo.runner.profile import count_step_bytes, random_step
-from octavo.runner.rehearsal import rehearse_rare, rehearse_steps, start_compiler
+from octavo.runner.reference import ReferenceForward
+from octavo.runner.rehearsal import rehearse_special, rehearse_steps, start_compiler
 from octavo.runner.rows import RowTable
 from octavo.runner.sampler import SamplerRows
 from octavo.runner.steps import EagerSteps
@@ -104,10 +107,12 @@ class ModelRunner:
         model_len = context_length(config, shape.max_position)
         method = pick_method(config, checkpoint, self.device, dtype)
         context = BuildContext(dtype, method, model_len)
-        is_native = isinstance(method, GGUFNative)
+        prefers = None
+        if isinstance(method, GGUFNative | GGUFTorch):
+            prefers = "native" if isinstance(method, GGUFNative) else "reference"
         keeps_blocks = isinstance(method, BlockMethod)
         self.spec = _attention_spec(shape, dtype, self.device, config, keeps_blocks=keeps_blocks)
-        self.backend = select_backend(config.attention_backend, self.spec, prefers_native=is_native)
+        self.backend = select_backend(config.attention_backend, self.spec, prefers=prefers)
         self._set_sizes(config)
 
         compiler = start_compiler(self.device)
@@ -212,12 +217,11 @@ class ModelRunner:
             load_weights(self.model, checkpoint, context.dtype)
             self._mark("weights")
         if compiler is not None:
-            about = self.model, self.backend, self.spec, context.max_len
             with compiler.rehearse():
-                logits = rehearse_steps(*about)
+                logits = rehearse_steps(self.model, self.backend, self.spec, context.max_len)
             if self.backend.fuses_rotary:
                 with compiler.rehearse(can_wait=True):
-                    rehearse_rare(*about, logits)
+                    rehearse_special(logits, self.spec.block_size)
             del logits
             self._mark("rehearsal")
         if not loads_first:
@@ -246,12 +250,16 @@ class ModelRunner:
         )  # fmt: skip
 
     def _make_forward(self) -> Forward:
-        """One native call for a step, where the model can be recorded; else its modules."""
+        """One native call for a step, where the model can be recorded, or the same by torch; else
+        its modules.
+        """
         if isinstance(self.backend, NativeAttention):
             try:
                 return NativePlan(self.model, self.spec, self.kv_caches)
             except CannotRecordError as error:
                 logger.info("torch runs the model layer by layer: %s", error)
+        if isinstance(self.backend, ReferenceAttention):
+            return ReferenceForward(self.model, self.spec)
         return LayerByLayer(self.model)
 
     def _capture(self, shapes: Sequence[StepShape]) -> None:

@@ -87,7 +87,7 @@ def test_a_cache_of_8_bits_is_near_one_of_32(
 def test_it_is_taken_where_torch_cannot_or_the_rest_is_native() -> None:
     spec = AttentionSpec(4, 2, 16, torch.float32, CPU, 16, frozenset({None}))
     assert select_backend("auto", spec).name == "torch"
-    assert select_backend("auto", spec, prefers_native=True).name == "native"
+    assert select_backend("auto", spec, prefers="native").name == "native"
     for other in (replace(spec, soft_cap=2.0), replace(spec, cache_dtype=torch.int8)):
         assert select_backend("auto", other).name == "native"
     with pytest.raises(ConfigError, match=r"native: it keeps no keys and values in torch.float8"):
@@ -101,7 +101,7 @@ def test_without_the_library_torch_serves(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("OCTAVO_CPU_ISA", "off")
     cpu.forget()
     try:
-        assert select_backend("auto", spec, prefers_native=True).name == "torch"
+        assert select_backend("auto", spec, prefers="native").name == "torch"
         with pytest.raises(ConfigError, match="native: OCTAVO_CPU_ISA=off"):
             select_backend("native", spec)
     finally:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from octavo.attention.interface import AttentionBackend
+
 pytestmark = pytest.mark.usefixtures("native")
 
 often = settings(max_examples=40, deadline=None)
@@ -90,7 +92,7 @@ def test_gates(width: int, name: str, scale: float, seed: int) -> None:
     same(compute)
 
 
-def attend(case: Case, dtype: torch.dtype) -> torch.Tensor:
+def attend(case: Case, dtype: torch.dtype, backend: AttentionBackend | None = None) -> torch.Tensor:
     """The step's attention; all tokens are written into the cache before."""
     layout, num_blocks = layout_of(case, np.random.default_rng(case.seed))
     starts = np.concatenate([[0], np.cumsum(layout.seq_lens)])
@@ -102,7 +104,7 @@ def attend(case: Case, dtype: torch.dtype) -> torch.Tensor:
     )  # fmt: skip
     kv = random(2, int(starts[-1]), case.num_kv_heads, case.head_dim, seed=1)
     queries = random(int(layout.query_starts[-1]), case.num_heads, case.head_dim, seed=2)
-    backend = NativeAttention()
+    backend = backend or NativeAttention()
     cache = backend.allocate(spec, num_blocks)
     backend.write(kv[0], kv[1], cache, backend.plan(spec, all_new))
     return backend.attend(LayerAttention(0.2, window), queries, cache, backend.plan(spec, layout))
