@@ -48,7 +48,7 @@ from octavo.runner.options import (
 )
 from octavo.runner.profile import count_step_bytes, random_step
 from octavo.runner.reference import ReferenceForward
-from octavo.runner.rehearsal import rehearse_special, rehearse_steps, start_compiler
+from octavo.runner.rehearsal import rehearse_rare, rehearse_steps, start_compiler
 from octavo.runner.rows import RowTable
 from octavo.runner.sampler import SamplerRows
 from octavo.runner.steps import EagerSteps
@@ -217,11 +217,12 @@ class ModelRunner:
             load_weights(self.model, checkpoint, context.dtype)
             self._mark("weights")
         if compiler is not None:
+            about = self.model, self.backend, self.spec, context.max_len
             with compiler.rehearse():
-                logits = rehearse_steps(self.model, self.backend, self.spec, context.max_len)
+                logits = rehearse_steps(*about)
             if self.backend.fuses_rotary:
                 with compiler.rehearse(can_wait=True):
-                    rehearse_special(logits, self.spec.block_size)
+                    rehearse_rare(*about, logits)
             del logits
             self._mark("rehearsal")
         if not loads_first:
