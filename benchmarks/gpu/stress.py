@@ -9,13 +9,15 @@ preempted; a fifth cancelled, also before they ever ran; from one request in fli
 as many as can run. Every output is checked against what was asked. Now and then, and at the end,
 the scheduler's own bookkeeping is checked; at the end all blocks must be free, a greedy answer must
 be what it was at the beginning, and memory must not have grown over the second half of the time.
-Exits with 1 otherwise.
+Exits with 1 otherwise. A line every --check-every-s says how it goes. What is in flight when the
+time is over has another minute to end by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import math
 import random
 import sys
@@ -37,7 +39,7 @@ from benchmarks.gpu.common import (
 from benchmarks.gpu.shapes import model_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from octavo.engine.core import EngineCore
     from octavo.engine.messages import TokenOutput
@@ -203,6 +205,7 @@ class Stress:
     num_rows: int
     seed: int
     stuck_s: float = 30.0
+    say: Callable[[str], None] = print
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
@@ -214,7 +217,7 @@ class Stress:
         self._cancels: dict[int, list[str]] = {}
         self._step = 0
         self._target = 1
-        self._last_output = time.monotonic()
+        self._begin = self._last_output = time.monotonic()
 
     @property
     def num_in_flight(self) -> int:
@@ -376,6 +379,15 @@ class Stress:
             self.core.scheduler.check_integrity()
         except AssertionError as error:
             self.faults.append(f"the scheduler's books are wrong: {error}")
+        device = self.memory[-1].device
+        # At once: a run that is cut off has told what it saw.
+        self.say(
+            f"{time.monotonic() - self._begin:5.0f} s: {len(self._asked):,} requests in flight, "
+            f"{self.counts['output tokens']:,} tokens, "
+            f"{self.core.stats.num_preemptions:,} preemptions, "
+            + ("" if device is None else f"{device / MIB:,.0f} MiB on the device, ")
+            + f"{len(self.faults)} faults{f': {self.faults[-1]}' if self.faults else ''}"
+        )
 
 
 def memory_faults(memory: Sequence[Memory], growth: int, most: float | None) -> list[str]:
@@ -394,7 +406,9 @@ def memory_faults(memory: Sequence[Memory], growth: int, most: float | None) -> 
     return faults
 
 
-def stress(options: dict[str, Any], args: Any) -> tuple[Stress, dict[str, Any]]:
+def stress(
+    options: dict[str, Any], args: Any, say: Callable[[str], None] = print
+) -> tuple[Stress, dict[str, Any]]:
     """Build the engine, run, and say what there is to say of it."""
     import torch
 
@@ -404,7 +418,7 @@ def stress(options: dict[str, Any], args: Any) -> tuple[Stress, dict[str, Any]]:
     engine = build_engine(EngineConfig(**options))
     try:
         core = engine.core
-        run = Stress(core, engine.info, core.stats.num_free_rows, args.seed, args.stuck_s)
+        run = Stress(core, engine.info, core.stats.num_free_rows, args.seed, args.stuck_s, say)
         run.memory.append(Memory.now())
         begin = time.monotonic()
         try:
@@ -467,7 +481,8 @@ def main(argv: list[str] | None = None) -> int:
             "gpu_memory_utilization": args.gpu_memory_utilization,
             **engine_options(args),
         }
-        run, facts = stress(options, args)
+        say = functools.partial(console.print, highlight=False, markup=False)
+        run, facts = stress(options, args, say)
     setup = environment()
     records.write(
         "stress", **setup, seed=args.seed, options=options, facts=facts, counts=dict(run.counts),
