@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.ledger.postgres import PostgresServer
 
 from octavo.config import default_thread_waiting
+from octavo.observability.logs import CONFIGURED_LOGGERS
 
 default_thread_waiting()  # before any test imports torch
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -65,10 +66,9 @@ def logs_restored() -> Iterator[None]:
     `configure_logs` puts one handler over the standard error of that moment, which pytest closes
     after the test: what a later test's server logged there would print a traceback instead.
     """
-    names = (None, "uvicorn", "uvicorn.error", "uvicorn.access", "httpx", "httpcore", "alembic")
     before = [
         (logger, logger.handlers[:], logger.level, logger.propagate)
-        for logger in map(logging.getLogger, names)
+        for logger in map(logging.getLogger, CONFIGURED_LOGGERS)
     ]
     yield
     for logger, handlers, level, propagate in before:

@@ -24,6 +24,9 @@ _CONTROL.update({ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\t"})
 BARE_LOGGER = "octavo.usage"
 """Its messages are lines of JSON, and stand alone in theirs, for programs that read them."""
 _UVICORN_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+_QUIET_LOGGERS = ("httpx", "httpcore", "alembic")
+CONFIGURED_LOGGERS = ("", *_UVICORN_LOGGERS, *_QUIET_LOGGERS)
+"""Names of those that `configure_logs` changes; the empty one is the root's."""
 
 
 class LineFormatter(logging.Formatter):
@@ -76,5 +79,5 @@ def configure_logs(level: str = "INFO", stream: TextIO | None = None) -> None:
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(logging.NOTSET)
-    for name in ("httpx", "httpcore", "alembic"):
+    for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -4,7 +4,7 @@ import io
 import logging
 import re
 
-from octavo.observability.logs import configure_logs
+from octavo.observability.logs import CONFIGURED_LOGGERS, configure_logs
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ([A-Z]+) ([\w.]+): (.*)")
 
@@ -69,3 +69,20 @@ def test_setting_up_twice_does_not_double_lines() -> None:
     logging.getLogger("octavo").info("hidden")
     logging.getLogger("octavo").warning("shown")
     assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_only_the_loggers_that_are_named_are_changed() -> None:
+    def state() -> dict[str, object]:
+        known = ["", *logging.root.manager.loggerDict]
+        loggers = {name: logging.getLogger(name) for name in known}
+        return {name: (lg.handlers[:], lg.level, lg.propagate) for name, lg in loggers.items()}
+
+    for name in CONFIGURED_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.addHandler(logging.NullHandler())
+        logger.setLevel(logging.CRITICAL)
+    logging.getLogger("octavo.test")
+    before = state()
+    configure_logs("INFO", io.StringIO())
+    after = state()
+    assert {name for name in after if before.get(name) != after[name]} == set(CONFIGURED_LOGGERS)
