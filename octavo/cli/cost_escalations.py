@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from octavo.ledger.database import DatabaseUnavailableError
     from octavo.ledger.store import open_ledger
     from octavo.planning import escalation_report
-    from octavo.planning.cost_query import parse_time
+    from octavo.planning.cost_query import parse_time, split_filters
 
     now = datetime.now(UTC)
     span = (
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         None if args.until is None else parse_time(args.until, now),
     )
     by = tuple(name.strip() for name in args.by.split(",") if name.strip())
-    where = _filters(args.filter)
+    where = split_filters(args.filter)
     if args.list is not None and args.list < 1:
         raise ConfigError("--list must be at least 1")
     try:
@@ -97,13 +97,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         escalation_report.print_totals(found, by, Console())
     return 0
-
-
-def _filters(texts: list[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--filter {text!r} has no value: write feature=chat")
-        found.setdefault(name.strip(), []).append(value)
-    return found

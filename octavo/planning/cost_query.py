@@ -95,14 +95,25 @@ def parse_filters(texts: Sequence[str]) -> tuple[tuple[str, tuple[str, ...]], ..
     Raises:
         ConfigError: malformed, or an unknown name.
     """
-    found: dict[str, list[str]] = {}
+    found = split_filters(texts)
+    for name in found:
+        check_field(name, times=False)
+    return tuple(found.items())
+
+
+def split_filters(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Values by name, in the order in which they came; whether there is such a name is not asked.
+
+    Raises:
+        ConfigError: one has no value.
+    """
+    found: dict[str, dict[str, None]] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--filter {text!r} has no value: write feature=chat or tag:team=ops")
-        check_field(name.strip(), times=False)
-        found.setdefault(name.strip(), []).append(value)
-    return tuple((name, tuple(dict.fromkeys(values))) for name, values in found.items())
+            raise ConfigError(f"--filter {text!r} has no value: write feature=chat")
+        found.setdefault(name.strip(), {})[value] = None
+    return {name: tuple(values) for name, values in found.items()}
 
 
 def parse_time(text: str, now: datetime) -> int:

@@ -14,6 +14,7 @@ from octavo.planning.cost_query import (
     parse_by,
     parse_filters,
     parse_time,
+    split_filters,
     to_ns,
 )
 
@@ -70,6 +71,16 @@ def test_filters() -> None:
     for text in ("feature", "day=2026-11-01", "size=3"):
         with pytest.raises(ConfigError):
             parse_filters([text])
+
+
+def test_filters_of_any_name() -> None:
+    assert split_filters(["rule=a=b", " tier =x", "rule=c", "rule=c"]) == {
+        "rule": ("a=b", "c"),
+        "tier": ("x",),
+    }
+    assert split_filters([]) == {}
+    with pytest.raises(ConfigError, match="--filter 'rule' has no value"):
+        split_filters(["rule"])
 
 
 def test_in_words() -> None:
