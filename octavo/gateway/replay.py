@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         Sequence,
     )
 
-    from octavo.gateway.model import Attempt, Call, Route, Target, Tier, Tokens
+    from octavo.gateway.model import Attempt, Call, Route, Tier, Tokens
     from octavo.gateway.seams import Reply
 
 ESCALATION = "x-octavo-escalation"
@@ -76,27 +76,15 @@ class PassedOutcome:
     ) -> None:
         self.tier = tier
         self.headers = headers
+        self.target = reply.target
+        self.status = reply.status
+        self.content_type = reply.content_type
         self._reply = reply
         self._ended = ended
         self._before = before
         self._rest = rest
         self._strips = strips
         self._attempt: Attempt | None = None
-
-    @property
-    def target(self) -> Target:
-        """See `seams.Reply`."""
-        return self._reply.target
-
-    @property
-    def status(self) -> int:
-        """See `seams.Reply`."""
-        return self._reply.status
-
-    @property
-    def content_type(self) -> str:
-        """See `seams.Reply`."""
-        return self._reply.content_type
 
     @property
     def tokens(self) -> Tokens:
