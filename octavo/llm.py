@@ -5,11 +5,9 @@ Drives the same engine core as the server does, from the caller's thread. Not th
 
 from __future__ import annotations
 
-import gc
 import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -17,6 +15,7 @@ import msgspec
 
 from octavo.config import EngineConfig, default_gpu_allocator, default_thread_waiting
 from octavo.engine.admission import bad_words_token_ids, check_options, check_request
+from octavo.engine.collector import collector_at_rest
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
 from octavo.engine.output import DeltaSum, OutputProcessor
@@ -78,24 +77,6 @@ class RequestOutput:
     charge: Charge | None = None
 
 
-@contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """For a process's first start, whose objects live for good: collections neither walk them while
-    they come, a tenth of the time that importing torch takes, nor later.
-
-    Only once: what a closed engine leaves must be found.
-    """
-    if gc.get_freeze_count() or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-        gc.freeze()
-    finally:
-        gc.enable()
-
-
 @dataclass(slots=True)
 class _Running:
     """A request in the core, and what it produced so far."""
@@ -137,7 +118,7 @@ class LLM:
         began_ns = time.perf_counter_ns()
         default_thread_waiting()
         default_gpu_allocator()
-        with _collector_at_rest(), head_start(config):
+        with collector_at_rest(), head_start(config):
             self._start(config, skip_tokenizer_init=skip_tokenizer_init)
             self._core.ready(began_ns)
 

@@ -7,7 +7,6 @@ that the parent names. Nothing is pickled, and the parent decides about Ctrl-C.
 from __future__ import annotations
 
 import ctypes
-import gc
 import importlib
 import logging
 import os
@@ -23,6 +22,7 @@ import zmq
 from octavo.config import EngineConfig, LogLevel
 from octavo.engine.channel import ClientsChannel, EngineChannel, clients_address
 from octavo.engine.clients import Clients
+from octavo.engine.collector import collector_at_rest
 from octavo.engine.messages import (
     AbortRequests,
     AddPooling,
@@ -136,37 +136,21 @@ def engine_process(builder: str) -> int:
         builder: `module:function`, from `EngineConfig` to `BuiltEngine`. It is imported only here,
             so that a failure of its imports is told like any other.
     """
-    gc.disable()  # until it is ready: what a start makes lives for good
-    start = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineStart)
-    began_ns = time.perf_counter_ns() - max(round((time.time() - start.started_at) * 1e9), 0)
-    die_with(start.parent_pid)
-    _end_with_standard_input()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _on_terminate)
-    channel = EngineChannel(start.address)
-    channel.send(EngineStarted(time.time() - start.started_at))
-    try:
-        from octavo.observability.logs import configure_logs
-
-        configure_logs(start.log_level)
-        module, _, name = builder.partition(":")
-        engine: BuiltEngine = getattr(importlib.import_module(module), name)(start.config)
-    except StartupError as error:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent ends us when it has read this
-        channel.send(EngineFailed(type(error).__name__, str(error)))
-        channel.close(linger_s=2.0)
-        return EXIT_STARTUP_FAILED
-    except Exception as error:
-        logger.exception("the engine failed to start")
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        channel.send(EngineFailed(type(error).__name__, str(error) or "no reason given"))
-        channel.close(linger_s=2.0)
-        return EXIT_STARTUP_FAILED
-    clients = None
-    if start.has_clients:
-        clients = Clients(ClientsChannel(clients_address(start.address)), engine.info)
-    gc.freeze()  # collections need not walk it later either
-    gc.enable()
+    with collector_at_rest():
+        start = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineStart)
+        began_ns = time.perf_counter_ns() - max(round((time.time() - start.started_at) * 1e9), 0)
+        die_with(start.parent_pid)
+        _end_with_standard_input()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _on_terminate)
+        channel = EngineChannel(start.address)
+        channel.send(EngineStarted(time.time() - start.started_at))
+        engine = _build(builder, start, channel)
+        if engine is None:
+            return EXIT_STARTUP_FAILED
+        clients = None
+        if start.has_clients:
+            clients = Clients(ClientsChannel(clients_address(start.address)), engine.info)
     engine.core.ready(began_ns)
     channel.send(EngineReady(engine.info, engine.core.stats))
     try:
@@ -179,6 +163,27 @@ def engine_process(builder: str) -> int:
         clients.channel.close(linger_s=1.0)
     channel.close(linger_s=1.0)
     return 0
+
+
+def _build(builder: str, start: EngineStart, channel: EngineChannel) -> BuiltEngine | None:
+    """The engine; None: it failed, which is logged, and the parent told."""
+    try:
+        from octavo.observability.logs import configure_logs
+
+        configure_logs(start.log_level)
+        module, _, name = builder.partition(":")
+        engine: BuiltEngine = getattr(importlib.import_module(module), name)(start.config)
+    except StartupError as error:
+        failure = EngineFailed(type(error).__name__, str(error))
+    except Exception as error:
+        logger.exception("the engine failed to start")
+        failure = EngineFailed(type(error).__name__, str(error) or "no reason given")
+    else:
+        return engine
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent ends us when it has read this
+    channel.send(failure)
+    channel.close(linger_s=2.0)
+    return None
 
 
 def run_engine_loop(core: Core, channel: EngineChannel, clients: Clients | None = None) -> None:
