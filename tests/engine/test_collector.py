@@ -21,12 +21,12 @@ def collector_of_a_new_process() -> Iterator[None]:
 def test_the_first_start_is_kept_and_later_ones_are_not() -> None:
     with collector_at_rest():
         assert not gc.isenabled()
-        kept = [[]]
+        kept: list[list[int]] = [[]]
     assert gc.isenabled()
     assert not any(found is kept for found in gc.get_objects())  # frozen ones are not among them
     with collector_at_rest():
         assert gc.isenabled()
-        later = [[]]
+        later: list[list[int]] = [[]]
     assert any(found is later for found in gc.get_objects())
 
 
