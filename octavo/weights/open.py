@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from octavo.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
-from octavo.weights.gguf import MAGIC, GGUFCheckpoint
+from octavo.weights.gguf import GGUFCheckpoint
+from octavo.weights.gguf_header import MAGIC
 from octavo.weights.safetensors_folder import FolderCheckpoint
 
 if TYPE_CHECKING:
