@@ -13,7 +13,7 @@ from tests.kernels.helper import DEVICE, DTYPES, HAS_GPU, random, require_triton
 
 require_triton()
 
-from octavo.kernels import logprobs, truncated_sampling  # noqa: E402
+from octavo.kernels import logprobs, truncated_bounds, truncated_draw  # noqa: E402
 from octavo.kernels.truncated_sampling import sample_truncated  # noqa: E402
 
 # Triton's interpreter computes in numpy, which warns of infinities that are meant.
@@ -326,10 +326,10 @@ def test_a_large_vocabulary_with_the_sizes_in_use(params: Params) -> None:
 def test_batches_of_any_size_share_what_the_first_one_compiled() -> None:
     """Log-probabilities too: what changes from step to step must not reach the compiler."""
     kernels = (
-        truncated_sampling.survey_kernel,
-        truncated_sampling.bracket_kernel,
-        truncated_sampling.narrow_kernel,
-        truncated_sampling.draw_kernel,
+        truncated_bounds.survey_kernel,
+        truncated_bounds.bracket_kernel,
+        truncated_bounds.narrow_kernel,
+        truncated_draw.draw_kernel,
         logprobs.tally_kernel,
         logprobs.report_kernel,
     )
