@@ -24,7 +24,7 @@ def fused_(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tenso
     """
     if addcmul_is_fused():
         return total.addcmul_(a, b)
-    return total.addcmul_(a.double(), b.double())
+    return total.copy_(total.double().addcmul_(a.double(), b.double()))
 
 
 def fused(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
