@@ -14,17 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from octavo.attention.interface import AttentionSpec
-from octavo.attention.native_cpu import NativeAttention
-from octavo.attention.reference import ReferenceAttention
 from octavo.attention.select import select_backend
 from octavo.kernels.compile_later import LateKernels
-from octavo.layers.symbol import CannotRecordError
 from octavo.models.base import BuildContext
 from octavo.models.registry import find_model_class
 from octavo.quant.gguf_native import GGUFNative
 from octavo.quant.gguf_torch import GGUFTorch
 from octavo.quant.method import BlockMethod
-from octavo.runner.forward import LayerByLayer
+from octavo.runner.forwards import choose_forward
 from octavo.runner.loader import load_weights, model_bytes, read_config
 from octavo.runner.memory import (
     MIB,
@@ -37,7 +34,6 @@ from octavo.runner.memory import (
     refuse_if_full,
     total_memory,
 )
-from octavo.runner.native_plan import NativePlan
 from octavo.runner.options import (
     context_length,
     describe_device,
@@ -47,7 +43,6 @@ from octavo.runner.options import (
     set_num_threads,
 )
 from octavo.runner.profile import count_step_bytes, random_step
-from octavo.runner.reference import ReferenceForward
 from octavo.runner.rehearsal import rehearse_rare, rehearse_steps, start_compiler
 from octavo.runner.rows import RowTable
 from octavo.runner.sampler import SamplerRows
@@ -63,7 +58,6 @@ if TYPE_CHECKING:
     from octavo.config import EngineConfig
     from octavo.kernels.compile import Compiler
     from octavo.models.base import CausalModel, ModelShape
-    from octavo.runner.forward import Forward
     from octavo.runner.queued_steps import QueuedSteps
     from octavo.runner.steps import LaunchedStep
     from octavo.types import StepMasks, StepPlan, StepResult
@@ -237,7 +231,8 @@ class ModelRunner:
         self._steps: EagerSteps | QueuedSteps
         if not self.backend.fuses_rotary:
             self._steps = EagerSteps(
-                self.model, self._make_forward(), self.backend, self.spec, self.kv_caches,
+                self.model, choose_forward(self.model, self.spec, self.backend, self.kv_caches),
+                self.backend, self.spec, self.kv_caches,
                 self.table, sampler,
             )  # fmt: skip
             return
@@ -249,19 +244,6 @@ class ModelRunner:
             self.model, self.backend, self.spec, self.kv_caches, self.table, sampler,
             self._shapes,
         )  # fmt: skip
-
-    def _make_forward(self) -> Forward:
-        """One native call for a step, where the model can be recorded, or the same by torch; else
-        its modules.
-        """
-        if isinstance(self.backend, NativeAttention):
-            try:
-                return NativePlan(self.model, self.spec, self.kv_caches)
-            except CannotRecordError as error:
-                logger.info("torch runs the model layer by layer: %s", error)
-        if isinstance(self.backend, ReferenceAttention):
-            return ReferenceForward(self.model, self.spec)
-        return LayerByLayer(self.model)
 
     def _capture(self, shapes: Sequence[StepShape]) -> None:
         from octavo.runner.queued_steps import QueuedSteps
