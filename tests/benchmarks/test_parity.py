@@ -14,7 +14,7 @@ DRY = ["--device", "cpu", "--backends", "torch", "--num-prompts", "10", "--outpu
 
 
 def test_a_dry_run_of_the_quick_ways(capsys: pytest.CaptureFixture[str]) -> None:
-    assert parity.main([*DRY, "--quick", "--models", "qwen3"]) == 0
+    assert parity.main([*DRY, "--quick", "--models", "qwen3, tied"]) == 0
     _, *lines, verdict = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["ok"] * 5
     for way in ("batch of 64", parity.HITS, "graphs off", "chunks of 96", "bfloat16"):
