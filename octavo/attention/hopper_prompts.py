@@ -14,21 +14,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from octavo.attention.tunings import PromptTunings, Tuning, padded_group
+from octavo.kernels.layout import PROMPT_HALF, PROMPT_PANEL, PROMPT_ROWS, PROMPT_SLAB
 
 if TYPE_CHECKING:
     from octavo.attention.interface import AttentionSpec, LayerAttention
     from octavo.attention.triton_work import Launch, TritonMetadata
 
-ROWS = 128
-_PANEL, _HALF, _MOST_SLAB = 64, 64, 64  # as in `kernels/prompt_attention.py`
 _HOPPER = (9, 0)
 _VERSIONS = ((3, 6), (3, 8))
 """Of Triton, first and last that the kernel was compiled with: Gluon is still in motion."""
 
 # Measured with heads of 128: docs/decisions/0024-attention-of-prompts-on-hopper.md.
 TUNINGS = PromptTunings(
-    few_keys=Tuning(ROWS, 64, 4, 4, 1, 256, 8, 4),
-    many_keys=Tuning(ROWS, 128, 4, 2, 1, 256, 8, 4),
+    few_keys=Tuning(PROMPT_ROWS, 64, 4, 4, 1, 256, 8, 4),
+    many_keys=Tuning(PROMPT_ROWS, 128, 4, 2, 1, 256, 8, 4),
     min_mean_keys=640,
 )
 
@@ -41,13 +40,13 @@ def tunings_for(spec: AttentionSpec) -> PromptTunings | None:
 def why_not(spec: AttentionSpec) -> str | None:
     """Why the kernel cannot serve `spec`, or None when it can."""
     if spec.dtype.itemsize != 2 or spec.stored_dtype != spec.dtype:
-        return "queries, keys and values are of 16 bits"
+        return "only queries, keys and values of 16 bits"
     if spec.head_dim not in (64, 128):
         return f"heads of {spec.head_dim}, not 64 or 128"
     if spec.block_size & (spec.block_size - 1) or spec.block_size < 8:
         return f"blocks of {spec.block_size} tokens, not a power of two from 8 on"
-    if spec.num_heads // spec.num_kv_heads > _HALF:
-        return f"more than {_HALF} query heads to a KV head"
+    if spec.num_heads // spec.num_kv_heads > PROMPT_HALF:
+        return f"more than {PROMPT_HALF} query heads to a KV head"
     return _why_not_on(spec.device)
 
 
@@ -91,11 +90,12 @@ def attend(
     group = spec.num_heads // kv_heads
     wide = padded_group(group)
     rows = cache.view(-1, dim)
-    slab = min(spec.block_size, _MOST_SLAB)
+    slab = min(spec.block_size, PROMPT_SLAB)
     num_work = len(launch.items) * kv_heads
     log2 = math.log2(math.e)
     attend_prompts_kernel[(min(num_sms, num_work),)](
-        _descriptor(q_thd, [_HALF // wide, wide, _PANEL]), _descriptor(rows, [slab, _PANEL]),
+        _descriptor(q_thd, [PROMPT_HALF // wide, wide, PROMPT_PANEL]),
+        _descriptor(rows, [slab, PROMPT_PANEL]),
         out_thd, meta.parts, meta.part_weights, launch.items, tables, tables.stride(0),
         meta.parts.shape[1], num_work, len(rows),
         log2 if cap else layer.scale * log2, layer.scale * 2 * log2 / (cap or 1.0), cap or 1.0,

@@ -20,3 +20,12 @@ first token in the batch (-1: nothing to do), number of tokens; first row, numbe
 rows of their parts; and the same of a second run of parts. Rows are those of the first token's
 first head in the group; the other heads' and tokens' follow.
 """
+
+PROMPT_ROWS = 128
+"""Of a tile of the kernel for prompts: query tokens times heads of a group, padded."""
+PROMPT_HALF = 64
+"""Rows that one of its groups of warps multiplies, and that are fetched at a time."""
+PROMPT_PANEL = 64
+"""Dimensions that it fetches at a time."""
+PROMPT_SLAB = 64
+"""Most tokens of a block that it fetches at a time."""

@@ -16,17 +16,18 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-from octavo.kernels.layout import ITEM_FIELDS
+from octavo.kernels.layout import (
+    ITEM_FIELDS,
+    PROMPT_HALF,
+    PROMPT_PANEL,
+    PROMPT_ROWS,
+    PROMPT_SLAB,
+)
 
 _ITEM = gl.constexpr(ITEM_FIELDS)
-ROWS = gl.constexpr(128)
-"""Of a tile of queries."""
-PANEL = gl.constexpr(64)
-MOST_SLAB = gl.constexpr(64)
-"""Most tokens that are copied at a time."""
-HALF = gl.constexpr(64)
-"""Rows of one group of warps."""
-CONSUMERS = gl.constexpr(2)
+ROWS, HALF = gl.constexpr(PROMPT_ROWS), gl.constexpr(PROMPT_HALF)
+PANEL, MOST_SLAB = gl.constexpr(PROMPT_PANEL), gl.constexpr(PROMPT_SLAB)
+CONSUMERS = gl.constexpr(PROMPT_ROWS // PROMPT_HALF)
 """Groups of warps that multiply."""
 
 
