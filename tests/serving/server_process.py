@@ -132,7 +132,10 @@ class Server:
         pid = self.popen.pid
         found = []
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            try:
+                command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            except (FileNotFoundError, ProcessLookupError):  # it has ended since
+                continue
             if name.encode() in command:  # a dead one that was not collected has no command
                 found.append(int(child))
         return found
