@@ -102,6 +102,13 @@ class BatchLayout:
         positions: IntArray = offsets[self.seq_of_token] + np.arange(self.query_starts[-1])
         return positions
 
+    def slots(self, block_size: int) -> IntArray:
+        """[t] place of each token in the pool: its block's first, and its place in the block."""
+        positions = self.positions
+        blocks = self.block_tables[self.seq_of_token, positions // block_size]
+        slots: IntArray = blocks * block_size + positions % block_size
+        return slots
+
 
 @dataclass(frozen=True, slots=True)
 class StepTensors:

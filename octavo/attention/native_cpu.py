@@ -60,9 +60,7 @@ class NativeAttention:
 
     def plan(self, spec: AttentionSpec, layout: BatchLayout) -> NativeMetadata:
         """Slot of each token, and the layout."""
-        seqs, positions = layout.seq_of_token, layout.positions
-        block = layout.block_tables[seqs, positions // spec.block_size]
-        slots = block * spec.block_size + positions % spec.block_size
+        slots = layout.slots(spec.block_size)
         arrays = (
             slots.astype("int64"),
             layout.query_starts.astype("int64"),

@@ -194,9 +194,11 @@ class Planner:
         merges = merge_tiles(tiles, division, self._heads)
         tuning, prompts = self._tunings.long, self._tunings.prompts
         if prompts is not None:
-            num_keys = int((tiles.key_end - tiles.key_begin).sum())
-            has_many = bound is None and num_keys >= prompts.min_mean_keys * len(tiles.first)
-            tuning = prompts.many_keys if has_many else prompts.few_keys
+            tuning = prompts.few_keys
+            if bound is None:
+                num_keys = int((tiles.key_end - tiles.key_begin).sum())
+                if num_keys >= prompts.min_mean_keys * len(tiles.first):
+                    tuning = prompts.many_keys
         kind = Kind(window, tuning, shape.tokens, is_prompts=prompts is not None)
         plan.add(kind, division.items, merges, division.num_part_rows, bound)
 

@@ -48,9 +48,7 @@ class ReferenceAttention(TorchAttention):
 
     def plan(self, spec: AttentionSpec, layout: BatchLayout) -> TorchMetadata:
         """Slot of each token; groups follow lazily, and share no prefixes."""
-        positions, seqs = layout.positions, layout.seq_of_token
-        block = layout.block_tables[seqs, positions // spec.block_size]
-        slots = torch.from_numpy(block * spec.block_size + positions % spec.block_size)
+        slots = torch.from_numpy(layout.slots(spec.block_size))
         return TorchMetadata(spec, layout, slots, [], np.zeros_like(layout.context_lens))
 
     def attend(

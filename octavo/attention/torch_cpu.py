@@ -101,19 +101,13 @@ class TorchAttention:
 
     def plan(self, spec: AttentionSpec, layout: BatchLayout) -> TorchMetadata:
         """Slot of each token; groups follow lazily, one set per window."""
-        lens = layout.query_lens
-        seq_of_token = np.repeat(np.arange(len(lens)), lens)
-        offset = np.arange(layout.query_starts[-1]) - layout.query_starts[seq_of_token]
-        position = layout.context_lens[seq_of_token] + offset
-        block = layout.block_tables[seq_of_token, position // spec.block_size]
-        slots = block * spec.block_size + position % spec.block_size
         prefixes, num_shared = [], np.zeros_like(layout.context_lens)
         if spec.device.type == "cpu":  # the operator that tells its weights is the CPU's
             for shared in find_shared_prefixes(layout, spec.block_size):
                 tokens = torch.from_numpy(layout.query_starts[shared.seqs])
                 prefixes.append(_Prefix(tokens, torch.from_numpy(shared.block_ids.copy())))
                 num_shared[shared.seqs] = len(shared.block_ids)
-        device_slots = torch.from_numpy(slots).to(spec.device)
+        device_slots = torch.from_numpy(layout.slots(spec.block_size)).to(spec.device)
         return TorchMetadata(spec, layout, device_slots, prefixes, num_shared)
 
     def forward(

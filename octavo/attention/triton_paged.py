@@ -81,7 +81,6 @@ class TritonAttention:
     ) -> None:
         self._tunings, self._num_sms = tunings, num_sms
         self._sharing = sharing or Sharing()
-        self._chosen: dict[AttentionSpec, Tunings] = {}
         self._planners: dict[AttentionSpec, Planner] = {}
         self._scratch: dict[AttentionSpec, Scratch] = {}
         self._compiled: set[tuple[AttentionSpec, int | None]] = set()
@@ -264,12 +263,10 @@ class TritonAttention:
         return [Launch(kind, nothing, nothing, nothing[: not kind.merges_itself]) for kind in kinds]
 
     def _tunings_of(self, spec: AttentionSpec) -> Tunings:
-        if spec not in self._chosen:
-            tunings = self._tunings or default_tunings(spec.head_dim, spec.dtype)
-            if self._tunings is None:
-                tunings = replace(tunings, prompts=hopper_prompts.tunings_for(spec))
-            self._chosen[spec] = tunings
-        return self._chosen[spec]
+        if self._tunings is not None:
+            return self._tunings
+        tunings = default_tunings(spec.head_dim, spec.dtype)
+        return replace(tunings, prompts=hopper_prompts.tunings_for(spec))
 
     def _planner(self, spec: AttentionSpec) -> Planner:
         planner = self._planners.get(spec)
