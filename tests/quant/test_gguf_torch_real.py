@@ -15,14 +15,11 @@ import pytest
 import torch
 
 from octavo.attention.interface import BatchLayout
-from octavo.config import EngineConfig
 from octavo.kernels import cpu
-from octavo.layers.batch import ForwardBatch
 from octavo.runner.native_plan import NativePlan
 from octavo.runner.reference import ReferenceForward
-from octavo.runner.runner import ModelRunner
-from octavo.weights.open import open_checkpoint
 from tests.full import FULL
+from tests.runner.cpu_steps import batch_of, load_real_runner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,25 +46,14 @@ def _library() -> None:
         pytest.skip(str(cpu.why_not()))
 
 
-def make_runner(path: Path) -> ModelRunner:
-    config = EngineConfig(
-        model=str(path), device="cpu", num_threads=2, max_model_len=256, max_num_seqs=4,
-        kv_cache_memory=32 * 1024**2,
-    )  # fmt: skip
-    checkpoint = open_checkpoint(path)
-    runner = ModelRunner(config, checkpoint)
-    checkpoint.close()
-    return runner
-
-
 @pytest.mark.model
 @pytest.mark.parametrize("model", ["smollm2_path", "gemma_path"])
 def test_logits_have_the_kernels_bits(model: str, request: pytest.FixtureRequest) -> None:
     """Of a prompt of more than one part of keys, in two pieces, and of two streams behind it."""
     path = request.getfixturevalue(model)
     with isa(cpu.OFF):
-        ours = make_runner(path)
-    native = make_runner(path)
+        ours = load_real_runner(path)
+    native = load_real_runner(path)
     token_ids = torch.randint(100, 5000, (140,), generator=torch.Generator().manual_seed(0))
     tables = np.stack([np.arange(12), np.arange(12, 24)])
     forwards = [runner._steps._forward for runner in (ours, native)]  # type: ignore[union-attr]
@@ -77,11 +63,7 @@ def test_logits_have_the_kernels_bits(model: str, request: pytest.FixtureRequest
         first = 0 if len(lens) == 2 else lens[0]
         found = []
         for runner, forward in zip((ours, native), forwards, strict=True):
-            batch = ForwardBatch(
-                token_ids[first : first + starts[-1]], torch.from_numpy(layout.positions),
-                torch.tensor(starts[1:]) - 1, runner.backend,
-                runner.backend.plan(runner.spec, layout), runner.kv_caches,
-            )  # fmt: skip
+            batch = batch_of(runner, layout, token_ids[first : first + starts[-1]])
             with torch.inference_mode():
                 found.append(forward.logits(batch))
         assert torch.equal(*found)

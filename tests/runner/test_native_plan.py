@@ -11,19 +11,19 @@ import torch
 
 from octavo import LLM, SamplingParams
 from octavo.attention.interface import BatchLayout
-from octavo.config import EngineConfig
 from octavo.kernels import cpu
 from octavo.kernels.cpu.plan import Kind
-from octavo.layers.batch import ForwardBatch
 from octavo.layers.mlp import MLP
 from octavo.layers.rotary import Rotary
 from octavo.runner.forward import LayerByLayer
 from octavo.runner.native_plan import LEAST_ROWS, NativePlan
-from octavo.runner.runner import ModelRunner
-from octavo.weights.open import open_checkpoint
+from tests.runner.cpu_steps import batch_of, load_runner
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from octavo.layers.batch import ForwardBatch
+    from octavo.runner.runner import ModelRunner
 
 
 SHAPE: dict[str, Any] = {
@@ -70,14 +70,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def make_runner(path: Path, **options: Any) -> ModelRunner:
-    config = EngineConfig(
-        model=str(path), device="cpu", num_threads=2, max_num_seqs=8, kv_cache_memory=4 * 1024**2,
-        **({"dtype": "float32", "attention_backend": "native"} | options),
-    )  # fmt: skip
-    checkpoint = open_checkpoint(path)
-    runner = ModelRunner(config, checkpoint)
-    checkpoint.close()
-    return runner
+    usual = {"dtype": "float32", "attention_backend": "native"}
+    return load_runner(path, max_num_seqs=8, kv_cache_memory=4 * 1024**2, **(usual | options))
 
 
 def make_batch(runner: ModelRunner, seqs: list[tuple[int, int]]) -> ForwardBatch:
@@ -87,10 +81,7 @@ def make_batch(runner: ModelRunner, seqs: list[tuple[int, int]]) -> ForwardBatch
     layout = BatchLayout(starts, old, np.arange(8 * len(seqs)).reshape(-1, 8)[::-1].copy())
     ids = [7 * (position + 3 * seq) % 384 for seq, position in zip(
         layout.seq_of_token.tolist(), layout.positions.tolist(), strict=True)]  # fmt: skip
-    return ForwardBatch(
-        torch.tensor(ids), torch.from_numpy(layout.positions), torch.from_numpy(starts[1:] - 1),
-        runner.backend, runner.backend.plan(runner.spec, layout), runner.kv_caches,
-    )  # fmt: skip
+    return batch_of(runner, layout, torch.tensor(ids))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

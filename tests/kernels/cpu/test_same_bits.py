@@ -13,15 +13,12 @@ from hypothesis import strategies as st
 
 from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
 from octavo.attention.native_cpu import NativeAttention
-from octavo.config import EngineConfig
 from octavo.kernels import cpu
 from octavo.kernels.cpu.plan import ACTIVATIONS, Kind, Op, Plan, Step
-from octavo.layers.batch import ForwardBatch
 from octavo.runner.native_plan import NativePlan
-from octavo.runner.runner import ModelRunner
-from octavo.weights.open import open_checkpoint
 from tests.attention.reference import Case, layout_of
 from tests.attention.test_backends import cases
+from tests.runner.cpu_steps import batch_of, load_real_runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,13 +129,7 @@ def test_attention_with_any_block_size(case: Case, dtype: torch.dtype) -> None:
 def test_logits_of_a_model(model: str, request: pytest.FixtureRequest) -> None:
     """Of a prompt in two pieces, and of two streams behind it."""
     path: Path = request.getfixturevalue(model)
-    config = EngineConfig(
-        model=str(path), device="cpu", num_threads=2, max_model_len=256, max_num_seqs=4,
-        kv_cache_memory=32 * 1024**2,
-    )  # fmt: skip
-    checkpoint = open_checkpoint(path)
-    runner = ModelRunner(config, checkpoint)
-    checkpoint.close()
+    runner = load_real_runner(path)
     plan = NativePlan(runner.model, runner.spec, runner.kv_caches)
     token_ids = torch.randint(100, 5000, (60,), generator=torch.Generator().manual_seed(0))
     tables = np.stack([np.arange(12), np.arange(12, 24)])
@@ -146,11 +137,7 @@ def test_logits_of_a_model(model: str, request: pytest.FixtureRequest) -> None:
     def step(query_starts: list[int], context_lens: list[int], ids: torch.Tensor) -> torch.Tensor:
         num_seqs = len(context_lens)
         layout = BatchLayout(np.array(query_starts), np.array(context_lens), tables[:num_seqs])
-        batch = ForwardBatch(
-            ids, torch.from_numpy(layout.positions), torch.from_numpy(layout.query_starts[1:] - 1),
-            runner.backend, runner.backend.plan(runner.spec, layout), runner.kv_caches,
-        )  # fmt: skip
-        return plan.logits(batch).clone()
+        return plan.logits(batch_of(runner, layout, ids)).clone()
 
     def compute() -> torch.Tensor:
         with torch.inference_mode():
