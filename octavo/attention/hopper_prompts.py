@@ -6,23 +6,18 @@ all GPUs, and the results are the same.
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import math
 from typing import TYPE_CHECKING
 
-import torch
-
+from octavo.attention import hopper
 from octavo.attention.tunings import PromptTunings, Tuning, padded_group
 from octavo.kernels.layout import PROMPT_HALF, PROMPT_PANEL, PROMPT_ROWS, PROMPT_SLAB
 
 if TYPE_CHECKING:
+    import torch
+
     from octavo.attention.interface import AttentionSpec, LayerAttention
     from octavo.attention.triton_work import Launch, TritonMetadata
-
-_HOPPER = (9, 0)
-_VERSIONS = ((3, 6), (3, 8))
-"""Of Triton, first and last that the kernel was compiled with: Gluon is still in motion."""
 
 # Measured with heads of 128: docs/decisions/0024-attention-of-prompts-on-hopper.md.
 TUNINGS = PromptTunings(
@@ -39,28 +34,7 @@ def tunings_for(spec: AttentionSpec) -> PromptTunings | None:
 
 def why_not(spec: AttentionSpec) -> str | None:
     """Why the kernel cannot serve `spec`, or None when it can."""
-    if spec.dtype.itemsize != 2 or spec.stored_dtype != spec.dtype:
-        return "only queries, keys and values of 16 bits"
-    if spec.head_dim not in (64, 128):
-        return f"heads of {spec.head_dim}, not 64 or 128"
-    if spec.block_size & (spec.block_size - 1) or spec.block_size < 8:
-        return f"blocks of {spec.block_size} tokens, not a power of two from 8 on"
-    if spec.num_heads // spec.num_kv_heads > PROMPT_HALF:
-        return f"more than {PROMPT_HALF} query heads to a KV head"
-    return _why_not_on(spec.device)
-
-
-@functools.cache
-def _why_not_on(device: torch.device) -> str | None:
-    if device.type != "cuda" or torch.version.hip is not None:
-        return "needs a Hopper GPU"
-    if torch.cuda.get_device_capability(device) != _HOPPER:
-        return "needs a Hopper GPU (compute capability 9.0)"
-    version = importlib.metadata.version("triton")
-    release = tuple(int(part) for part in version.split(".")[:2])
-    if not _VERSIONS[0] <= release <= _VERSIONS[1]:
-        return f"Triton {version} was not tried"
-    return None
+    return hopper.why_not(spec, min_block=8, max_group=PROMPT_HALF)
 
 
 def attend(
@@ -94,8 +68,8 @@ def attend(
     num_work = len(launch.items) * kv_heads
     log2 = math.log2(math.e)
     attend_prompts_kernel[(min(num_sms, num_work),)](
-        _descriptor(q_thd, [PROMPT_HALF // wide, wide, PROMPT_PANEL]),
-        _descriptor(rows, [slab, PROMPT_PANEL]),
+        hopper.descriptor(q_thd, [PROMPT_HALF // wide, wide, PROMPT_PANEL]),
+        hopper.descriptor(rows, [slab, PROMPT_PANEL]),
         out_thd, meta.parts, meta.part_weights, launch.items, tables, tables.stride(0),
         meta.parts.shape[1], num_work, len(rows),
         log2 if cap else layer.scale * log2, layer.scale * 2 * log2 / (cap or 1.0), cap or 1.0,
@@ -104,11 +78,3 @@ def attend(
         N=tuning.key_tile, STAGES=tuning.num_stages,
         HAS_WINDOW=layer.window is not None, HAS_CAP=cap is not None, num_warps=tuning.num_warps,
     )  # fmt: skip
-
-
-def _descriptor(x: torch.Tensor, box: list[int]) -> object:
-    from triton.experimental.gluon.language import NVMMASharedLayout
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    layout = NVMMASharedLayout(128, 16, rank=len(box))
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), box, layout)

@@ -79,7 +79,7 @@ class Planner:
             shape = self._shape_of(tunings.prompts.many_keys, num_sms)
             group = padded_group(self._heads.group)
             self._prompts = replace(shape, tokens=tunings.prompts.many_keys.rows // group)
-        self._many = self._shape_of(tunings.many or tunings.short, num_sms)
+        self._apart = self._shape_of(tunings.apart or tunings.short, num_sms)
         self._sharing = sharing
         self._finder = PrefixFinder(spec.block_size, sharing.min_seqs, sharing.min_tokens)
         self._last_shared: Sequence[SharedPrefix] = ()
@@ -166,15 +166,16 @@ class Planner:
             tiles.key_begin[:] = prefixes.shared_len[seqs]
             must_part, more = tiles.key_begin > 0, prefixes.runs[seqs]
             first_row = prefixes.num_part_rows
-        many = self._tunings.many if self._tunings.serve_apart(pad_to) else None
-        shape = self._short if many is None else self._many
+        apart = self._tunings.apart if self._tunings.serve_apart(pad_to) else None
+        shape = self._short if apart is None else self._apart
         division = divide(tiles, shape, self._heads, must_part, first_row)
-        if many is None:
+        if apart is None:
             merges = merge_tokens(tiles, division, self._heads, more)
             kind = Kind(window, self._tunings.short, 1)
         else:
             merges = np.zeros((0, MERGE_FIELDS), np.int32)
-            kind = Kind(window, many, 1, merges_itself=True)
+            is_decodes = self._tunings.decodes is not None
+            kind = Kind(window, apart, 1, merges_itself=True, is_decodes=is_decodes)
         plan.add(kind, division.items, merges, first_row + division.num_part_rows, bound)
 
     def _add_long(
@@ -209,7 +210,7 @@ class Planner:
             prefixes = bound_prefixes(step, long, self._heads, self._sharing.min_seqs)
             first_row = prefixes.part_rows if step.shares else 0
             if self._tunings.serve_apart(step):
-                tiles = replace(bound_short(step, self._many, self._heads, 0), others=0)
+                tiles = replace(bound_short(step, self._apart, self._heads, 0), others=0)
             else:
                 tiles = bound_short(step, short, self._heads, first_row)
             self._bounds[step] = (

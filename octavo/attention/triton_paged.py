@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from octavo.attention import hopper_prompts
+from octavo.attention import hopper_decodes, hopper_prompts
 from octavo.attention.interface import StepTensors
 from octavo.attention.planner import Planner
 from octavo.attention.sections import ALIGN, fill, offsets, views
@@ -100,11 +100,15 @@ class TritonAttention:
         return None
 
     def describe(self, spec: AttentionSpec) -> str:
-        """For the log, behind the name: which kernel computes prompts."""
-        reason = hopper_prompts.why_not(spec)
-        if reason is None:
-            return ", prompts by the kernel for Hopper"
-        return f", prompts by the kernel for all GPUs ({reason})"
+        """For the log, behind the name: which kernels compute prompts, and graphs of decodes."""
+        reasons = {
+            "prompts": hopper_prompts.why_not(spec),
+            "decodes": hopper_decodes.why_not(spec),
+        }
+        return "".join(
+            f", {what} by the kernel for {f'all GPUs ({reason})' if reason else 'Hopper'}"
+            for what, reason in reasons.items()
+        )
 
     def allocate(self, spec: AttentionSpec, num_blocks: int) -> torch.Tensor:
         """Zeroed memory."""
@@ -238,6 +242,9 @@ class TritonAttention:
             if launch.kind.is_prompts:
                 num_sms = self._sms(spec.device)
                 hopper_prompts.attend(layer, q_thd, cache, out_thd, launch, meta, num_sms)
+            elif launch.kind.is_decodes:
+                num_sms = self._sms(spec.device)
+                hopper_decodes.attend(layer, q_thd, cache, out_thd, launch, meta, num_sms)
             else:
                 _attend(layer, q_thd, cache, out_thd, launch, meta)
             # The next launch of this step writes to the same parts, after this merge has read them.
@@ -256,8 +263,9 @@ class TritonAttention:
         nothing = torch.full((1, ITEM_FIELDS), -1, dtype=torch.int32, device=spec.device)
         tunings = self._tunings_of(spec)
         kinds = [Kind(window, tunings.short, 1), Kind(window, tunings.long, 1)]
-        if tunings.many is not None:
-            kinds.append(Kind(window, tunings.many, 1, merges_itself=True))
+        if tunings.apart is not None:
+            is_decodes = tunings.decodes is not None
+            kinds.append(Kind(window, tunings.apart, 1, merges_itself=True, is_decodes=is_decodes))
         if (prompts := tunings.prompts) is not None:
             kinds.append(Kind(window, prompts.few_keys, 1, is_prompts=True))
         return [Launch(kind, nothing, nothing, nothing[: not kind.merges_itself]) for kind in kinds]
@@ -266,7 +274,11 @@ class TritonAttention:
         if self._tunings is not None:
             return self._tunings
         tunings = default_tunings(spec.head_dim, spec.dtype)
-        return replace(tunings, prompts=hopper_prompts.tunings_for(spec))
+        return replace(
+            tunings,
+            prompts=hopper_prompts.tunings_for(spec),
+            decodes=hopper_decodes.tuning_for(spec),
+        )
 
     def _planner(self, spec: AttentionSpec) -> Planner:
         planner = self._planners.get(spec)

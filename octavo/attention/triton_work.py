@@ -38,6 +38,7 @@ class TritonMetadata:
         parts: float32 scratch [k, rows, d] of divided tiles, used by one layer after the other.
         part_weights: [k, rows].
         arrivals: [k, rows] int32, zero between launches: parts of the tile whose first row it is.
+        tickets: [1] int32, zero between launches: items that were drawn.
     """
 
     spec: AttentionSpec
@@ -46,24 +47,24 @@ class TritonMetadata:
     parts: torch.Tensor
     part_weights: torch.Tensor
     arrivals: torch.Tensor
+    tickets: torch.Tensor
 
 
 class Scratch:
     """Memory for parts, kept for all who come: they run one after the other, on one stream."""
 
     def __init__(self) -> None:
-        self._parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._parts: tuple[torch.Tensor, ...] | None = None
 
-    def take(
-        self, spec: AttentionSpec, num_rows: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Parts, their weights and arrivals of `TritonMetadata`, of `num_rows` or more."""
+    def take(self, spec: AttentionSpec, num_rows: int) -> tuple[torch.Tensor, ...]:
+        """The last four of `TritonMetadata`, with `num_rows` or more."""
         if self._parts is None or self._parts[0].shape[1] < num_rows:
             shape = (spec.num_kv_heads, num_rows, spec.head_dim)
             parts = torch.empty(shape, dtype=torch.float32, device=spec.device)
             weights = torch.empty(shape[:2], dtype=torch.float32, device=spec.device)
             arrivals = torch.zeros(shape[:2], dtype=torch.int32, device=spec.device)
-            self._parts = parts, weights, arrivals
+            tickets = torch.zeros(1, dtype=torch.int32, device=spec.device)
+            self._parts = parts, weights, arrivals, tickets
         return self._parts
 
 

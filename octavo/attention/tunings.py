@@ -67,6 +67,8 @@ class Tunings:
             Prefixes that are shared use `long` in any case.
         many: for graphs of `min_many` decodes or more that share nothing: the program that leaves
             a tile's last part merges them. None: as other short chunks.
+        decodes: for graphs of any number of decodes that share nothing, by a kernel of their own,
+            which merges parts in the same way; None: `many` is for them.
     """
 
     short: Tuning
@@ -74,12 +76,18 @@ class Tunings:
     many: Tuning | None = None
     min_many: int = 17
     prompts: PromptTunings | None = None
+    decodes: Tuning | None = None
+
+    @property
+    def apart(self) -> Tuning | None:
+        """`decodes` or `many`."""
+        return self.decodes or self.many
 
     def serve_apart(self, step: StepShape | None) -> bool:
-        """Whether `many` is for a graph of this shape; None: not a graph."""
-        if step is None or self.many is None or step.shares or not step.is_decode:
+        """Whether `apart` is for a graph of this shape; None: not a graph."""
+        if step is None or self.apart is None or step.shares or not step.is_decode:
             return False
-        return step.num_seqs >= self.min_many
+        return self.decodes is not None or step.num_seqs >= self.min_many
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,7 @@ class Kind:
             tokens, and whose parts are merged by the next launch.
         merges_itself: the program that leaves a tile's last part merges them; tiles have a token.
         is_prompts: by the kernel for prompts.
+        is_decodes: by the kernel for decodes, which merges itself.
     """
 
     window: int | None
@@ -118,10 +127,11 @@ class Kind:
     merge_tokens: int
     merges_itself: bool = False
     is_prompts: bool = False
+    is_decodes: bool = False
 
 
 def padded_group(group: int) -> int:
-    """Query heads of a KV head, as the kernel for prompts has room for them: a power of two."""
+    """Query heads of a KV head, as kernels for Hopper have room for them: a power of two."""
     return 1 << (group - 1).bit_length()
 
 

@@ -238,6 +238,7 @@ def divide(
         rows_before = begin // chunk * heads.group * items[:, 2]
         items[:, 6] += rows_before.astype(np.int32)
     items = items[np.argsort(-num_keys, kind="stable")]
+    items[:, 10] = len(items)
     return Division(items, parted, part_row, num_parts, int(num_rows.sum()))
 
 

@@ -9,8 +9,8 @@ row in the table of blocks (-1: nothing to do), first token of the tile in the b
 tokens, position of the first one in the sequence, first key, end of the keys (exclusive), first row
 in the parts (-1: this program has all keys, and writes the output itself), and whether the tile's
 tokens are of different sequences: the second field is then the place of the first one in a list of
-tokens. Of a tile that leaves parts, also the first row of the first of them, and their number. Two
-integers are left.
+tokens. Of a tile that leaves parts, also the first row of the first of them, and their number. Then
+the number of all items of the launch. One integer is left.
 """
 
 MERGE_FIELDS = 8
@@ -29,3 +29,8 @@ PROMPT_PANEL = 64
 """Dimensions that it fetches at a time."""
 PROMPT_SLAB = 64
 """Most tokens of a block that it fetches at a time."""
+
+DECODE_SLAB = 16
+"""Tokens that the kernel for decodes fetches at a time, and rows of its products."""
+DECODE_PANEL = 64
+"""Dimensions that lie side by side in what it fetches."""

@@ -50,40 +50,6 @@ def test_who_is_not_served(changed: dict[str, Any], reason: str) -> None:
     assert hopper_prompts.tunings_for(replace(LLAMA, **changed)) is None
 
 
-@pytest.mark.parametrize(
-    ("capability", "version", "served"),
-    [
-        ((9, 0), "3.6.0", True),
-        ((9, 0), "3.8.1", True),
-        ((9, 0), "3.5.1", False),
-        ((9, 0), "3.9.0", False),
-        ((8, 0), "3.6.0", False),
-        ((10, 0), "3.6.0", False),
-    ],
-)
-def test_which_devices_and_versions_are_served(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], version: str, served: bool
-) -> None:
-    hopper_prompts._why_not_on.cache_clear()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)
-    monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr("importlib.metadata.version", lambda _: version)
-    try:
-        assert (hopper_prompts.tunings_for(LLAMA) is not None) == served
-    finally:
-        hopper_prompts._why_not_on.cache_clear()
-
-
-def test_the_log_says_which_kernel_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (
-        TritonAttention()
-        .describe(replace(LLAMA, head_dim=96))
-        .endswith("prompts by the kernel for all GPUs (heads of 96, not 64 or 128)")
-    )
-    monkeypatch.setattr(hopper_prompts, "_why_not_on", lambda _: None)
-    assert TritonAttention().describe(LLAMA) == ", prompts by the kernel for Hopper"
-
-
 SCRIPT = """
 import sys
 from dataclasses import replace

@@ -103,6 +103,7 @@ def planners(draw: st.DrawFn, windows: frozenset[int | None] = frozenset({None})
             Tuning(32, 16, 4, 2, 2, min_chunk),
             draw(st.none() | st.just(Tuning(16, 16, 4, 2, 1, 16, max_chunk=32, most_per_sm=3))),
             min_many=draw(st.integers(1, 4)),
+            decodes=draw(st.none() | st.just(Tuning(16, 32, 1, 3, 2, 32, max_chunk=64))),
             prompts=draw(st.none() | st.builds(prompt_tunings, st.sampled_from([0, 100, 5000]))),
         ),
         num_sms=draw(st.integers(1, 40)),
@@ -205,15 +206,24 @@ def test_any_step_fits_into_the_tables_of_its_shape(
     st.none() | st.integers(1, 3000),
     st.integers(1, 60),
     st.integers(1, 4),
+    st.booleans(),
 )
 def test_many_decodes_are_divided_and_say_themselves_what_is_to_be_merged(
-    contexts: list[int], num_idle: int, window: int | None, num_sms: int, most_per_sm: int
+    contexts: list[int],
+    num_idle: int,
+    window: int | None,
+    num_sms: int,
+    most_per_sm: int,
+    is_decodes: bool,
 ) -> None:
     group, longest = 4, 128
     spec = AttentionSpec(8, 2, 16, torch.float32, torch.device("cpu"), SIZE, frozenset({window}))
     short = Tuning(16, 16, 4, 2, 1, 48)
     many = replace(short, max_chunk=longest, most_per_sm=most_per_sm)
-    planner = Planner(spec, Tunings(short, short, many, min_many=1), num_sms, Sharing())
+    tunings = Tunings(short, short, many, min_many=1)
+    if is_decodes:
+        tunings = Tunings(short, short, decodes=many)
+    planner = Planner(spec, tunings, num_sms, Sharing())
     step = Step([(1, context) for context in contexts] + [(1, 0)] * num_idle, [])
     rows = np.where(np.arange(len(step.seqs)) < len(contexts), step.rows, -1)
     size = len(step.seqs) + 2
@@ -221,7 +231,10 @@ def test_many_decodes_are_divided_and_say_themselves_what_is_to_be_merged(
 
     (kind,), (items, merges) = plan.kinds, plan.tables
     assert kind.merges_itself
+    assert kind.is_decodes == is_decodes
     assert len(merges) == 0
+    num_items = np.count_nonzero(items[:, 0] >= 0)
+    assert (items[:num_items, 10] == num_items).all()
     pieces: dict[int, list[list[int]]] = {}
     for item in items[items[:, 0] >= 0].tolist():
         assert item[2] == 1

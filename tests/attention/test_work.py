@@ -72,7 +72,7 @@ def test_every_visible_key_is_read_once_and_every_part_merged_once(
         assert begin < end
         assert part == -1 or 7 <= part <= 7 + division.num_part_rows - count * heads.group
         if part == -1:
-            assert own == [0, 0, 0, 0]
+            assert own == [0, 0, len(division.items), 0]
         else:  # which of the tile's parts this is
             place, beyond = divmod(part - own[0], count * heads.group)
             assert beyond == 0

@@ -42,7 +42,7 @@ use_offline_driver()
 from octavo.attention.interface import AttentionSpec
 from dataclasses import replace
 
-from octavo.attention import hopper_prompts
+from octavo.attention import hopper_decodes, hopper_prompts
 from octavo.attention.triton_paged import TritonAttention, default_tunings
 from octavo.attention.tunings import Sharing
 from octavo.kernels import skinny_linear
@@ -119,7 +119,9 @@ def compare(architecture, config):
     tunings = None
     if shape.head_dim == 64:  # as on a Hopper GPU, but that prompts are long sooner
         prompts = replace(hopper_prompts.TUNINGS, min_mean_keys=170)
-        tunings = replace(default_tunings(64, DTYPE), prompts=prompts)
+        tunings = replace(
+            default_tunings(64, DTYPE), prompts=prompts, decodes=hopper_decodes.TUNING
+        )
     keys.clear()
     backend = TritonAttention(tunings, num_sms=132)
     logits = rehearse_steps(model, backend, spec, MAX_LEN)
