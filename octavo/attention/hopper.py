@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from octavo.attention.interface import AttentionSpec
+    from octavo.attention.interface import AttentionSpec, LayerAttention
 
 _HOPPER = (9, 0)
 _VERSIONS = ((3, 6), (3, 8))
@@ -49,6 +50,18 @@ def why_not_on(device: torch.device) -> str | None:
     if not _VERSIONS[0] <= release <= _VERSIONS[1]:
         return f"Triton {version} was not tried"
     return None
+
+
+def softmax_args(layer: LayerAttention, cap: float | None) -> tuple[float, float, float]:
+    """What logits are multiplied with to be logarithms (base 2) of weights, and the soft cap.
+
+    The first number comes last, where there is a cap after it; the second makes of logits the
+    exponent in tanh(x) = 1 - 2 / (2 ** exponent + 1), and the third is the cap.
+    """
+    log2 = math.log2(math.e)
+    if cap is None:
+        return layer.scale * log2, 1.0, 1.0
+    return log2, layer.scale * 2 * log2 / cap, cap
 
 
 def descriptor(

@@ -6,7 +6,6 @@ and the results are the same.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from octavo.attention import hopper
@@ -64,7 +63,7 @@ def attend(
     from octavo.kernels.pdl import options
 
     spec, tables, tuning = meta.spec, meta.step.block_tables, launch.kind.tuning
-    dim, kv_heads, cap = spec.head_dim, spec.num_kv_heads, spec.soft_cap
+    dim, kv_heads = spec.head_dim, spec.num_kv_heads
     group = spec.num_heads // kv_heads
     wide = padded_group(group)
     num_rows = cache.numel() // dim
@@ -75,13 +74,12 @@ def attend(
         [2, panels, num_rows, DECODE_PANEL],
         [cache.stride(1), DECODE_PANEL, dim, 1],
     )
-    log2 = math.log2(math.e)
     attend_decodes_kernel[(min(PROGRAMS_PER_SM * num_sms, len(launch.items) * kv_heads),)](
         q_thd, keys, out_thd, meta.parts, meta.part_weights, meta.arrivals, meta.tickets,
         launch.items, tables, tables.stride(0), meta.parts.shape[1], num_rows, q_thd.stride(0),
-        log2 if cap else layer.scale * log2, layer.scale * 2 * log2 / (cap or 1.0), cap or 1.0,
+        *hopper.softmax_args(layer, spec.soft_cap),
         KV=kv_heads, GROUP=group, GROUP_PAD=wide, PAGE=spec.block_size, D=dim, N=tuning.key_tile,
         STAGES=_PLACE_BYTES // (tuning.key_tile * 2 * dim * spec.dtype.itemsize),
         PARTS=min(tuning.merged_parts, _MERGED_VALUES // (wide * dim)),
-        HAS_CAP=cap is not None, num_warps=tuning.num_warps, **options(q_thd.device),
+        HAS_CAP=spec.soft_cap is not None, num_warps=tuning.num_warps, **options(q_thd.device),
     )  # fmt: skip

@@ -6,7 +6,6 @@ all GPUs, and the results are the same.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from octavo.attention import hopper
@@ -60,21 +59,20 @@ def attend(
     from octavo.kernels.prompt_attention import attend_prompts_kernel
 
     spec, tables, tuning = meta.spec, meta.step.block_tables, launch.kind.tuning
-    dim, kv_heads, cap = spec.head_dim, spec.num_kv_heads, spec.soft_cap
+    dim, kv_heads = spec.head_dim, spec.num_kv_heads
     group = spec.num_heads // kv_heads
     wide = padded_group(group)
     rows = cache.view(-1, dim)
     slab = min(spec.block_size, PROMPT_SLAB)
     num_work = len(launch.items) * kv_heads
-    log2 = math.log2(math.e)
     attend_prompts_kernel[(min(num_sms, num_work),)](
         hopper.descriptor(q_thd, [PROMPT_HALF // wide, wide, PROMPT_PANEL]),
         hopper.descriptor(rows, [slab, PROMPT_PANEL]),
         out_thd, meta.parts, meta.part_weights, launch.items, tables, tables.stride(0),
         meta.parts.shape[1], num_work, len(rows),
-        log2 if cap else layer.scale * log2, layer.scale * 2 * log2 / (cap or 1.0), cap or 1.0,
-        layer.window or 0,
+        *hopper.softmax_args(layer, spec.soft_cap), layer.window or 0,
         KV=kv_heads, GROUP=group, GROUP_PAD=wide, PAGE=spec.block_size, D=dim,
         N=tuning.key_tile, STAGES=tuning.num_stages,
-        HAS_WINDOW=layer.window is not None, HAS_CAP=cap is not None, num_warps=tuning.num_warps,
+        HAS_WINDOW=layer.window is not None, HAS_CAP=spec.soft_cap is not None,
+        num_warps=tuning.num_warps,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from octavo.kernels.layout import DECODE_SLAB, ITEM_FIELDS
+from octavo.kernels.slab_rows import slab_rows
 
 _ITEM = gl.constexpr(ITEM_FIELDS)
 SLAB = gl.constexpr(DECODE_SLAB)
@@ -40,30 +41,8 @@ def _open(work, lists, KV: gl.constexpr, PAGE: gl.constexpr, SLABS: gl.constexpr
     end = gl.load(item + 5, mask=exists, other=0)
     table = tables_ptr + seq.to(gl.int64) * table_stride
     start = begin // SLAB * SLAB
-    rows = _rows_of(table, start, end, work % KV, num_rows, KV, PAGE, SLABS)
+    rows = slab_rows(table, start, end, work % KV, num_rows, KV, PAGE, SLAB, SLABS)
     return work, start, end, table, rows
-
-
-@gluon.jit
-def _rows_of(
-    table,
-    start,
-    end,
-    head,
-    num_rows,
-    KV: gl.constexpr,
-    PAGE: gl.constexpr,
-    SLABS: gl.constexpr,
-):
-    """Where the slabs of a tile begin in the cache, counted in tokens of one head."""
-    rows = ()
-    for slab in gl.static_range(SLABS):
-        pos = start + slab * SLAB
-        block = gl.load(table + pos // PAGE, mask=pos < end, other=0)
-        row = (block * (2 * KV) + head) * PAGE + pos % PAGE
-        row = gl.where(pos < end, row, num_rows)
-        rows = rows + (row,)  # type: ignore[assignment]  # noqa: RUF005  Triton's tuples
-    return rows
 
 
 @gluon.jit
@@ -110,7 +89,7 @@ def ask(
             )
         start += SLABS * SLAB
         if start < end:
-            rows = _rows_of(table, start, end, work % KV, lists[3], KV, PAGE, SLABS)
+            rows = slab_rows(table, start, end, work % KV, lists[3], KV, PAGE, SLAB, SLABS)
         else:
             work = _draw(tickets_ptr, num_work)
             work, start, end, table, rows = _open(work, lists, KV, PAGE, SLABS)

@@ -23,6 +23,7 @@ from octavo.kernels.layout import (
     PROMPT_ROWS,
     PROMPT_SLAB,
 )
+from octavo.kernels.slab_rows import slab_rows
 
 _ITEM = gl.constexpr(ITEM_FIELDS)
 ROWS, HALF = gl.constexpr(PROMPT_ROWS), gl.constexpr(PROMPT_HALF)
@@ -90,13 +91,7 @@ def fetch(
                     )
             num_items += 1
         for start in range(begin // SLAB * SLAB, end, N):
-            rows = ()
-            for slab in gl.static_range(SLABS):
-                pos = start + slab * SLAB
-                block = gl.load(table + pos // PAGE, mask=pos < end, other=0)
-                row = (block * (2 * KV) + head) * PAGE + pos % PAGE
-                row = gl.where(pos < end, row, num_rows)
-                rows = rows + (row,)  # type: ignore[assignment]  # noqa: RUF005  Triton's tuples
+            rows = slab_rows(table, start, end, head, num_rows, KV, PAGE, SLAB, SLABS)
             place = num_tiles % STAGES
             phase = num_tiles // STAGES & 1
             mbarrier.wait(k_empty.index(place), phase ^ 1)

@@ -1,9 +1,9 @@
-"""Which devices and Tritons the kernels for Hopper are taken on, and what the log says."""
+"""When the kernels for Hopper are taken, and what the log says."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -49,6 +49,47 @@ def test_which_devices_and_versions_are_served(
     pretend(monkeypatch, capability, version)
     assert (hopper_prompts.tunings_for(LLAMA) is not None) == served
     assert (hopper_decodes.tuning_for(LLAMA) is not None) == served
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"dtype": torch.float32}, "16 bits"),
+        ({"cache_dtype": torch.float8_e4m3fn}, "16 bits"),
+        ({"head_dim": 96}, "heads of 96"),
+        ({"head_dim": 256}, "heads of 256"),
+        ({"block_size": 24}, "blocks of 24"),
+        ({"block_size": 4}, "blocks of 4"),
+        ({"num_heads": 128, "num_kv_heads": 1}, "more than"),
+        ({"device": torch.device("cpu")}, "Hopper"),
+    ],
+)
+def test_who_is_not_served(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], reason: str
+) -> None:
+    pretend(monkeypatch, (9, 0), "3.6.0")
+    spec = replace(LLAMA, **changed)
+    for kernel in (hopper_prompts, hopper_decodes):
+        assert reason in (kernel.why_not(spec) or "")
+    assert hopper_prompts.tunings_for(spec) is None
+    assert hopper_decodes.tuning_for(spec) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "prompts", "decodes"),
+    [
+        ({"block_size": 8}, True, False),
+        ({"num_heads": 128, "num_kv_heads": 8}, True, True),
+        ({"num_heads": 64, "num_kv_heads": 2}, True, False),
+    ],
+)
+def test_who_is_served(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], prompts: bool, decodes: bool
+) -> None:
+    pretend(monkeypatch, (9, 0), "3.6.0")
+    spec = replace(LLAMA, **changed)
+    assert (hopper_prompts.tunings_for(spec) is not None) == prompts
+    assert (hopper_decodes.tuning_for(spec) is not None) == decodes
 
 
 def test_the_log_says_which_kernels_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

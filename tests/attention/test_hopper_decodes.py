@@ -1,4 +1,4 @@
-"""The kernel for decodes: when it is taken, that it compiles, and on a Hopper GPU what it computes.
+"""The kernel for decodes: that it compiles, and on a Hopper GPU what it computes.
 
 Gluon has no interpreter: without such a GPU it is compiled for one, by a driver that launches
 nothing.
@@ -7,51 +7,24 @@ nothing.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from octavo.attention import hopper_decodes
-from octavo.attention.interface import AttentionSpec
 from octavo.attention.triton_paged import TritonAttention
 from octavo.attention.work import StepShape
+from tests.attention.hopper_gpu import CUDA, TOLERANCE, needs_hopper
 from tests.attention.reference import Case, relative_error
 from tests.kernels.offline import run_offline
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from octavo.attention.interface import BatchLayout, LayerAttention
+    from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
     from octavo.attention.triton_work import TritonMetadata
-
-CUDA = torch.device("cuda:0")
-HAS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
-TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
-
-LLAMA = AttentionSpec(32, 8, 128, torch.bfloat16, CUDA, 16, frozenset({None}))
-
-
-@pytest.mark.parametrize(
-    ("changed", "reason"),
-    [
-        ({"dtype": torch.float32}, "16 bits"),
-        ({"cache_dtype": torch.float8_e4m3fn}, "16 bits"),
-        ({"head_dim": 96}, "heads of 96"),
-        ({"block_size": 24}, "blocks of 24"),
-        ({"block_size": 8}, "blocks of 8"),
-        ({"num_heads": 32, "num_kv_heads": 1}, "more than 16"),
-        ({"device": torch.device("cpu")}, "Hopper"),
-    ],
-)
-def test_who_is_not_served(changed: dict[str, Any], reason: str) -> None:
-    found = hopper_decodes.why_not(replace(LLAMA, **changed))
-    assert found is not None
-    assert reason in found
-    assert hopper_decodes.tuning_for(replace(LLAMA, **changed)) is None
-
 
 SCRIPT = """
 import sys
@@ -170,7 +143,7 @@ def steps(draw: st.DrawFn) -> Case:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not HAS_HOPPER, reason="no Hopper GPU")
+@needs_hopper
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("name", FIXED)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -180,7 +153,7 @@ def test_fixed_steps(name: str, dtype: torch.dtype, head_dim: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not HAS_HOPPER, reason="no Hopper GPU")
+@needs_hopper
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(steps())
 def test_random_steps(case: Case) -> None:

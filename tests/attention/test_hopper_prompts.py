@@ -1,4 +1,4 @@
-"""The kernel for prompts: when it is taken, that it compiles, and on a Hopper GPU what it computes.
+"""The kernel for prompts: that it compiles, and on a Hopper GPU what it computes.
 
 Gluon has no interpreter: without such a GPU it is compiled for one, by a driver that launches
 nothing.
@@ -14,41 +14,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from octavo.attention import hopper_prompts
-from octavo.attention.interface import AttentionSpec
 from octavo.attention.triton_paged import TritonAttention
+from tests.attention.hopper_gpu import CUDA, TOLERANCE, needs_hopper
 from tests.attention.reference import Case, relative_error
 from tests.kernels.offline import run_offline
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CUDA = torch.device("cuda:0")
-HAS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
-TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
-
-LLAMA = AttentionSpec(32, 8, 128, torch.bfloat16, CUDA, 16, frozenset({None}))
-
-
-@pytest.mark.parametrize(
-    ("changed", "reason"),
-    [
-        ({"dtype": torch.float32}, "16 bits"),
-        ({"cache_dtype": torch.float8_e4m3fn}, "16 bits"),
-        ({"head_dim": 96}, "heads of 96"),
-        ({"head_dim": 256}, "heads of 256"),
-        ({"block_size": 12}, "blocks of 12"),
-        ({"block_size": 4}, "blocks of 4"),
-        ({"num_heads": 128, "num_kv_heads": 1}, "more than 64"),
-        ({"device": torch.device("cpu")}, "Hopper"),
-    ],
-)
-def test_who_is_not_served(changed: dict[str, Any], reason: str) -> None:
-    found = hopper_prompts.why_not(replace(LLAMA, **changed))
-    assert found is not None
-    assert reason in found
-    assert hopper_prompts.tunings_for(replace(LLAMA, **changed)) is None
-
+    from octavo.attention.interface import AttentionSpec
 
 SCRIPT = """
 import sys
@@ -150,7 +124,7 @@ class Always(TritonAttention):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not HAS_HOPPER, reason="no Hopper GPU")
+@needs_hopper
 @pytest.mark.parametrize("min_mean_keys", [0, 10**9], ids=["many keys", "few keys"])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("name", FIXED)
@@ -161,7 +135,7 @@ def test_fixed_steps(name: str, dtype: torch.dtype, head_dim: int, min_mean_keys
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not HAS_HOPPER, reason="no Hopper GPU")
+@needs_hopper
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(prompts(), st.sampled_from([0, 10**9]))
 def test_random_steps(case: Case, min_mean_keys: int) -> None:
@@ -170,7 +144,7 @@ def test_random_steps(case: Case, min_mean_keys: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not HAS_HOPPER, reason="no Hopper GPU")
+@needs_hopper
 def test_the_same_result_every_time() -> None:
     """A race would show as different bits."""
     case = FIXED["more work than programs, long and short"]

@@ -25,6 +25,14 @@ def octavo_command(*args: str, **options: Any) -> subprocess.CompletedProcess[st
     )
 
 
+def test_it_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "octavo", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"octavo {octavo.__version__}\n")
+    done = subprocess.run([*command[:-1], "nonsense"], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 2
+
+
 def test_help_is_quick() -> None:
     seconds = []
     for _ in range(5):
