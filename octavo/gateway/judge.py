@@ -15,7 +15,7 @@ from octavo.gateway.answer_text import AnswerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from octavo.gateway.config_judges import OnError
+    from octavo.gateway.config_judge_base import OnError
     from octavo.gateway.model import Call, Tier
     from octavo.gateway.seams import Ask, Judge
 

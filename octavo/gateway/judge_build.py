@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from octavo.gateway import config_judge_rules as rules
+from octavo.gateway import config_judge_scores as scores
 from octavo.gateway import config_judges as config
 from octavo.gateway.judge import Combination, Guarded
 from octavo.gateway.judge_model import ModelRule
@@ -59,21 +61,21 @@ def _build(
     time_limit: float | None = None
     rule: Rule
     match section:
-        case config.LogprobJudge():
+        case rules.LogprobJudge():
             rule, needs_logprobs = LogprobRule(section), True
-        case config.SchemaJudge():  # the processes keep the time of these two
+        case rules.SchemaJudge():  # the processes keep the time of these two
             rule = SchemaRule(section, processes)
-        case config.RegexJudge():
+        case rules.RegexJudge():
             rule = RegexRule(section, processes)
-        case config.RefusalJudge():
+        case rules.RefusalJudge():
             rule = RefusalRule(section)
-        case config.LengthJudge():
+        case rules.LengthJudge():
             rule = LengthRule(section)
-        case config.ModelJudge(time_limit=time_limit):
+        case scores.ModelJudge(time_limit=time_limit):
             rule = ModelRule(section, tier_of(section.tier), processes)
-        case config.EvalJudge(time_limit=time_limit):
+        case scores.EvalJudge(time_limit=time_limit):
             rule = EvalRule(section)
-        case config.ServiceJudge(time_limit=time_limit):
+        case scores.ServiceJudge(time_limit=time_limit):
             rule = ServiceRule(section)
         case config.AllJudge() | config.AnyJudge():
             parts = [judge_of(part) for part in section.of]

@@ -19,7 +19,7 @@ from octavo.gateway.judge_defaults import PROMPT_FIELDS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from octavo.gateway.config_judges import ModelJudge
+    from octavo.gateway.config_judge_scores import ModelJudge
     from octavo.gateway.judge_process import JudgeProcesses
     from octavo.gateway.model import Call, Tier
     from octavo.gateway.seams import Ask
@@ -34,7 +34,7 @@ _FIELD = re.compile(r"\{(" + "|".join(PROMPT_FIELDS) + r")\}")
 
 
 class ModelRule:
-    """See `config_judges.ModelJudge`.
+    """See `config_judge_scores.ModelJudge`.
 
     Args:
         section: of the configuration.

@@ -14,14 +14,14 @@ from octavo.gateway.judge import JudgeError, Verdict
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from octavo.gateway.config_judges import LengthJudge, LogprobJudge, RefusalJudge
+    from octavo.gateway.config_judge_rules import LengthJudge, LogprobJudge, RefusalJudge
     from octavo.gateway.model import Call
     from octavo.gateway.seams import Ask
 
 
 class LogprobRule:
-    """See `config_judges.LogprobJudge`. Its score is the mean, or the minimum where only that is
-    bounded.
+    """See `config_judge_rules.LogprobJudge`. Its score is the mean, or the minimum where only
+    that is bounded.
     """
 
     def __init__(self, section: LogprobJudge) -> None:
@@ -52,7 +52,7 @@ class LogprobRule:
 
 
 class RefusalRule:
-    """See `config_judges.RefusalJudge`."""
+    """See `config_judge_rules.RefusalJudge`."""
 
     def __init__(self, section: RefusalJudge) -> None:
         self._phrases = [_plain(phrase) for phrase in section.phrases]
@@ -82,7 +82,7 @@ def _plain(text: str) -> str:
 
 
 class LengthRule:
-    """See `config_judges.LengthJudge`. Its score is the shortest text's length, characters."""
+    """See `config_judge_rules.LengthJudge`. Its score is the shortest text's length, characters."""
 
     def __init__(self, section: LengthJudge) -> None:
         self._min = section.min_chars

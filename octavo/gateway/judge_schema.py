@@ -12,7 +12,7 @@ from octavo.gateway.judge import JudgeError, Verdict
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from octavo.gateway.config_judges import RegexJudge, SchemaJudge
+    from octavo.gateway.config_judge_rules import RegexJudge, SchemaJudge
     from octavo.gateway.judge_process import JudgeProcesses
     from octavo.gateway.model import Call
     from octavo.gateway.seams import Ask
@@ -21,7 +21,7 @@ MAX_TEXT_CHARS = 1 << 20
 
 
 class SchemaRule:
-    """See `config_judges.SchemaJudge`."""
+    """See `config_judge_rules.SchemaJudge`."""
 
     def __init__(self, section: SchemaJudge, processes: JudgeProcesses) -> None:
         self._section = section
@@ -51,8 +51,7 @@ class SchemaRule:
         if not checks:
             return Verdict(True)
         job = {"kind": "schema", "checks": checks}
-        result = await self._processes.run(job, time_limit=section.time_limit)
-        return Verdict(not result["fault"], None, result["fault"])
+        return await _run(self._processes, job, section.time_limit)
 
 
 def _dict(value: object) -> dict[str, Any]:
@@ -94,7 +93,7 @@ def _tool_schemas(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class RegexRule:
-    """See `config_judges.RegexJudge`."""
+    """See `config_judge_rules.RegexJudge`."""
 
     def __init__(self, section: RegexJudge, processes: JudgeProcesses) -> None:
         self._section = section
@@ -115,8 +114,17 @@ class RegexRule:
             "must_not": self._section.must_not,
             "texts": [_bounded(said.text) for said in choices],
         }
-        result = await self._processes.run(job, time_limit=self._section.time_limit)
-        return Verdict(not result["fault"], None, result["fault"])
+        return await _run(self._processes, job, self._section.time_limit)
+
+
+async def _run(processes: JudgeProcesses, job: dict[str, Any], time_limit: float) -> Verdict:
+    """What the worker says of an answer: it passes where there is no fault.
+
+    Raises:
+        JudgeError: it cannot say, or takes too long.
+    """
+    result = await processes.run(job, time_limit=time_limit)
+    return Verdict(not result["fault"], None, result["fault"])
 
 
 def _bounded(text: str) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import aiohttp
     import aiohttp.abc
 
-    from octavo.gateway.config_judges import EvalJudge, ServiceJudge
+    from octavo.gateway.config_judge_scores import EvalJudge, ServiceJudge
     from octavo.gateway.model import Call
     from octavo.gateway.seams import Ask
 
@@ -30,7 +30,7 @@ MAX_REPLY_BYTES = 64 * 1024
 
 
 class EvalRule:
-    """See `config_judges.EvalJudge`.
+    """See `config_judge_scores.EvalJudge`.
 
     Raises:
         ConfigError: there is no such function, or it is not async.
@@ -86,7 +86,7 @@ def load_function(name: str) -> Callable[[Any, Any], Awaitable[object]]:
 
 
 class ServiceRule:
-    """See `config_judges.ServiceJudge`. Its connections are kept until `aclose`."""
+    """See `config_judge_scores.ServiceJudge`. Its connections are kept until `aclose`."""
 
     def __init__(self, section: ServiceJudge) -> None:
         self._section = section

@@ -48,17 +48,53 @@ def is_stream(reply: Reply) -> bool:
     return reply.content_type.startswith("text/event-stream")
 
 
-class PassedOutcome:
+class _Outcome:
+    """What all have: whose answer it is, and what of it the client sees.
+
+    Args:
+        reply: whose status and content type it has.
+        tier: whose it is.
+        headers: for the client.
+        strips: takes log-probabilities out; None: it stays as it is.
+    """
+
+    def __init__(
+        self, reply: Reply, tier: Tier, headers: Mapping[str, str], strips: Route | None
+    ) -> None:
+        self.tier = tier
+        self.headers = headers
+        self.target = reply.target
+        self.status = reply.status
+        self.content_type = reply.content_type
+        self._strips = strips
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """See `seams.Reply`."""
+        async for batch in self.batches():
+            for event in batch:
+                yield event
+
+    def batches(self) -> AsyncGenerator[Sequence[bytes], None]:
+        """The events, those together that may be written at once."""
+        raise NotImplementedError
+
+    def _shown(self, batch: Sequence[bytes]) -> Sequence[bytes]:
+        route = self._strips
+        return batch if route is None else [event_without_logprobs(route, e) for e in batch]
+
+    def _shown_body(self, body: bytes) -> bytes:
+        return body if self._strips is None else without_logprobs(self._strips, body)
+
+
+class PassedOutcome(_Outcome):
     """An answer that is passed on as it comes.
 
     Args:
         reply: open.
-        tier: whose it is.
-        headers: for the client.
+        tier, headers, strips: as for `_Outcome`.
         ended: told of the attempt when it is closed.
         before: batches that were taken from the reply already.
         rest: where the further ones come from then; None: from the reply's beginning.
-        strips: takes log-probabilities out; None: it stays as it is.
     """
 
     is_whole = False
@@ -74,16 +110,11 @@ class PassedOutcome:
         rest: AsyncIterator[Sequence[bytes]] | None = None,
         strips: Route | None = None,
     ) -> None:
-        self.tier = tier
-        self.headers = headers
-        self.target = reply.target
-        self.status = reply.status
-        self.content_type = reply.content_type
+        super().__init__(reply, tier, headers, strips)
         self._reply = reply
         self._ended = ended
         self._before = before
         self._rest = rest
-        self._strips = strips
         self._attempt: Attempt | None = None
 
     @property
@@ -98,14 +129,7 @@ class PassedOutcome:
 
     async def read(self) -> bytes:
         """See `seams.Reply`."""
-        body = await self._reply.read()
-        return body if self._strips is None else without_logprobs(self._strips, body)
-
-    async def events(self) -> AsyncIterator[bytes]:
-        """See `seams.Reply`."""
-        async for batch in self.batches():
-            for event in batch:
-                yield event
+        return self._shown_body(await self._reply.read())
 
     def batches(self) -> AsyncGenerator[Sequence[bytes], None]:
         """The events, those together that may be written at once."""
@@ -118,10 +142,6 @@ class PassedOutcome:
             yield self._shown(self._before)
         async for batch in batches_of(self._reply) if self._rest is None else self._rest:
             yield self._shown(batch)
-
-    def _shown(self, batch: Sequence[bytes]) -> Sequence[bytes]:
-        route = self._strips
-        return batch if route is None else [event_without_logprobs(route, e) for e in batch]
 
     async def close(
         self,
@@ -144,7 +164,12 @@ class PassedOutcome:
                 score=score,
             )
             self._ended(self._attempt)
+            self._attempt = await self._after(self._attempt)
         return self._attempt
+
+    async def _after(self, attempt: Attempt) -> Attempt:
+        """What is still to be done when the attempt has ended; the attempt as it is then."""
+        return attempt
 
 
 class WatchedOutcome(PassedOutcome):
@@ -179,7 +204,7 @@ class WatchedOutcome(PassedOutcome):
     async def read(self) -> bytes:
         """See `seams.Reply`."""
         self._body = await self._reply.read()
-        return self._body if self._strips is None else without_logprobs(self._strips, self._body)
+        return self._shown_body(self._body)
 
     async def batches(self) -> AsyncGenerator[Sequence[bytes], None]:
         """The events, those together that may be written at once."""
@@ -188,31 +213,10 @@ class WatchedOutcome(PassedOutcome):
                 self._see(event)
             yield self._shown(batch)
 
-    async def close(
-        self,
-        *,
-        tokens: Tokens | None = None,
-        status: str = "ok",
-        reason: str = "",
-        answer_sha256: str = "",
-        judge: str = "",
-        score: float | None = None,
-    ) -> Attempt:
-        """See `seams.Reply.close`. Waits for the judge."""
-        is_first = self._attempt is None
-        attempt = await super().close(
-            tokens=tokens,
-            status=status,
-            reason=reason,
-            answer_sha256=answer_sha256,
-            judge=judge,
-            score=score,
-        )
-        if is_first and attempt.status == "ok":
-            answer = self._answer()
-            if answer is not None:
-                self._attempt = attempt = await self._judge(attempt, answer)
-        return attempt
+    async def _after(self, attempt: Attempt) -> Attempt:
+        """Waits for the judge."""
+        answer = self._answer() if attempt.status == "ok" else None
+        return attempt if answer is None else await self._judge(attempt, answer)
 
     def _see(self, event: bytes) -> None:
         self._num_bytes += len(event)
@@ -237,18 +241,16 @@ class WatchedOutcome(PassedOutcome):
             return None
 
 
-class HeldOutcome:
+class HeldOutcome(_Outcome):
     """An answer that is here whole, and judged. Its attempt has ended.
 
     Args:
         reply: closed.
-        tier: whose it is.
-        call: what was asked.
+        tier, strips: as for `_Outcome`.
         body: the answer's, where it is no stream.
         held: the events of a stream, as they came.
         attempt: its record.
         tell: makes the record another.
-        strips: takes log-probabilities out; None: it stays as it is.
     """
 
     is_whole = True
@@ -264,17 +266,12 @@ class HeldOutcome:
         tell: Callable[[Attempt], None],
         strips: Route | None,
     ) -> None:
-        self.tier = tier
-        self.headers: Mapping[str, str] = {}
-        self.target = reply.target
-        self.status = reply.status
-        self.content_type = reply.content_type
+        super().__init__(reply, tier, {}, strips)
         self.finish_reason = reply.finish_reason
         self.attempt = attempt
         self._body = body
         self._held = held
         self._tell = tell
-        self._strips = strips
 
     @property
     def tokens(self) -> Tokens:
@@ -288,21 +285,11 @@ class HeldOutcome:
 
     async def read(self) -> bytes:
         """The whole body."""
-        return self._body if self._strips is None else without_logprobs(self._strips, self._body)
-
-    async def events(self) -> AsyncIterator[bytes]:
-        """The stream as it came."""
-        async for batch in self.batches():
-            for event in batch:
-                yield event
+        return self._shown_body(self._body)
 
     async def batches(self) -> AsyncGenerator[Sequence[bytes], None]:
         """All events: they may be written at once."""
-        route = self._strips
-        if route is None:
-            yield self._held
-        else:
-            yield [event_without_logprobs(route, event) for event in self._held]
+        yield self._shown(self._held)
 
     async def close(
         self,

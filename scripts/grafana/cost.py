@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.grafana.panels import OWN, Panel, Row, rate, selected
+from scripts.grafana.panels import DEVICES_TIME, OWN, Panel, Row, rate, selected
 
 FEATURE = 'feature=~"$feature"'
 
@@ -12,11 +12,7 @@ COST = [
         [
             Panel(
                 "Per hour, now",
-                {
-                    f"sum by (currency) (rate(octavo:cost_total{OWN}[$__rate_interval])) * 3600": (
-                        "{{currency}}"
-                    )
-                },
+                {f"{rate('octavo:cost_total', 'currency')} * 3600": "{{currency}}"},
                 unit="short",
                 kind="stat",
                 width=6,
@@ -132,13 +128,7 @@ COST = [
     Row(
         "Devices and records",
         [
-            Panel(
-                "Devices' time",
-                {rate("octavo:gpu_seconds_total", "bucket"): "{{bucket}}"},
-                unit="percentunit",
-                stacks=True,
-                text="Seconds per second: the sum is the number of devices.",
-            ),
+            DEVICES_TIME,
             Panel(
                 "Devices",
                 {f"sum(octavo:num_devices{OWN})": "devices"},

@@ -1,4 +1,4 @@
-"""What dashboards are made of, and the PromQL that they have in common."""
+"""What dashboards are made of, and the PromQL and panels that they have in common."""
 
 from __future__ import annotations
 
@@ -78,3 +78,12 @@ def heat(title: str, name: str, text: str) -> Panel:
     """A histogram over time."""
     query = f"sum by (le) (increase({name}_bucket{OWN}[$__rate_interval]))"
     return Panel(title, {query: "{{le}}"}, text=text, kind="heatmap", width=8)
+
+
+DEVICES_TIME = Panel(
+    "Devices' time",
+    {rate("octavo:gpu_seconds_total", "bucket"): "{{bucket}}"},
+    unit="percentunit",
+    stacks=True,
+    text="Seconds per second: the sum is the number of devices.",
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.grafana.panels import OWN, Panel, Row, heat, mean, quantiles, rate
+from scripts.grafana.panels import DEVICES_TIME, OWN, Panel, Row, heat, mean, quantiles, rate
 
 HTTP = '{job="octavo",instance=~"$instance"}'
 """Selects among metrics that have no label for the model."""
@@ -185,13 +185,7 @@ SERVING = [
     Row(
         "Engine",
         [
-            Panel(
-                "Devices' time",
-                {rate("octavo:gpu_seconds_total", "bucket"): "{{bucket}}"},
-                unit="percentunit",
-                stacks=True,
-                text="Seconds per second: the sum is the number of devices.",
-            ),
+            DEVICES_TIME,
             Panel(
                 "Steps per second",
                 {rate("octavo:steps_total"): "steps"},

@@ -12,7 +12,6 @@ from octavo.server.state.database import StateError
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
 
     from octavo.server.state.database import StateFolder
 
@@ -53,16 +52,15 @@ def _batch(body: bytes, cancelling_at: int | None, is_over: object) -> Batch:
     return batch
 
 
-def _shown(row: Sequence[object] | None) -> Batch | None:
-    if row is None:
-        return None
-    body, cancelling_at, is_over = row
-    assert isinstance(body, bytes)
-    assert isinstance(cancelling_at, int | None)
-    return _batch(body, cancelling_at, is_over)
-
-
 _COLUMNS = "body, cancelling_at, is_over"
+
+
+def _find(connection: sqlite3.Connection, batch_id: str, tenant: str) -> Batch | None:
+    """The tenant's batch with this id."""
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM batches WHERE id = ? AND tenant = ?", (batch_id, tenant)
+    ).fetchone()
+    return None if row is None else _batch(*row)
 
 
 class BatchStore:
@@ -107,16 +105,7 @@ class BatchStore:
         Raises:
             StateError: see `StateFolder.call`.
         """
-
-        def work(connection: sqlite3.Connection) -> Batch | None:
-            return _shown(
-                connection.execute(
-                    f"SELECT {_COLUMNS} FROM batches WHERE id = ? AND tenant = ?",
-                    (batch_id, tenant),
-                ).fetchone()
-            )
-
-        return await self._folder.call(work)
+        return await self._folder.call(lambda connection: _find(connection, batch_id, tenant))
 
     async def page(self, tenant: str, *, after: str | None, limit: int) -> list[Batch] | None:
         """The tenant's batches, the newest first, `limit` of them; None: it has none `after`.
@@ -155,12 +144,7 @@ class BatchStore:
                 " WHERE id = ? AND tenant = ? AND NOT is_over",
                 (int(time.time()), batch_id, tenant),
             )
-            return _shown(
-                connection.execute(
-                    f"SELECT {_COLUMNS} FROM batches WHERE id = ? AND tenant = ?",
-                    (batch_id, tenant),
-                ).fetchone()
-            )
+            return _find(connection, batch_id, tenant)
 
         return await self._folder.call(work)
 
