@@ -5,24 +5,21 @@ Drives the same engine core as the server does, from the caller's thread. Not th
 
 from __future__ import annotations
 
-import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 import msgspec
 
 from octavo.config import EngineConfig, default_gpu_allocator, default_thread_waiting
-from octavo.engine.admission import bad_words_token_ids, check_options, check_request
+from octavo.engine.admission import check_options, check_request
 from octavo.engine.collector import collector_at_rest
 from octavo.engine.core import EngineCore
-from octavo.engine.messages import AddRequest
-from octavo.engine.output import DeltaSum, OutputProcessor
+from octavo.engine.local import CompletionOutput, LocalRequests, RequestOutput
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.runner.early import head_start
 from octavo.text.tokenizer import load_tokenizer
-from octavo.types import Charge, Delta, EngineInfo, EngineStats, RequestOptions, SamplingParams
+from octavo.types import Delta, EngineInfo, EngineStats, RequestOptions, SamplingParams
 from octavo.weights.open import open_checkpoint
 from octavo.weights.store import resolve
 
@@ -32,7 +29,19 @@ if TYPE_CHECKING:
     from octavo.text.grammar.check import GrammarChecker
     from octavo.text.grammar.compiler import GrammarCompiler
     from octavo.text.tokenizer import Tokenizer
-    from octavo.types import FinishReason, PositionLogprobs, StructuredOutputs
+    from octavo.types import StructuredOutputs
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Message",
+    "Prompt",
+    "RequestOutput",
+    "TextPrompt",
+    "TokensPrompt",
+]
+
+_T = TypeVar("_T")
 
 Message = dict[str, Any]
 
@@ -50,43 +59,6 @@ class TextPrompt(TypedDict):
 
 
 Prompt = str | TokensPrompt | TextPrompt
-
-
-@dataclass(slots=True)
-class CompletionOutput:
-    """One answer. `stop_reason` is the stop string or token id that ended it."""
-
-    index: int
-    text: str
-    token_ids: list[int]
-    logprobs: list[PositionLogprobs] | None
-    finish_reason: FinishReason | None
-    stop_reason: str | int | None
-
-
-@dataclass(slots=True)
-class RequestOutput:
-    """A prompt and its answers; `charge` is the device time that they cost, with `metering`."""
-
-    request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
-    finished: bool = True
-    num_cached_tokens: int = 0
-    charge: Charge | None = None
-
-
-@dataclass(slots=True)
-class _Running:
-    """A request in the core, and what it produced so far."""
-
-    prompt: str | None
-    prompt_token_ids: list[int]
-    processor: OutputProcessor
-    wants_logprobs: bool
-    output: DeltaSum = field(default_factory=DeltaSum)
-    charge: Charge | None = None
 
 
 class LLM:
@@ -147,11 +119,7 @@ class LLM:
             self._executor, config, None if self.tokenizer is None else self._grammars
         )
         self._checker: GrammarChecker | None = None
-        eos = self.tokenizer.eos_token_ids if self.tokenizer is not None else ()
-        self._eos_token_ids = [i for i in eos if i < self.info.vocab_size]
-        self._running: dict[str, _Running] = {}
-        self._deadlines: dict[str, float] = {}
-        self._ids = itertools.count()
+        self._requests = LocalRequests(self._core, self.tokenizer, self.info)
 
     @property
     def has_chat_template(self) -> bool:
@@ -189,33 +157,20 @@ class LLM:
             InvalidRequestError: a prompt or parameter is at fault; nothing was computed.
         """
         many = [prompts] if isinstance(prompts, str | dict) else list(prompts)
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            params = [sampling_params or self.sampling_params()] * len(many)
-        else:
-            params = list(sampling_params)
-            if len(params) != len(many):
-                raise InvalidRequestError(
-                    f"{len(many)} prompts, but {len(params)} sampling_params",
-                    param="sampling_params",
-                )
-        if options is None or isinstance(options, RequestOptions):
-            ways = [options or RequestOptions()] * len(many)
-        else:
-            ways = list(options)
-            if len(ways) != len(many):
-                raise InvalidRequestError(
-                    f"{len(many)} prompts, but {len(ways)} options", param="options"
-                )
+        given = self.sampling_params() if sampling_params is None else sampling_params
+        params = _for_each(many, given, SamplingParams, "sampling_params")
+        wanted = RequestOptions() if options is None else options
+        ways = _for_each(many, wanted, RequestOptions, "options")
         for way in ways:
             check_options(way, self.info)
         checked = [self._check(p, s) for p, s in zip(many, params, strict=True)]
-        ids = [self._add(*request, way) for request, way in zip(checked, ways, strict=True)]
+        add = self._requests.add
+        ids = [add(*request, way) for request, way in zip(checked, ways, strict=True)]
         try:
-            self._finish(ids, show=use_tqdm)
-            self._await_charges(ids)
-            return [self._output(request_id) for request_id in ids]
+            self._run(ids, show=use_tqdm)
+            return self._requests.answers(ids)
         finally:
-            self._forget(ids)
+            self._requests.forget(ids)
 
     def chat(
         self,
@@ -241,16 +196,8 @@ class LLM:
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Increments of one answer; closing the iterator aborts it."""
-        request_id = self._add(*self._check(prompt, params or self.sampling_params()))
-        running = self._running[request_id]
-        try:
-            while not running.processor.is_finished or not running.output.is_empty:
-                if running.output.is_empty:
-                    self._step()
-                else:
-                    yield running.output.take()
-        finally:
-            self._forget([request_id])
+        checked = self._check(prompt, params or self.sampling_params())
+        yield from self._requests.stream(self._requests.add(*checked))
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None
@@ -317,123 +264,25 @@ class LLM:
             check_request(token_ids, params, self.info, has_tokenizer=has_tokenizer),
         )
 
-    def _add(
-        self,
-        text: str | None,
-        token_ids: list[int],
-        params: SamplingParams,
-        options: RequestOptions | None = None,
-    ) -> str:
-        request_id, options = str(next(self._ids)), options or RequestOptions()
-        banned: list[list[int]] = []
-        if params.bad_words and self.tokenizer is not None:  # refused without a tokenizer
-            banned = bad_words_token_ids(params.bad_words, self.tokenizer, self.info.vocab_size)
-        self._core.add(
-            AddRequest(
-                request_id,
-                token_ids,
-                params,
-                self._eos_token_ids,
-                options.cache_salt,
-                options.priority,
-                options.tenant,
-                banned,
-            )
-        )
-        if options.timeout_s is not None:
-            self._deadlines[request_id] = time.monotonic() + options.timeout_s
-        self._running[request_id] = _Running(
-            text,
-            token_ids,
-            OutputProcessor(token_ids, params, self.tokenizer),
-            params.logprobs is not None,
-        )
-        return request_id
-
-    def _step(self) -> int:
-        """One step of the engine; how many requests ended in it."""
-        num_ended = 0
-        for output in self._core.step():
-            running = self._running.get(output.request_id)
-            if running is None or running.processor.is_finished:
-                continue
-            running.output.add(running.processor.push(output))
-            num_ended += running.processor.is_finished
-            running.charge = output.charge
-            if running.processor.hit_stop_string:
-                self._core.abort([output.request_id])
-        num_ended += self._end_overdue()
-        for request_id, charge in self._core.take_charges():
-            if (ended := self._running.get(request_id)) is not None:
-                ended.charge = charge
-        return num_ended
-
-    def _end_overdue(self) -> int:
-        """End what has passed its deadline, with what there is; how many."""
-        if not self._deadlines:
-            return 0
-        now = time.monotonic()
-        overdue = [i for i, deadline in self._deadlines.items() if deadline <= now]
-        num_ended = 0
-        for request_id in overdue:
-            del self._deadlines[request_id]
-            running = self._running[request_id]
-            if not running.processor.is_finished:
-                running.output.add(running.processor.end("timeout"))
-                self._core.abort([request_id])
-                num_ended += 1
-        return num_ended
-
-    def _finish(self, ids: list[str], *, show: bool) -> None:
-        open_ids = {i for i in ids if not self._running[i].processor.is_finished}
-
-        def step() -> int:
-            if not self._step():  # the usual case, which need not look at every request
-                return 0
-            done = {i for i in open_ids if self._running[i].processor.is_finished}
-            open_ids.difference_update(done)
-            return len(done)
-
+    def _run(self, ids: Sequence[str], *, show: bool) -> None:
         if not show:
-            while open_ids:
-                step()
+            self._requests.run(ids)
             return
         from rich.console import Console
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("prompts", total=len(ids))
-            while open_ids:
-                progress.advance(task, step())
+            self._requests.run(ids, lambda num_ended: progress.advance(task, num_ended))
 
-    def _await_charges(self, ids: list[str]) -> None:
-        """Run the last steps of those that were ended here: they pay for them."""
-        if self.info.work is not None:
-            while any(self._running[i].charge is None for i in ids):
-                self._step()
 
-    def _output(self, request_id: str) -> RequestOutput:
-        running = self._running[request_id]
-        whole = running.output.take()
-        completion = CompletionOutput(
-            index=0,
-            text=whole.text,
-            token_ids=whole.token_ids,
-            logprobs=whole.logprobs if running.wants_logprobs else None,
-            finish_reason=whole.finish_reason,
-            stop_reason=whole.stop_reason,
-        )
-        return RequestOutput(
-            request_id=request_id,
-            prompt=running.prompt,
-            prompt_token_ids=running.prompt_token_ids,
-            outputs=[completion],
-            num_cached_tokens=whole.num_cached_tokens,
-            charge=running.charge,
-        )
-
-    def _forget(self, ids: Sequence[str]) -> None:
-        for request_id in ids:
-            self._deadlines.pop(request_id, None)
-        open_ids = [i for i in ids if not self._running.pop(i).processor.is_finished]
-        self._core.abort(open_ids)
+def _for_each(
+    prompts: Sequence[Prompt], given: _T | Sequence[_T], kind: type[_T], name: str
+) -> list[_T]:
+    """One value per prompt: the same for all, or as many as there are prompts."""
+    if isinstance(given, kind):
+        return [given] * len(prompts)
+    values = list(cast("Sequence[_T]", given))
+    if len(values) != len(prompts):
+        raise InvalidRequestError(f"{len(prompts)} prompts, but {len(values)} {name}", param=name)
+    return values

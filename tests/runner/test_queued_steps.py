@@ -20,7 +20,7 @@ from octavo.config import EngineConfig
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
 from octavo.runner.executor import InProcessExecutor, StreamExecutor
-from octavo.runner.queued_steps import QueuedSteps, graph_shapes
+from octavo.runner.queued_steps import QueuedSteps
 from octavo.runner.rows import RowTable
 from octavo.runner.runner import ModelRunner
 from octavo.runner.sampler import SamplerRows
@@ -194,17 +194,3 @@ def test_staged_sections_arrive_in_their_shapes() -> None:
         for section, view in zip(sections, staging.send(sections), strict=True):
             assert np.array_equal(view.numpy(), section)
             assert view.storage_offset() % 4 == 0
-
-
-@pytest.mark.parametrize("most", [1, 3, 4, 8, 100, 512, 5000])
-@pytest.mark.parametrize("budget", [1, 100, 8192])
-def test_graphs_reach_to_the_largest_batch(most: int, budget: int) -> None:
-    shapes = graph_shapes(most, budget)
-    assert len(set(shapes)) == len(shapes)
-    decodes = [shape.num_seqs for shape in shapes if shape.is_decode]
-    assert decodes == sorted(decodes)
-    assert decodes[0] == 1
-    assert decodes[-1] == min(most, 512)
-    mixed = [shape for shape in shapes if not shape.is_decode]
-    assert all(0 < shape.num_seqs <= min(most, shape.num_tokens) for shape in mixed)
-    assert [shape.num_tokens for shape in mixed] == sorted(shape.num_tokens for shape in mixed)
