@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from octavo.quant.block_fields import (
+    five_bit_codes,
+    halves,
+    q5_k_codes,
+    q6_k_codes,
+    scale_min_codes,
+)
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Bytes = NDArray[np.uint8]
-    Floats = NDArray[np.float32]
+    from octavo.quant.block_fields import Bytes, Floats
 
 BLOCK = 32
 STORED = {
@@ -48,26 +55,32 @@ class Codes(NamedTuple):
 
 def read_codes(stored: Bytes, name: str) -> Codes:
     """Take blocks of format `name`, [n, bytes of a row], apart."""
-    blocks = stored.reshape(len(stored), -1, STORED[name])
+    num_rows, num_scales = len(stored), 2 if name == "Q6_K" else 1
+    codes, scales, minima = _read(stored.reshape(-1, STORED[name]), name)
+    return Codes(
+        codes.reshape(num_rows, -1, BLOCK),
+        scales.reshape(num_rows, -1, num_scales),
+        None if minima is None else minima.reshape(num_rows, -1, num_scales),
+    )
+
+
+def _read(blocks: Bytes, name: str) -> Codes:
+    """Of [b, bytes of a block], in the same order, with other shapes."""
     if name in ("Q4_K", "Q5_K"):
         return _with_minima(blocks, has_fifth=name == "Q5_K")
     if name == "Q6_K":
-        return _of_six_bits(blocks)
-    scales = _halves(blocks[..., :2])
+        scales = halves(blocks[:, 208:]) * blocks[:, 192:208].view(np.int8)
+        return Codes(q6_k_codes(blocks), scales, scales * np.float32(-32))
+    scales = halves(blocks[:, :2])
     if name == "Q8_0":
-        return Codes(blocks[..., 2:].view(np.int8), scales, None)
+        return Codes(blocks[:, 2:].view(np.int8), scales, None)
     at = 4 if name.endswith("1") else 2
-    codes = _nibbles(blocks[..., -16:])
     if name.startswith("Q5"):
-        fifth = np.unpackbits(blocks[..., at : at + 4], axis=-1, bitorder="little")
-        codes |= fifth << 4
-    minima = _halves(blocks[..., 2:4]) if at == 4 else scales * -(8 if name == "Q4_0" else 16)
+        codes = five_bit_codes(blocks[:, at : at + 4], blocks[:, at + 4 :])
+    else:
+        codes = _nibbles(blocks[:, at:])
+    minima = halves(blocks[:, 2:4]) if at == 4 else scales * -(8 if name == "Q4_0" else 16)
     return Codes(codes, scales, minima.astype(np.float32))
-
-
-def _halves(field: Bytes) -> Floats:
-    """[..., 2] bytes to [..., 1]."""
-    return np.ascontiguousarray(field).view("<f2").astype(np.float32)
 
 
 def _nibbles(qs: Bytes) -> Bytes:
@@ -76,29 +89,9 @@ def _nibbles(qs: Bytes) -> Bytes:
 
 
 def _with_minima(blocks: Bytes, *, has_fifth: bool) -> Codes:
-    num_rows, num_stored, _ = blocks.shape
-    first, second, mixed = blocks[..., 4:8], blocks[..., 8:12], blocks[..., 12:16]
-    scales = np.concatenate([first & 63, (mixed & 15) | ((first >> 2) & 48)], axis=-1)
-    minima = np.concatenate([second & 63, (mixed >> 4) | ((second >> 2) & 48)], axis=-1)
-    codes = _nibbles(blocks[..., -128:].reshape(num_rows, num_stored, 4, BLOCK))
-    codes = codes.reshape(num_rows, num_stored, 8, BLOCK)
-    if has_fifth:
-        bits = np.arange(8, dtype=np.uint8)[:, None]
-        codes |= (blocks[..., None, 16:48] >> bits & 1) << 4
+    scales, minima = scale_min_codes(blocks)
     return Codes(
-        codes.reshape(num_rows, -1, BLOCK),
-        (_halves(blocks[..., :2]) * scales).reshape(num_rows, -1, 1),
-        (-_halves(blocks[..., 2:4]) * minima).reshape(num_rows, -1, 1),
+        q5_k_codes(blocks) if has_fifth else _nibbles(blocks[:, 16:].reshape(-1, 4, BLOCK)),
+        halves(blocks[:, :2]) * scales,
+        -halves(blocks[:, 2:4]) * minima,
     )
-
-
-def _of_six_bits(blocks: Bytes) -> Codes:
-    num_rows, num_stored, _ = blocks.shape
-    low = blocks[..., :128].reshape(num_rows, num_stored, 2, 64)
-    codes = _nibbles(low).reshape(num_rows, num_stored, 2, 4, BLOCK)
-    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
-    high = blocks[..., 128:192].reshape(num_rows, num_stored, 2, 1, BLOCK)
-    codes |= (high >> shifts & 3) << 4
-    scales = _halves(blocks[..., 208:]) * blocks[..., 192:208].view(np.int8)
-    scales = scales.reshape(num_rows, -1, 2)
-    return Codes(codes.reshape(num_rows, -1, BLOCK), scales, scales * np.float32(-32))

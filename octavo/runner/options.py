@@ -1,4 +1,4 @@
-"""What flags, checkpoint and machine come to: device, precision, context. Allocates nothing."""
+"""What flags, checkpoint and machine come to: device, precision, context. Allocates no tensors."""
 
 from __future__ import annotations
 
@@ -42,6 +42,20 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(f"--device {name}: only cpu and cuda are supported")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda:0")
+    return device
+
+
+def open_device(config: EngineConfig) -> torch.device:
+    """The device that `--device` names, with this process made ready to compute there.
+
+    Raises:
+        ConfigError: see `pick_device`.
+    """
+    device = pick_device(config.device)
+    if device.type == "cpu":
+        set_num_threads(config)
+    else:
+        torch.cuda.set_device(device)  # where Triton launches
     return device
 
 

@@ -25,10 +25,9 @@ from octavo.runner.memory import check_weights_fit, refuse_if_full
 from octavo.runner.options import (
     context_length,
     describe_device,
-    pick_device,
+    open_device,
     pick_dtype,
     pick_method,
-    set_num_threads,
 )
 from octavo.runner.pooler import embeddings, label_activation, label_scores, pool
 from octavo.runner.work import work_model
@@ -78,11 +77,7 @@ class PoolingRunner:
         shape = model_class.read_shape(model_config)
         files = read_sentence_files(checkpoint.path) if checkpoint.path.is_dir() else None
 
-        self.device = pick_device(config.device)
-        if self.device.type == "cpu":
-            set_num_threads(config)
-        else:
-            torch.cuda.set_device(self.device)
+        self.device = open_device(config)
         dtype = pick_dtype(config, checkpoint, self.device)
         model_len = context_length(config, shape.max_position)
         if config.max_model_len is None and files is not None and files.max_len is not None:

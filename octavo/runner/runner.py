@@ -37,10 +37,9 @@ from octavo.runner.memory import (
 from octavo.runner.options import (
     context_length,
     describe_device,
-    pick_device,
+    open_device,
     pick_dtype,
     pick_method,
-    set_num_threads,
 )
 from octavo.runner.profile import count_step_bytes, random_step
 from octavo.runner.rehearsal import rehearse_rare, rehearse_steps, start_compiler
@@ -92,11 +91,7 @@ class ModelRunner:
         model_config = read_config(checkpoint, model_class)
         shape = model_class.read_shape(model_config)
 
-        self.device = pick_device(config.device)
-        if self.device.type == "cpu":
-            set_num_threads(config)
-        else:
-            torch.cuda.set_device(self.device)  # where Triton launches
+        self.device = open_device(config)
         dtype = pick_dtype(config, checkpoint, self.device)
         model_len = context_length(config, shape.max_position)
         method = pick_method(config, checkpoint, self.device, dtype)

@@ -10,12 +10,21 @@ minimum, `q` its codes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from octavo.errors import UnsupportedModelError
+from octavo.quant.block_fields import (
+    Bytes,
+    Floats,
+    crumbs,
+    five_bit_codes,
+    halves,
+    q5_k_codes,
+    q6_k_codes,
+    scale_min_codes,
+    split_nibbles,
+)
 from octavo.weights.block_formats import FORMATS, FORMATS_BY_NAME, BlockFormat
 
 __all__ = [
@@ -27,8 +36,6 @@ __all__ = [
     "dequantize",
 ]
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 Decoder = Callable[[Bytes, Floats], None]
 """Fills (n, block_size) float32 from (n, block_bytes) uint8. Both are C-contiguous."""
 
@@ -74,17 +81,6 @@ def dequantize(packed: Bytes, name: str, out: Floats | None = None) -> Floats:
     return out
 
 
-def _f16(field: Bytes) -> Floats:
-    """(n, 2 * k) bytes to (n, k) float32."""
-    return field.view("<f2").astype(np.float32)
-
-
-def _low_high(qs: Bytes, out: NDArray[Any]) -> None:
-    """Split bytes into nibbles: `out[..., 0, :]` takes the low ones, `out[..., 1, :]` the high."""
-    out[..., 0, :] = qs & 15
-    out[..., 1, :] = qs >> 4
-
-
 def _f32(blocks: Bytes, out: Floats) -> None:
     out[:] = blocks.view("<f4")
 
@@ -99,69 +95,50 @@ def _bf16(blocks: Bytes, out: Floats) -> None:
 
 def _q4_0(blocks: Bytes, out: Floats) -> None:
     # d f16, 16 bytes: element i in the low nibble of byte i, element i + 16 in the high one
-    _low_high(blocks[:, 2:], out.reshape(-1, 2, 16))
+    split_nibbles(blocks[:, 2:], out.reshape(-1, 2, 16))
     out -= 8
-    out *= _f16(blocks[:, :2])
+    out *= halves(blocks[:, :2])
 
 
 def _q4_1(blocks: Bytes, out: Floats) -> None:
     # d f16, m f16, nibbles as in Q4_0
-    _low_high(blocks[:, 4:], out.reshape(-1, 2, 16))
-    out *= _f16(blocks[:, :2])
-    out += _f16(blocks[:, 2:4])
-
-
-def _fifth_bits(qh: Bytes, qs: Bytes) -> Bytes:
-    """Codes (n, 32) of 5 bits: bit i of the 4 bytes `qh` is the top bit of element i."""
-    codes = np.unpackbits(qh, axis=1, bitorder="little")
-    codes <<= 4
-    codes[:, :16] |= qs & 15
-    codes[:, 16:] |= qs >> 4
-    return codes
+    split_nibbles(blocks[:, 4:], out.reshape(-1, 2, 16))
+    out *= halves(blocks[:, :2])
+    out += halves(blocks[:, 2:4])
 
 
 def _q5_0(blocks: Bytes, out: Floats) -> None:
     # d f16, qh u32, nibbles
-    out[:] = _fifth_bits(blocks[:, 2:6], blocks[:, 6:])
+    out[:] = five_bit_codes(blocks[:, 2:6], blocks[:, 6:])
     out -= 16
-    out *= _f16(blocks[:, :2])
+    out *= halves(blocks[:, :2])
 
 
 def _q5_1(blocks: Bytes, out: Floats) -> None:
     # d f16, m f16, qh u32, nibbles
-    out[:] = _fifth_bits(blocks[:, 4:8], blocks[:, 8:])
-    out *= _f16(blocks[:, :2])
-    out += _f16(blocks[:, 2:4])
+    out[:] = five_bit_codes(blocks[:, 4:8], blocks[:, 8:])
+    out *= halves(blocks[:, :2])
+    out += halves(blocks[:, 2:4])
 
 
 def _q8_0(blocks: Bytes, out: Floats) -> None:
     # d f16, 32 i8
     out[:] = blocks[:, 2:].view(np.int8)
-    out *= _f16(blocks[:, :2])
-
-
-def _crumbs(qs: Bytes) -> Bytes:
-    """Two-bit codes (n, 2, 4, 32) from (n, 64): byte j of a half holds 4 elements, 32 apart."""
-    halves = qs.reshape(-1, 2, 32)
-    codes = np.empty((len(qs), 2, 4, 32), np.uint8)
-    for k in range(4):
-        np.right_shift(halves, 2 * k, out=codes[:, :, k])
-    codes &= 3
-    return codes
+    out *= halves(blocks[:, :2])
 
 
 def _q2_k(blocks: Bytes, out: Floats) -> None:
     # 16 scales (low nibble: scale, high: minimum) for 16 elements each, 64 bytes of codes, d, dmin
     scales = blocks[:, :16]
     values = out.reshape(-1, 16, 16)
-    values[:] = _crumbs(blocks[:, 16:80]).reshape(-1, 16, 16)
-    values *= (_f16(blocks[:, 80:82]) * (scales & 15))[..., None]
-    values -= (_f16(blocks[:, 82:84]) * (scales >> 4))[..., None]
+    values[:] = crumbs(blocks[:, 16:80]).reshape(-1, 16, 16)
+    values *= (halves(blocks[:, 80:82]) * (scales & 15))[..., None]
+    values -= (halves(blocks[:, 82:84]) * (scales >> 4))[..., None]
 
 
 def _q3_k(blocks: Bytes, out: Floats) -> None:
     # 32 bytes of top bits, 64 bytes of codes, 12 bytes holding 16 scales of 6 bits, d
-    codes = _crumbs(blocks[:, 32:96]).reshape(-1, 8, 32)
+    codes = crumbs(blocks[:, 32:96]).reshape(-1, 8, 32)
     top = blocks[:, :32]
     for k in range(8):
         codes[:, k] |= ((top >> k) & 1) << 2
@@ -172,24 +149,22 @@ def _q3_k(blocks: Bytes, out: Floats) -> None:
     values = out.reshape(-1, 16, 16)
     values[:] = codes.reshape(-1, 16, 16)
     values -= 4
-    values *= (_f16(blocks[:, 108:110]) * (scales.view(np.int8) - 32))[..., None]
+    values *= (halves(blocks[:, 108:110]) * (scales.view(np.int8) - 32))[..., None]
 
 
 def _scale_min(blocks: Bytes) -> tuple[Floats, Floats]:
     """Scales and minima (n, 8, 1) of Q4_K and Q5_K: d, dmin, then 8 pairs of 6 bits in 12 bytes."""
-    first, second, mixed = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scales = np.concatenate([first & 63, (mixed & 15) | ((first >> 2) & 48)], axis=1)
-    minima = np.concatenate([second & 63, (mixed >> 4) | ((second >> 2) & 48)], axis=1)
+    scales, minima = scale_min_codes(blocks)
     return (
-        (_f16(blocks[:, :2]) * scales)[..., None],
-        (_f16(blocks[:, 2:4]) * minima)[..., None],
+        (halves(blocks[:, :2]) * scales)[..., None],
+        (halves(blocks[:, 2:4]) * minima)[..., None],
     )
 
 
 def _q4_k(blocks: Bytes, out: Floats) -> None:
     # d, dmin, 12 bytes of scales, 4 runs of 32 bytes: low nibbles, then high nibbles
     scales, minima = _scale_min(blocks)
-    _low_high(blocks[:, 16:].reshape(-1, 4, 32), out.reshape(-1, 4, 2, 32))
+    split_nibbles(blocks[:, 16:].reshape(-1, 4, 32), out.reshape(-1, 4, 2, 32))
     values = out.reshape(-1, 8, 32)
     values *= scales
     values -= minima
@@ -198,28 +173,18 @@ def _q4_k(blocks: Bytes, out: Floats) -> None:
 def _q5_k(blocks: Bytes, out: Floats) -> None:
     # d, dmin, 12 bytes of scales, 32 bytes of top bits (bit k belongs to run k), codes as in Q4_K
     scales, minima = _scale_min(blocks)
-    codes = np.empty((len(blocks), 8, 32), np.uint8)
-    _low_high(blocks[:, 48:].reshape(-1, 4, 32), codes.reshape(-1, 4, 2, 32))
-    top = blocks[:, 16:48]
-    for k in range(8):
-        codes[:, k] |= ((top >> k) & 1) << 4
     values = out.reshape(-1, 8, 32)
-    values[:] = codes
+    values[:] = q5_k_codes(blocks)
     values *= scales
     values -= minima
 
 
 def _q6_k(blocks: Bytes, out: Floats) -> None:
     # two halves of 64 bytes of nibbles, 64 bytes of top pairs, 16 i8 scales, d
-    codes = _crumbs(blocks[:, 128:192])
-    codes <<= 4
-    nibbles = np.empty((len(blocks), 2, 2, 64), np.uint8)
-    _low_high(blocks[:, :128].reshape(-1, 2, 64), nibbles)
-    codes |= nibbles.reshape(codes.shape)
     values = out.reshape(-1, 16, 16)
-    values[:] = codes.reshape(-1, 16, 16)
+    values[:] = q6_k_codes(blocks).reshape(-1, 16, 16)
     values -= 32
-    values *= (_f16(blocks[:, 208:210]) * blocks[:, 192:208].view(np.int8))[..., None]
+    values *= (halves(blocks[:, 208:210]) * blocks[:, 192:208].view(np.int8))[..., None]
 
 
 # The 16 steps of the non-linear 4-bit codes, by code.
@@ -231,9 +196,9 @@ _IQ4_STEPS = np.array(
 def _iq4_nl(blocks: Bytes, out: Floats) -> None:
     # as Q4_0, with a table of steps
     codes = np.empty((len(blocks), 2, 16), np.uint8)
-    _low_high(blocks[:, 2:], codes)
+    split_nibbles(blocks[:, 2:], codes)
     np.take(_IQ4_STEPS, codes.reshape(out.shape), out=out, mode="clip")
-    out *= _f16(blocks[:, :2])
+    out *= halves(blocks[:, :2])
 
 
 def _iq4_xs(blocks: Bytes, out: Floats) -> None:
@@ -244,10 +209,10 @@ def _iq4_xs(blocks: Bytes, out: Floats) -> None:
     scales[..., 1] = blocks[:, 4:8] >> 4
     scales = scales.reshape(-1, 8) | ((high & 3) << 4).astype(np.uint8)
     codes = np.empty((len(blocks), 8, 2, 16), np.uint8)
-    _low_high(blocks[:, 8:].reshape(-1, 8, 16), codes)
+    split_nibbles(blocks[:, 8:].reshape(-1, 8, 16), codes)
     np.take(_IQ4_STEPS, codes.reshape(out.shape), out=out, mode="clip")
     values = out.reshape(-1, 8, 32)
-    values *= (_f16(blocks[:, :2]) * (scales.view(np.int8) - 32))[..., None]
+    values *= (halves(blocks[:, :2]) * (scales.view(np.int8) - 32))[..., None]
 
 
 _DECODERS: dict[str, Decoder] = {

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.text.grammar.lark import literal, regex
 from octavo.text.grammar.parameters import ANNOTATIONS
-from octavo.text.tools.python_call import read_literal
-from octavo.text.tools.reader import MalformedError, TextReader
+from octavo.text.tools.python_call import whole_literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,14 +94,5 @@ def _written(value: Any) -> str:
 
 
 def _is_read_as(text: str, value: Any) -> bool:
-    reader = TextReader()
-    reader.feed(text)
-    reader.close()
-    steps = read_literal(reader)
-    try:
-        next(steps)
-    except StopIteration as end:
-        return reader.is_at_end and bool(json.loads(end.value) == value)
-    except MalformedError:
-        pass
-    return False
+    reading = whole_literal(text)
+    return reading is not None and bool(json.loads(reading) == value)

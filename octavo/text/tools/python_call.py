@@ -11,10 +11,10 @@ import re
 from typing import TYPE_CHECKING
 
 from octavo.text.tools.json_text import dumps
-from octavo.text.tools.reader import MalformedError
+from octavo.text.tools.reader import MalformedError, TextReader
 
 if TYPE_CHECKING:
-    from octavo.text.tools.reader import Steps, TextReader
+    from octavo.text.tools.reader import Steps
 
 _CONSTANTS = {
     "True": "true",
@@ -64,6 +64,22 @@ def read_literal(reader: TextReader, depth: int = 0) -> Steps[str]:
         items = yield from _read_items(reader, depth)
         return f"[{', '.join(items)}]"
     return _scalar((yield from reader.whole_run(_SCALAR_CHARS, _MAX_SCALAR_LEN)))
+
+
+def whole_literal(text: str) -> str | None:
+    """The literal that a whole text is, as JSON; None: it is none, or goes on after one."""
+    reader = TextReader()
+    reader.feed(text)
+    reader.close()
+    steps = read_literal(reader)
+    try:
+        next(steps)
+    except StopIteration as end:
+        reading: str = end.value
+        return reading if reader.is_at_end else None
+    except MalformedError:
+        return None
+    raise AssertionError("a closed reader never waits")
 
 
 def _scalar(text: str) -> str:

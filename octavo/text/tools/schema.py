@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from octavo.text.tools.json_text import dumps, is_unicode
-from octavo.text.tools.python_call import read_literal
-from octavo.text.tools.reader import MalformedError, TextReader
+from octavo.text.tools.python_call import whole_literal
 
 if TYPE_CHECKING:
     from octavo.text.tools.parser import Tool
@@ -83,7 +82,7 @@ def to_json(text: str, types: frozenset[str]) -> str:
         return "null"
     if lowered in ("true", "false") and types & {"boolean", "bool"}:
         return lowered
-    for reading in (_as_json(stripped), _as_python(stripped)):
+    for reading in (_as_json(stripped), whole_literal(stripped)):
         if reading is not None and _is_of(json.loads(reading), types):
             return reading
     return dumps(text)
@@ -113,18 +112,3 @@ def _refuse(name: str) -> NoReturn:
 def _finite(text: str) -> float:
     number = float(text)
     return number if math.isfinite(number) else _refuse(text)
-
-
-def _as_python(text: str) -> str | None:
-    reader = TextReader()
-    reader.feed(text)
-    reader.close()
-    steps = read_literal(reader)
-    try:
-        next(steps)
-    except StopIteration as end:
-        reading: str = end.value
-        return reading if reader.is_at_end else None
-    except MalformedError:
-        return None
-    raise AssertionError("a closed reader never waits")

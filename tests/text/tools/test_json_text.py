@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.text.tools.json_text import read_value
-from octavo.text.tools.python_call import read_literal
+from octavo.text.tools.python_call import read_literal, whole_literal
 from octavo.text.tools.reader import MalformedError, TextReader
 from tests.text.tools.helper import cut, cuts
 
@@ -136,6 +136,8 @@ def test_python_spellings(text: str) -> None:
         reader = TextReader()
         got = run(read_literal(reader), reader, cut(text + ")", edges))
         assert json.loads(got) == expected
+    assert json.loads(whole_literal(text) or "") == expected
+    assert whole_literal(text + ")") is None
 
 
 @pytest.mark.parametrize(
@@ -149,3 +151,4 @@ def test_what_is_no_literal(text: str) -> None:
     reader = TextReader()
     with pytest.raises(MalformedError):
         run(read_literal(reader), reader, [text + ")"])
+    assert whole_literal(text) is None
