@@ -16,7 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from octavo.kernels.threshold import scaled, sums_above, to_key, to_value, weight
+from octavo.kernels.logit_splits import LOG2_E, weight
+from octavo.kernels.threshold import scaled, sums_above, to_key, to_value
 
 LATTICE = tl.constexpr(16)
 """Values of the lattice, from about the split's largest logit down; the last one is -inf."""
@@ -31,7 +32,6 @@ _OCTAVES = tl.constexpr(1.25)  # between values: 12 nats in all, or 1 token in 1
 _FARTHEST = tl.constexpr(2.0**22)  # steps from zero: there the lattice is still exact
 _LAST = tl.constexpr(16 - 1)
 
-_LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 _LOG2_3 = tl.constexpr(1.584962500721156)
 
@@ -129,7 +129,7 @@ def bracket(
         Keys lo and hi, the threshold is in [lo, hi); the mass at lo, and of all; a guess of the
         threshold, and the least distance from it that pivots should have.
     """
-    top, total, scales = _load_stats(stats, _LOG2_E / temperature, NUM_SPLITS, SPLITS_PAD)
+    top, total, scales = _load_stats(stats, LOG2_E / temperature, NUM_SPLITS, SPLITS_PAD)
     target = top_p * total
     # Below this tokens are so improbable that all together would be less than top-p leaves out.
     lowest = top - temperature * (tl.log(V / ((1 - top_p) * total)) * 1.001 + 0.001)

@@ -12,16 +12,21 @@ those few groups whose largest logit is among the largest, then put in order by 
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 
 from octavo.kernels import pdl
+from octavo.kernels.logit_splits import (
+    LOG2_E,
+    count_splits,
+    load_logits,
+    load_split,
+    split_of_program,
+    weight,
+)
 from octavo.kernels.threshold import (
     load_chunk,
-    load_logits,
     measure,
     scaled,
     search,
@@ -30,7 +35,6 @@ from octavo.kernels.threshold import (
     to_key,
     to_value,
     weigh,
-    weight,
 )
 
 NUM_TOP = 20
@@ -48,7 +52,6 @@ NUM_WARPS_REPORT = 8
 _TOP = tl.constexpr(NUM_TOP)
 _TOP_PAD = tl.constexpr(32)
 _FIELDS = tl.constexpr(3 + 3 * NUM_TOP)
-_LOG2_E = tl.constexpr(1.4426950408889634)
 
 _CHANGING = ["places_ptr", "token_ids_ptr"]
 
@@ -74,14 +77,11 @@ def tally_kernel(
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    pid = tl.program_id(0)
-    report = (pid // NUM_SPLITS).to(tl.int64)
-    split = pid % NUM_SPLITS
+    report, split = split_of_program(NUM_SPLITS)
     row = tl.load(places_ptr + report).to(tl.int64)
     row_ptr = logits_ptr + row * stride_logits
     sampled = load_logits(row_ptr, tl.load(token_ids_ptr + row), True)
-    tokens = split * SPLIT + tl.arange(0, SPLIT)
-    logits = load_logits(row_ptr, tokens, tokens < V)
+    tokens, logits = load_split(row_ptr, split, V, SPLIT)
     GROUPS: tl.constexpr = SPLIT // GROUP
     maxima = tl.max(tl.reshape(logits, [GROUPS, GROUP]), 1)
     groups = (report * NUM_SPLITS + split) * GROUPS + tl.arange(0, GROUPS)
@@ -89,7 +89,7 @@ def tally_kernel(
     top = tl.max(maxima, 0)
     stats = stats_ptr + report * (3 * NUM_SPLITS) + split
     tl.store(stats, top)
-    tl.store(stats + NUM_SPLITS, tl.sum(weigh(logits, tokens < V, top, _LOG2_E), 0))
+    tl.store(stats + NUM_SPLITS, tl.sum(weigh(logits, tokens < V, top, LOG2_E), 0))
     tl.store(stats + 2 * NUM_SPLITS, tl.sum((logits > sampled).to(tl.float32), 0))
 
 
@@ -130,7 +130,7 @@ def report_kernel(
     sums = tl.load(stats + NUM_SPLITS, mask=real, other=0.0)
     numbers = tl.load(stats + 2 * NUM_SPLITS, mask=real, other=0.0)
     top = tl.max(tops, 0)
-    log_total = tl.log(tl.sum(scaled(sums, weight(tops, top, _LOG2_E)), 0))
+    log_total = tl.log(tl.sum(scaled(sums, weight(tops, top, LOG2_E)), 0))
 
     token = tl.load(token_ids_ptr + row)
     out = out_ptr + report * _FIELDS
@@ -156,12 +156,12 @@ def report_kernel(
     num_groups = tl.sum(reaching.to(tl.int32), 0)
     tl.debug_barrier()  # the list is read by other threads
     lo = search(
-        row_ptr, list_ptr, num_groups, True, lo, hi, NUM, top, _LOG2_E,
+        row_ptr, list_ptr, num_groups, True, lo, hi, NUM, top, LOG2_E,
         False, SHIFT, V, GROUP, GROUPS,
     )  # fmt: skip
     threshold = to_value(lo.to(tl.int32), SHIFT)
     _masses, _ties, num_above = measure(
-        row_ptr, list_ptr, num_groups, True, threshold, top, _LOG2_E,
+        row_ptr, list_ptr, num_groups, True, threshold, top, LOG2_E,
         V, GROUP, GROUPS, SPLITS_PAD,
     )  # fmt: skip
 
@@ -217,7 +217,7 @@ def report_logprobs(
         With a smaller vocabulary the last ones of each are undefined.
     """
     num_reports, vocab_size = len(places), logits.shape[1]
-    num_splits, padded = _splits(vocab_size, split)
+    num_splits, padded = count_splits(vocab_size, split)
     device, stride = logits.device, logits.stride(0)
     num_groups = num_splits * (split // group)
     stats = torch.empty((num_reports, 3, num_splits), dtype=torch.float32, device=device)
@@ -237,10 +237,3 @@ def report_logprobs(
         NUM_SPLITS=num_splits, SPLITS_PAD=padded, num_warps=NUM_WARPS_REPORT, **options,
     )  # fmt: skip
     return out
-
-
-@cache
-def _splits(vocab_size: int, split: int) -> tuple[int, int]:
-    """How many splits, and a power of two that holds them."""
-    num_splits = -(-vocab_size // split)
-    return num_splits, max(triton.next_power_of_2(num_splits), 2)

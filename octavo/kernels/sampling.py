@@ -15,39 +15,23 @@ candidates, and where none crosses the target the last of them is taken.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 
 from octavo.kernels import pdl
+from octavo.kernels.logit_splits import (
+    LOG2_E,
+    count_splits,
+    load_split,
+    split_of_program,
+    weight,
+)
 
 SPLIT = 4096
 """Tokens of a split, a power of two."""
 
 NUM_WARPS = 8
-
-_LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _load_split(row_ptr, split, V: tl.constexpr, SPLIT: tl.constexpr):
-    """Token ids of a split, and their logits in float32 without NaNs; -inf past the last token."""
-    tokens = split * SPLIT + tl.arange(0, SPLIT)
-    logits = tl.load(row_ptr + tokens, mask=tokens < V, other=float("-inf")).to(tl.float32)
-    return tokens, tl.where(logits != logits, float("-inf"), logits)
-
-
-@triton.jit
-def _weight(logits, top, sharpness):
-    """exp((logits - top) / temperature), where `sharpness` is log2(e) / temperature.
-
-    `top` may be infinite: 1 for logits that equal it, and 0 for those infinitely far below.
-    """
-    distance = tl.where(logits == top, 0.0, top - logits)
-    # Not left to exp2: infinity times a sharpness that was flushed to zero is no number.
-    return tl.where(distance == float("inf"), 0.0, tl.exp2(-distance * sharpness))
 
 
 @triton.jit(do_not_specialize=["temperature_ptr"])
@@ -64,16 +48,14 @@ def split_kernel(
     """Grid (rows * splits,). Statistics [n, 2, splits]: largest logits, then sums of weights."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    pid = tl.program_id(0)
-    row = (pid // NUM_SPLITS).to(tl.int64)
-    split = pid % NUM_SPLITS
+    row, split = split_of_program(NUM_SPLITS)
     temperature = tl.load(temperature_ptr + row)
-    tokens, logits = _load_split(logits_ptr + row * stride_logits, split, V, SPLIT)
+    tokens, logits = load_split(logits_ptr + row * stride_logits, split, V, SPLIT)
     top = tl.max(logits, 0)
     stats = stats_ptr + row * (2 * NUM_SPLITS) + split
     tl.store(stats, top)
     if temperature > 0:
-        weights = _weight(logits, top, _LOG2_E / temperature)
+        weights = weight(logits, top, LOG2_E / temperature)
         # A split of -inf alone equals its top; what lies past the last token must not count.
         tl.store(stats + NUM_SPLITS, tl.sum(tl.where(tokens < V, weights, 0.0), 0))
 
@@ -109,9 +91,9 @@ def choose_kernel(
     row_ptr = logits_ptr + row * stride_logits
 
     if temperature > 0:
-        sharpness = _LOG2_E / temperature
+        sharpness = LOG2_E / temperature
         sums = tl.load(stats + NUM_SPLITS + splits, mask=real, other=0.0)
-        mass = sums * _weight(tops, top, sharpness)
+        mass = sums * weight(tops, top, sharpness)
         target = u * tl.sum(mass, 0)
         crosses = (tl.cumsum(mass, 0) > target) & (mass > 0.0)
         first = tl.min(tl.where(crosses, splits, SPLITS_PAD), 0)
@@ -122,16 +104,16 @@ def choose_kernel(
         split_top = tl.load(stats + split)
         split_sum = tl.load(stats + NUM_SPLITS + split)
         below = tl.sum(tl.where(splits < split, mass, 0.0), 0)
-        share = (target - below) / (split_sum * _weight(split_top, top, sharpness))
+        share = (target - below) / (split_sum * weight(split_top, top, sharpness))
         share = tl.where(first == SPLITS_PAD, float("inf"), share)  # none crosses: the last token
-        tokens, logits = _load_split(row_ptr, split, V, SPLIT)
-        weights = tl.where(tokens < V, _weight(logits, split_top, sharpness), 0.0)
+        tokens, logits = load_split(row_ptr, split, V, SPLIT)
+        weights = tl.where(tokens < V, weight(logits, split_top, sharpness), 0.0)
         crosses = (tl.cumsum(weights, 0) > share * split_sum) & (weights > 0.0)
         first = tl.min(tl.where(crosses, tokens, V), 0)
         token = tl.minimum(first, tl.max(tl.where(weights > 0.0, tokens, 0), 0))
     else:
         split = tl.min(tl.where((tops == top) & real, splits, SPLITS_PAD), 0)
-        tokens, logits = _load_split(row_ptr, split, V, SPLIT)
+        tokens, logits = load_split(row_ptr, split, V, SPLIT)
         token = tl.min(tl.where((logits == top) & (tokens < V), tokens, V), 0)
 
     tl.store(out_ptr + row, token)
@@ -165,7 +147,7 @@ def sample_plain(
         num_warps: of a program.
     """
     num_rows, vocab_size = logits.shape
-    num_splits, padded = _splits(vocab_size, split)
+    num_splits, padded = count_splits(vocab_size, split)
     stats = torch.empty((num_rows, 2, num_splits), dtype=torch.float32, device=logits.device)
     stride = logits.stride(0)
     # The first kernel follows a graph, or a copy: it is launched as usual, and waits by itself.
@@ -179,10 +161,3 @@ def sample_plain(
         V=vocab_size, SPLIT=split, NUM_SPLITS=num_splits, SPLITS_PAD=padded, num_warps=num_warps,
         **options,
     )  # fmt: skip
-
-
-@cache
-def _splits(vocab_size: int, split: int) -> tuple[int, int]:
-    """How many splits, and a power of two that holds them."""
-    num_splits = -(-vocab_size // split)
-    return num_splits, max(triton.next_power_of_2(num_splits), 2)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from octavo.kernels.sampling import _weight
+from octavo.kernels.logit_splits import load_logits, weight
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 _SHIFTS = {"torch.bfloat16": 16, "torch.float16": 13, "torch.float32": 0}
 
 _PIVOTS = tl.constexpr(8)  # of a round of a search
-
-weight = _weight
 
 
 def shift_of(dtype: torch.dtype) -> int:
@@ -45,13 +43,6 @@ def to_value(key, SHIFT: tl.constexpr):
     """The float32 value of an int32 key; past infinity no number, which nothing reaches."""
     value = (tl.abs(key) << SHIFT).to(tl.float32, bitcast=True)
     return tl.where(key < 0, -value, value)
-
-
-@triton.jit
-def load_logits(row_ptr, tokens, real):
-    """In float32; -inf for what is not real, or no number."""
-    logits = tl.load(row_ptr + tokens, mask=real, other=float("-inf")).to(tl.float32)
-    return tl.where(logits != logits, float("-inf"), logits)
 
 
 @triton.jit

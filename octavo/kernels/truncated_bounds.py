@@ -18,9 +18,9 @@ from octavo.kernels.bracket import (
     refine,
     survey,
 )
+from octavo.kernels.logit_splits import LOG2_E, load_split, split_of_program
 from octavo.kernels.pdl import wait_then_release
 from octavo.kernels.threshold import (
-    load_logits,
     search_values,
     sums_above,
     to_key,
@@ -30,7 +30,6 @@ from octavo.kernels.threshold import (
 from octavo.kernels.truncated_state import (
     CHANGING,
     FIRST_PIVOT,
-    LOG2_E,
     NEXT_BOUNDS,
     NEXT_PIVOT,
     PIVOTS_AGAIN,
@@ -61,15 +60,12 @@ def survey_kernel(
     """Grid (rows * splits,). Statistics: see `bracket.py`. Maxima [n, groups]."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    pid = tl.program_id(0)
-    row = (pid // NUM_SPLITS).to(tl.int64)
-    split = pid % NUM_SPLITS
+    row, split = split_of_program(NUM_SPLITS)
     temperature, top_k, top_p, min_p, truncates = load_parameters(
         row, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, V
     )
     if truncates:
-        tokens = split * SPLIT + tl.arange(0, SPLIT)
-        logits = load_logits(logits_ptr + row * stride_logits, tokens, tokens < V)
+        tokens, logits = load_split(logits_ptr + row * stride_logits, split, V, SPLIT)
         GROUPS: tl.constexpr = SPLIT // GROUP
         maxima = tl.max(tl.reshape(logits, [GROUPS, GROUP]), 1)
         groups = (row * NUM_SPLITS + split) * GROUPS + tl.arange(0, GROUPS)
@@ -178,9 +174,7 @@ def narrow_kernel(
     """
     if PDL:
         wait_then_release()
-    pid = tl.program_id(0)
-    row = (pid // NUM_SPLITS).to(tl.int64)
-    split = pid % NUM_SPLITS
+    row, split = split_of_program(NUM_SPLITS)
     state = state_ptr + row * STATE
     if tl.load(state + 3) != 0:
         masses_ptr += row * (2 * PIVOTS * NUM_SPLITS)
@@ -200,8 +194,7 @@ def narrow_kernel(
                 tl.store(state + NEXT_BOUNDS, lo.to(tl.int32))
                 tl.store(state + NEXT_BOUNDS + 1, hi.to(tl.int32))
         if num > 0:
-            tokens = split * SPLIT + tl.arange(0, SPLIT)
-            logits = load_logits(logits_ptr + row * stride_logits, tokens, tokens < V)
+            tokens, logits = load_split(logits_ptr + row * stride_logits, split, V, SPLIT)
             sharpness = LOG2_E / tl.load(temperature_ptr + row)
             weights = weigh(logits, tokens < V, load_float(state + 5), sharpness)
             if AGAIN:

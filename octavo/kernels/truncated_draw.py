@@ -6,11 +6,11 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.bracket import PIVOTS, num_pivots, refine
-from octavo.kernels.threshold import load_chunk, measure, search, to_value, weight
+from octavo.kernels.logit_splits import LOG2_E, weight
+from octavo.kernels.threshold import load_chunk, measure, search, to_value
 from octavo.kernels.truncated_state import (
     CHANGING,
     FIRST_PIVOT,
-    LOG2_E,
     NEXT_BOUNDS,
     NEXT_PIVOT,
     PIVOTS_AGAIN,

@@ -31,13 +31,11 @@ gets is too.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
-import triton
 
 from octavo.kernels import pdl
 from octavo.kernels.bracket import PIVOTS, STATS
+from octavo.kernels.logit_splits import count_splits
 from octavo.kernels.threshold import shift_of
 from octavo.kernels.truncated_bounds import bracket_kernel, narrow_kernel, survey_kernel
 from octavo.kernels.truncated_draw import draw_kernel
@@ -97,7 +95,7 @@ def sample_truncated(
         num_warps_draw: of the last kernel's.
     """
     num_rows, vocab_size = logits.shape
-    num_splits, padded = _splits(vocab_size, split)
+    num_splits, padded = count_splits(vocab_size, split)
     device = logits.device
     num_groups = num_splits * (split // group)
     stats = torch.empty((num_rows, STATS.value, num_splits), dtype=torch.float32, device=device)
@@ -131,10 +129,3 @@ def sample_truncated(
         SHIFT=shift, V=vocab_size, SPLIT=split, GROUP=group, NUM_SPLITS=num_splits,
         SPLITS_PAD=padded, num_warps=num_warps_draw, **options,
     )  # fmt: skip
-
-
-@cache
-def _splits(vocab_size: int, split: int) -> tuple[int, int]:
-    """How many splits, and a power of two that holds them."""
-    num_splits = -(-vocab_size // split)
-    return num_splits, max(triton.next_power_of_2(num_splits), 2)

@@ -28,8 +28,6 @@ NEXT_PIVOT = tl.constexpr(8 + 16 + 8)
 PIVOTS_AGAIN = tl.constexpr(8)
 """New pivots."""
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-
 CHANGING = [
     "temperature_ptr", "top_k_ptr", "top_p_ptr", "min_p_ptr", "u_ptr", "rows_ptr", "last_token_ptr",
     "out_ptr", "few_groups",

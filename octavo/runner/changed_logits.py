@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from octavo.attention.sections import Section
-    from octavo.kernels.logit_changes import Changed, History
+    from octavo.kernels.history_changes import Changed, History
     from octavo.runner.changes import RowChanges
     from octavo.runner.masks import Words
     from octavo.runner.rows import RowTable
@@ -93,7 +93,7 @@ class ChangedLogits:
 
     @cached_property
     def _history(self) -> History:
-        from octavo.kernels.logit_changes import History
+        from octavo.kernels.history_changes import History
 
         device = self._block_tables.device
         tokens = torch.zeros(self._num_slots, dtype=torch.int32, device=device)
@@ -131,7 +131,7 @@ class ChangedLogits:
             masks: by place among the n.
             inputs: of this step.
         """
-        from octavo.kernels.logit_changes import remember
+        from octavo.kernels.history_changes import remember
 
         vocab_size = logits.shape[1]
         lists = self._lists(rows, changed, state, masks, inputs, vocab_size)
@@ -152,7 +152,8 @@ class ChangedLogits:
         self, logits: torch.Tensor, lists: _Lists, sent: _Sent, part: slice
     ) -> torch.Tensor:
         """The changed rows of a part, [c, v] float32."""
-        from octavo.kernels.logit_changes import add_values, ban_words, copy_rows, penalise
+        from octavo.kernels.history_changes import ban_words, penalise
+        from octavo.kernels.logit_changes import add_values, copy_rows
 
         changed, first = sent.changed, part.start
         places = changed.places[part]
@@ -317,7 +318,7 @@ class _Sent:
     @classmethod
     def of(cls, sections: list[torch.Tensor]) -> _Sent:
         """From the sections of `_Lists`; draws the rows' random numbers."""
-        from octavo.kernels.logit_changes import Changed
+        from octavo.kernels.history_changes import Changed
         from octavo.kernels.uniform import draw_uniform
 
         floats, ints, seeds, bits, added, values, words, tokens, penalised, penalties, new = (

@@ -174,15 +174,8 @@ def rehearse_special(logits: torch.Tensor, block_size: int) -> None:
         logits: as the model makes them.
         block_size: tokens of a KV block.
     """
-    from octavo.kernels.logit_changes import (
-        Changed,
-        History,
-        add_values,
-        ban_words,
-        copy_rows,
-        penalise,
-        remember,
-    )
+    from octavo.kernels.history_changes import Changed, History, ban_words, penalise, remember
+    from octavo.kernels.logit_changes import add_values, copy_rows
     from octavo.kernels.logprobs import report_logprobs
     from octavo.kernels.sampling import sample_plain
     from octavo.kernels.truncated_sampling import sample_truncated

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +28,11 @@ def random(
 ) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(shape, generator=generator) * scale).to(dtype).to(DEVICE)
+
+
+def ints(values: object) -> torch.Tensor:
+    """The values, on the device."""
+    return torch.tensor(np.asarray(values), dtype=torch.int32, device=DEVICE)
 
 
 def strided(x: torch.Tensor, gap: int) -> torch.Tensor:

@@ -87,10 +87,10 @@ NAMES = """
 import json, sys
 import torch
 
-from octavo.kernels import skinny_linear, truncated_bounds, truncated_draw
+from octavo.kernels import skinny_kernels, truncated_bounds, truncated_draw
 from octavo.kernels.compile_server import settle_name
 
-kernels = [skinny_linear.gemv_kernel, skinny_linear.dot_kernel, truncated_draw.draw_kernel,
+kernels = [skinny_kernels.gemv_kernel, skinny_kernels.dot_kernel, truncated_draw.draw_kernel,
            truncated_bounds.narrow_kernel, truncated_bounds.survey_kernel]
 if sys.argv[1] == "backwards":
     kernels.reverse()
