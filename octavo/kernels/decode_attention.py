@@ -4,8 +4,8 @@ Knows tensors and integers alone. Reading keys and values is all that takes time
 counts is that the card is always being asked for some. Programs are of one warp each, stay for all
 of a launch's items, and have the copy engine bring tiles that they will need (`decode_fetch.py`):
 what a program does between two items, or waits for, is hidden by what is on its way to it and by
-the other programs of the multiprocessor. No program waits for another; what one computes takes a
-third of the time that its bytes take. Written in Gluon, Triton's language below Triton.
+the other programs of the multiprocessor. No program waits for another. Written in Gluon, Triton's
+language below Triton.
 
 Products are turned around: keys are the rows, 16 to a tensor instruction, and the query heads of a
 KV head its 8 columns, since heads as rows would be padded from 4 to 16.
