@@ -44,6 +44,10 @@ class Policy(Protocol):
         """The request to run next, or None; finished ones (aborted while waiting) never."""
         ...
 
+    def candidates(self) -> list[Request]:
+        """Those that `peek` may come to return by what running requests are charged."""
+        ...
+
     def pop(self) -> None:
         """Let go of the one that `peek` returned."""
         ...
@@ -93,6 +97,11 @@ class FCFSPolicy:
             heappop(heap)
             self._num_dead -= 1
         return None
+
+    def candidates(self) -> list[Request]:
+        """Service changes nothing here."""
+        request = self.peek()
+        return [] if request is None else [request]
 
     def pop(self) -> None:
         """Logarithmic time."""
@@ -188,6 +197,10 @@ class FairPolicy:
                 return request
             del self._queues[tenant]
         return None
+
+    def candidates(self) -> list[Request]:
+        """The first of each tenant that queues."""
+        return [r for queue in self._queues.values() if (r := queue.peek()) is not None]
 
     def pop(self) -> None:
         """Linear in tenants that queue."""

@@ -194,6 +194,8 @@ class Prompt:
 
     def _part(self, part: dict[str, Any]) -> None:
         kind = part.get("type")
+        if not isinstance(kind, str):
+            kind = None  # what is no text is in no set, and may have no hash
         if isinstance(part.get("text"), str):
             self._text(part["text"])
         elif kind in _IMAGES:

@@ -94,6 +94,21 @@ def test_a_newcomer_gets_rows_for_all_that_it_queues_up_to_its_share() -> None:
     assert policy.victims(queued[0], running) == []
 
 
+def test_candidates_are_whoever_may_come_to_be_first() -> None:
+    policy = FairPolicy()
+    fill(policy, [make(f"{tenant}{i}", tenant=tenant) for i in range(2) for tenant in "xyz"])
+    candidates = policy.candidates()
+    assert [r.request_id for r in candidates] == ["x0", "y0", "z0"]
+    for first, cost in zip(candidates, (1, 10, 100), strict=True):
+        for other in candidates:
+            policy.charge(other, 0 if other is first else cost, 0)
+        assert policy.peek() is first
+    assert FCFSPolicy().candidates() == []
+    plain = FCFSPolicy()
+    fill(plain, [make("a"), make("b")])
+    assert plain.candidates() == [plain.peek()]
+
+
 def test_a_pause_saves_up_nothing() -> None:
     policy = FairPolicy()
     busy = [make(f"busy{i}", tenant="x", num_prompt=10) for i in range(20)]

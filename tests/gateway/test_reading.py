@@ -234,6 +234,7 @@ def test_a_trace_that_is_none_is_not_handed_on(values: list[str]) -> None:
 @given(st.sampled_from(sorted(ROUTES)), st.dictionaries(names, values, max_size=8))
 @example("chat", {"messages": [{"content": [[[["x"]]]]}]})
 @example("chat", {"messages": [{"role": "user", "content": 1.5}]})
+@example("messages", {"system": [{"type": []}], "messages": [{"content": [{"type": {}}]}]})
 def test_any_json_is_read_or_refused(route: Route, body: dict[str, Any]) -> None:
     for candidate in (body, {**body, "model": "m"}):
         try:

@@ -71,6 +71,11 @@ class SimulatedScheduler(Scheduler):
         may_change = self.policy.counts_service or self.kv_cache.enable_prefix_caching
         if may_change and self.num_waiting and self._free_rows:
             return 0
+        # Where all rows are taken, whoever comes to be first may be given one of them.
+        if self.num_waiting and not self._free_rows:
+            candidates = self.policy.candidates()
+            if any(self.policy.victims(request, self._running) for request in candidates):
+                return 0
         num_steps = min(r.max_num_tokens - r.num_tokens for r in self._running) - 1
         # Each request takes a block every `block_size` steps.
         num_rounds = self.kv_cache.num_free_blocks // len(self._running)

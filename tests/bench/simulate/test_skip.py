@@ -101,6 +101,17 @@ def test_a_front_end_that_falls_behind() -> None:
     check(spec(60, "5:200", "1:200", concurrency=20), host="vllm-http")
 
 
+def test_service_alone_may_cost_a_request_its_row() -> None:
+    """A tenant without one comes to be first while the other's requests decode."""
+    tenants = (Tenant("a", 1.0, 2), Tenant("b", 2.0))
+    load = spec(19, "1:60", "1:80", arrivals="at-once", seed=0, tenants=tenants)
+    simulation = check(
+        make_trace(load), policy="fair", block_size=1, num_kv_blocks=40, max_num_seqs=3,
+        max_num_batched_tokens=64,
+    )  # fmt: skip
+    assert simulation.stats.num_preemptions
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 1000),
