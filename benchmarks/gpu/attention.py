@@ -125,12 +125,15 @@ class Problem:
         layer = LayerAttention(DIM**-0.5)
         return lambda cache: backend.forward(layer, self.q, *self.kv, cache, meta)
 
+    def check(self, out: torch.Tensor) -> None:
+        """Raise AssertionError if a result is not the default shape's."""
+        error = (out.float() - self.expected.float()).norm() / self.expected.float().norm()
+        assert error < 1e-2, f"relative error {error}"
+
     def time(self, backend: TritonAttention, pad_to: StepShape | None = None) -> float:
         """Milliseconds; raises AssertionError if the result is not the default shape's."""
         call = self.call(backend, pad_to)
-        out = call(self.caches[0])
-        error = (out.float() - self.expected.float()).norm() / self.expected.float().norm()
-        assert error < 1e-2, f"relative error {error}"
+        self.check(call(self.caches[0]))
         return graph_ms([lambda c=c: call(c) for c in self.caches], num_warm_ups=2)
 
 

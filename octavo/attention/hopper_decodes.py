@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 PROGRAMS_PER_SM = 4
 """That run at a time: what a multiprocessor's shared memory has room for."""
-_PLACE_BYTES = 48 * 1024
-"""Of a program's shared memory, for tiles to come."""
 _MERGED_VALUES = 4096
 """Of parts that are merged, most that a program holds at a time."""
 
@@ -79,7 +77,7 @@ def attend(
         launch.items, tables, tables.stride(0), meta.parts.shape[1], num_rows, q_thd.stride(0),
         *hopper.softmax_args(layer, spec.soft_cap),
         KV=kv_heads, GROUP=group, GROUP_PAD=wide, PAGE=spec.block_size, D=dim, N=tuning.key_tile,
-        STAGES=_PLACE_BYTES // (tuning.key_tile * 2 * dim * spec.dtype.itemsize),
+        STAGES=tuning.num_stages * 128 // dim,  # of heads of 64, twice as many have room
         PARTS=min(tuning.merged_parts, _MERGED_VALUES // (wide * dim)),
         HAS_CAP=spec.soft_cap is not None, num_warps=tuning.num_warps, **options(q_thd.device),
     )  # fmt: skip

@@ -166,16 +166,14 @@ class Planner:
             tiles.key_begin[:] = prefixes.shared_len[seqs]
             must_part, more = tiles.key_begin > 0, prefixes.runs[seqs]
             first_row = prefixes.num_part_rows
-        apart = self._tunings.apart if self._tunings.serve_apart(pad_to) else None
-        shape = self._short if apart is None else self._apart
+        kind = self._tunings.kind_apart(window) if self._tunings.serve_apart(pad_to) else None
+        shape = self._short if kind is None else self._apart
         division = divide(tiles, shape, self._heads, must_part, first_row)
-        if apart is None:
+        if kind is None:
             merges = merge_tokens(tiles, division, self._heads, more)
             kind = Kind(window, self._tunings.short, 1)
         else:
             merges = np.zeros((0, MERGE_FIELDS), np.int32)
-            is_decodes = self._tunings.decodes is not None
-            kind = Kind(window, apart, 1, merges_itself=True, is_decodes=is_decodes)
         plan.add(kind, division.items, merges, first_row + division.num_part_rows, bound)
 
     def _add_long(

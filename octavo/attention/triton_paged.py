@@ -239,12 +239,10 @@ class TritonAttention:
             self._compiled.add((spec, layer.window))
             launches = self._idle_launches(spec, layer.window) + launches
         for launch in launches:
-            if launch.kind.is_prompts:
+            if launch.kind.is_prompts or launch.kind.is_decodes:
+                kernel = hopper_prompts if launch.kind.is_prompts else hopper_decodes
                 num_sms = self._sms(spec.device)
-                hopper_prompts.attend(layer, q_thd, cache, out_thd, launch, meta, num_sms)
-            elif launch.kind.is_decodes:
-                num_sms = self._sms(spec.device)
-                hopper_decodes.attend(layer, q_thd, cache, out_thd, launch, meta, num_sms)
+                kernel.attend(layer, q_thd, cache, out_thd, launch, meta, num_sms)
             else:
                 _attend(layer, q_thd, cache, out_thd, launch, meta)
             # The next launch of this step writes to the same parts, after this merge has read them.
@@ -263,9 +261,8 @@ class TritonAttention:
         nothing = torch.full((1, ITEM_FIELDS), -1, dtype=torch.int32, device=spec.device)
         tunings = self._tunings_of(spec)
         kinds = [Kind(window, tunings.short, 1), Kind(window, tunings.long, 1)]
-        if tunings.apart is not None:
-            is_decodes = tunings.decodes is not None
-            kinds.append(Kind(window, tunings.apart, 1, merges_itself=True, is_decodes=is_decodes))
+        if (apart := tunings.kind_apart(window)) is not None:
+            kinds.append(apart)
         if (prompts := tunings.prompts) is not None:
             kinds.append(Kind(window, prompts.few_keys, 1, is_prompts=True))
         return [Launch(kind, nothing, nothing, nothing[: not kind.merges_itself]) for kind in kinds]

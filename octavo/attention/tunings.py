@@ -89,6 +89,13 @@ class Tunings:
             return False
         return self.decodes is not None or step.num_seqs >= self.min_many
 
+    def kind_apart(self, window: int | None) -> Kind | None:
+        """The launch that `apart` is the tuning of, for layers with this window."""
+        if self.apart is None:
+            return None
+        is_decodes = self.decodes is not None
+        return Kind(window, self.apart, 1, merges_itself=True, is_decodes=is_decodes)
+
 
 @dataclass(frozen=True, slots=True)
 class Sharing:

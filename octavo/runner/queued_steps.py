@@ -64,20 +64,15 @@ class QueuedSteps:
         sampler: SamplerRows,
         shapes: Sequence[StepShape] = (),
     ) -> None:
-        self._backend, self._spec = backend, spec
-        self._table, self._sampler = table, sampler
         device = spec.device
-        self._staging = Staging(device)
+        staging = Staging(device)
         block_tables = torch.zeros(table.block_tables.shape, dtype=torch.int32, device=device)
-        self._last_token = torch.zeros(len(table.num_tokens), dtype=torch.int32, device=device)
-        num_blocks = kv_caches[0].nbytes // backend.bytes_per_block(spec)
-        self._changer = ChangedLogits(
-            table, block_tables, num_blocks * spec.block_size, spec.block_size, self._staging
-        )
+        last_token = torch.zeros(len(table.num_tokens), dtype=torch.int32, device=device)
+        num_slots = kv_caches[0].nbytes // backend.bytes_per_block(spec) * spec.block_size
+        self._changer = ChangedLogits(table, block_tables, num_slots, spec.block_size, staging)
         self._state = QueueState(
-            model, backend, spec, kv_caches, table, sampler, block_tables, self._last_token,
-            self._staging,
-        )  # fmt: skip
+            model, backend, spec, kv_caches, table, sampler, block_tables, last_token, staging
+        )
         self._captured = CapturedSteps(self._state, shapes)
         self._deferred: DeferredStep | None = None
 
@@ -99,22 +94,22 @@ class QueuedSteps:
     ) -> DeviceStep | DeferredStep | FinishedStep:
         """See `Steps`. Where masks are not set yet, whoever sets them has the step go on."""
         assert self._deferred is None or self._deferred.is_queued
-        updates = self._table.apply(plan)
+        state = self._state
+        spec, table, sampler = state.spec, state.table, state.sampler
+        updates = table.apply(plan)
         for init in plan.new_rows:
-            self._sampler.set(init.row, init)
+            sampler.set(init.row, init)
         if plan.is_empty:
             return FinishedStep(StepResult(plan.step_id, [], [], 0))
         begin = self._mark()
-        host = lay_out(plan, self._table, self._spec.block_size, with_tables=False)
-        shared = self._backend.find_shared(
-            self._spec, host.layout, host.rows, self._table.block_tables
-        )
-        prompt = find_prompt_tokens(host, self._table, self._sampler)
+        host = lay_out(plan, table, spec.block_size, with_tables=False)
+        shared = state.backend.find_shared(spec, host.layout, host.rows, table.block_tables)
+        prompt = find_prompt_tokens(host, table, sampler)
         captured = None if prompt is not None else self._captured.find(host, shares=bool(shared))
         if captured is not None:
             plain = self._captured.replay(captured, host, updates, shared)
         else:
-            plain = launch_kernels(self._state, host, updates, shared, prompt)
+            plain = launch_kernels(state, host, updates, shared, prompt)
         if masks is None:
             return self._finish(plan.step_id, begin, plain, None)
         if masks.done():
@@ -140,17 +135,17 @@ class QueuedSteps:
         `paused` is where the device began to wait for the masks, if it did.
         """
         waited = None if paused is None else (paused, self._mark())
-        host, slot = plain.host, plain.slot
+        state, host, slot = self._state, plain.host, plain.slot
         rows = host.sampled_rows
         token_ids = reports = None
         if len(rows):
             reports = choose_special(
-                plain.logits, plain.token_ids, self._last_token, rows,
-                self._table.num_tokens[rows], self._sampler, self._staging, self._changer,
+                plain.logits, plain.token_ids, state.last_token, rows,
+                state.table.num_tokens[rows], state.sampler, state.staging, self._changer,
                 StepInputs(plain.input_ids, host.logit_indices),
                 read_masks(masks, rows, plain.logits.shape[1]),
             )  # fmt: skip
-            self._table.append(rows)
+            state.table.append(rows)
             if slot is None:
                 token_ids = plain.token_ids.to("cpu", non_blocking=True).numpy()
             else:
@@ -165,7 +160,7 @@ class QueuedSteps:
 
     def _mark(self) -> Mark:
         """Where the queue ends now."""
-        if self._spec.device.type != "cuda":
+        if self._state.spec.device.type != "cuda":
             return HostMark()
         event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
         event.record()

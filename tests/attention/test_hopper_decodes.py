@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from octavo.attention.triton_paged import TritonAttention
 from octavo.attention.work import StepShape
-from tests.attention.hopper_gpu import CUDA, TOLERANCE, needs_hopper
+from tests.attention.hopper_gpu import CUDA, OFFLINE, TOLERANCE, needs_hopper
 from tests.attention.reference import Case, relative_error
 from tests.kernels.offline import run_offline
 
@@ -26,21 +26,9 @@ if TYPE_CHECKING:
     from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
     from octavo.attention.triton_work import TritonMetadata
 
-SCRIPT = """
-import sys
-from dataclasses import replace
-import numpy as np, torch
-from tests.kernels.offline import use_offline_driver
-driver = use_offline_driver()
-from octavo.attention import hopper_decodes
-from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
-from octavo.attention.triton_paged import TritonAttention, default_tunings
-from octavo.attention.work import StepShape
-
-heads, kv_heads, dim, page, window, cap = map(int, sys.argv[1:])
-window = window or None
-cpu, dtype = torch.device("cpu"), torch.bfloat16
-spec = AttentionSpec(heads, kv_heads, dim, dtype, cpu, page, frozenset({window}), cap or None)
+SCRIPT = (
+    OFFLINE
+    + """
 layout = BatchLayout(np.arange(4), np.array([0, 7, 900]), np.zeros((3, 120), int))
 q = torch.zeros(3, heads, dim, dtype=dtype)
 tunings = replace(default_tunings(dim, dtype), decodes=hopper_decodes.TUNING)
@@ -51,6 +39,7 @@ for size in (3, 40):
 loaded = [name for _, name in driver.loaded_in].count("attend_decodes_kernel")
 print(loaded, driver.launches.count("attend_decodes_kernel"))
 """
+)
 
 
 @pytest.mark.parametrize(

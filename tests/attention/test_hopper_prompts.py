@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from octavo.attention.triton_paged import TritonAttention
-from tests.attention.hopper_gpu import CUDA, TOLERANCE, needs_hopper
+from tests.attention.hopper_gpu import CUDA, OFFLINE, TOLERANCE, needs_hopper
 from tests.attention.reference import Case, relative_error
 from tests.kernels.offline import run_offline
 
@@ -24,20 +24,9 @@ if TYPE_CHECKING:
 
     from octavo.attention.interface import AttentionSpec
 
-SCRIPT = """
-import sys
-from dataclasses import replace
-import numpy as np, torch
-from tests.kernels.offline import use_offline_driver
-driver = use_offline_driver()
-from octavo.attention import hopper_prompts
-from octavo.attention.interface import AttentionSpec, BatchLayout, LayerAttention
-from octavo.attention.triton_paged import TritonAttention, default_tunings
-
-heads, kv_heads, dim, page, window, cap = map(int, sys.argv[1:])
-window = window or None
-cpu, dtype = torch.device("cpu"), torch.bfloat16
-spec = AttentionSpec(heads, kv_heads, dim, dtype, cpu, page, frozenset({window}), cap or None)
+SCRIPT = (
+    OFFLINE
+    + """
 layout = BatchLayout(np.array([0, 200, 201, 900]), np.array([0, 7, 100]), np.zeros((3, 120), int))
 q = torch.zeros(900, heads, dim, dtype=dtype)
 for least in (0, 10**9):
@@ -48,6 +37,7 @@ for least in (0, 10**9):
 loaded = [name for _, name in driver.loaded_in].count("attend_prompts_kernel")
 print(loaded, driver.launches.count("attend_prompts_kernel"))
 """
+)
 
 
 @pytest.mark.parametrize(
